@@ -1,0 +1,248 @@
+"""The command: arguments in, tables out. Thin: what it does to the machine is in host/, what it says to a daemon goes through
+the mount's control files. Imports nothing heavy before it knows what is wanted.
+
+Exit codes: 0 done; 1 done, but not all (a shrink fell short, doctor found something essential missing); 2 refused, nothing
+changed; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from tmemfs import __version__
+from tmemfs.errors import BadValue, FellShort, TmemfsError
+from tmemfs.host.memory import total_ram_bytes
+from tmemfs.units import PAGE_BYTES, parse_size
+
+MOUNTPOINT: Final = Path("/run/tmemfs")
+BACKING: Final = Path("/var/lib/tmemfs/backing")
+LOG: Final = Path("/var/log/tmemfs.log")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        run: Callable[[argparse.Namespace], int] = arguments.run
+        return run(arguments)
+    except TmemfsError as error:
+        print(f"tmemfs: {error}", file=sys.stderr)
+        return 1 if isinstance(error, FellShort) else 2
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tmemfs", description="Compressed swap that gives memory back: RAM first, then disk.")
+    parser.add_argument("--version", action="version", version=f"tmemfs {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    up = _command(commands, "up", _up, "mount, attach a loop device and turn the swap on")
+    _add_mount_options(up)
+    up.add_argument("--priority", type=int, default=100, help="swap priority (100: before other swaps)")
+    down = _command(commands, "down", _down, "swap off, detach and unmount, or clean up after a crash")
+    down.add_argument("--force", action="store_true", help="even if RAM may not take the pages back")
+    mount = _command(commands, "mount", _mount, "mount the file system only")
+    _add_mount_options(mount)
+    mount.add_argument("--foreground", action="store_true", help="stay in front, for a supervisor; log to stderr")
+    _command(commands, "umount", _umount, "unmount, if nobody uses the image")
+
+    stat = _command(commands, "stat", _stat, "show what the pool holds and has done")
+    form = stat.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="every figure as JSON")
+    form.add_argument("--raw", action="store_true", help="every figure, 'key value' a line")
+    form.add_argument("--output", metavar="COLS", help="these figures in a row, separated by commas")
+    stat.add_argument("--bytes", action="store_true", help="sizes in bytes")
+    stat.add_argument("--noheadings", action="store_true", help="no line of headings")
+    shrink = _command(commands, "shrink", _shrink, "free pool RAM, writing pages to disk compressed")
+    shrink.add_argument("size", metavar="SIZE", help="bytes, K/M/G/T, or all")
+    shrink.add_argument("--deadline", metavar="S", help="give up after this many seconds")
+    _command(commands, "get", _get, "read a control file").add_argument("key", metavar="KEY")
+    _command(commands, "set", _set, "write a control file").add_argument("assignment", metavar="KEY=VALUE")
+
+    demo = commands.add_parser("demo", help="the store alone, on real memory pages; needs neither root nor FUSE")
+    demo.add_argument("--size", default="256M", help="pages to store (256M)")
+    demo.add_argument("--codec", default="lz4", help="lz4, zstd, zstd:LEVEL or none")
+    demo.set_defaults(run=_demo)
+    doctor = commands.add_parser("doctor", help="what this machine has of what tmemfs needs")
+    doctor.add_argument("--backing", type=Path, default=BACKING, help=f"where the backing would be ({BACKING})")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: Callable[[argparse.Namespace], int],
+             text: str) -> argparse.ArgumentParser:  # fmt: skip
+    """A command on a mount; those with an argument of their own take the mountpoint as an option."""
+    command = commands.add_parser(name, help=text, description=text)
+    if name in ("shrink", "get", "set"):
+        command.add_argument("--mountpoint", type=Path, default=MOUNTPOINT)
+    else:
+        command.add_argument("mountpoint", nargs="?", type=Path, default=MOUNTPOINT, metavar="MOUNTPOINT")
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_mount_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--size", help="logical size of the swap (twice RAM)")
+    command.add_argument("--pool-max", default="25%", help="most RAM for the pool: a size, N%% or max (25%%)")
+    command.add_argument("--backing", default=str(BACKING), help=f"file or block device to shrink to, or none ({BACKING})")
+    command.add_argument("--backing-max", default="max", help="most disk: a size, N%% of what is free there, or max")
+    command.add_argument("--codec", default="lz4", help="lz4, zstd, zstd:LEVEL or none (lz4)")
+    command.add_argument("--datapath", choices=("relay", "pyfuse3"), default="relay", help="who serves the pages (relay)")
+    command.add_argument("--log", type=Path, default=LOG, help=f"the daemon's log ({LOG})")
+
+
+def _swap_bytes(text: str | None) -> int:
+    if text is None:
+        return total_ram_bytes() * 2 // PAGE_BYTES * PAGE_BYTES
+    size = parse_size(text) if not text.startswith("-") else -1
+    if size <= 0 or size % PAGE_BYTES:
+        raise BadValue(f"--size {text} is not a positive multiple of the page ({PAGE_BYTES}): give for example 8G")
+    return size
+
+
+def _serve(arguments: argparse.Namespace) -> Callable[[Callable[[], None]], None]:
+    """What runs the daemon with these arguments; imports it only when called, in the process that will be it."""
+    size = _swap_bytes(arguments.size)
+
+    def serve(ready: Callable[[], None]) -> None:
+        from tmemfs import daemon
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+        options = daemon.Options(
+            mountpoint=arguments.mountpoint.absolute(),
+            swap_bytes=size,
+            pool_max=arguments.pool_max,
+            backing=None if arguments.backing == "none" else Path(arguments.backing).absolute(),
+            backing_max=arguments.backing_max,
+            codec=arguments.codec,
+            datapath=arguments.datapath,
+        )
+        daemon.serve(options, ready)
+
+    return serve
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    from tmemfs.host import lifecycle
+    from tmemfs.view import print_stat, print_what_next
+
+    mountpoint = arguments.mountpoint.absolute()
+    done = lifecycle.up(mountpoint, arguments.priority, lambda: _start(arguments, mountpoint))
+    print(f"{mountpoint}: {done}")
+    print_stat(mountpoint)
+    print_what_next(mountpoint)
+    return 0
+
+
+def _down(arguments: argparse.Namespace) -> int:
+    from tmemfs.host import lifecycle
+    from tmemfs.view import Bar
+
+    mountpoint = arguments.mountpoint.absolute()
+    with Bar("swapping in") as bar:
+        print(f"{mountpoint}: {lifecycle.down(mountpoint, arguments.force, bar.left)}")
+    return 0
+
+
+def _mount(arguments: argparse.Namespace) -> int:
+    if arguments.foreground:
+        _make_default_places(arguments)
+        _serve(arguments)(lambda: None)
+    else:
+        _start(arguments, arguments.mountpoint.absolute())
+        print(f"{arguments.mountpoint.absolute()}: mounted")
+    return 0
+
+
+def _start(arguments: argparse.Namespace, mountpoint: Path) -> None:
+    """Start a daemon in the background; returns when its mount answers."""
+    from tmemfs.host.background import run_in_background
+
+    serve = _serve(arguments)
+    _make_default_places(arguments)
+    run_in_background(serve, arguments.log.absolute())
+
+
+def _make_default_places(arguments: argparse.Namespace) -> None:
+    """Create the directories that were not given but assumed; given ones have to be there."""
+    try:
+        if arguments.mountpoint == MOUNTPOINT:
+            MOUNTPOINT.mkdir(exist_ok=True)
+        if arguments.backing == str(BACKING):
+            BACKING.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise BadValue(f"cannot create {error.filename} ({error.strerror}): run as root, with sudo") from error
+
+
+def _umount(arguments: argparse.Namespace) -> int:
+    from tmemfs.host import lifecycle
+
+    lifecycle.umount(arguments.mountpoint.absolute())
+    print(f"{arguments.mountpoint.absolute()}: unmounted")
+    return 0
+
+
+def _stat(arguments: argparse.Namespace) -> int:
+    from tmemfs import view
+
+    mountpoint = arguments.mountpoint
+    if arguments.json:
+        view.print_json(mountpoint)
+    elif arguments.raw:
+        print(view.read_control(mountpoint, "stat"), end="")
+    elif arguments.output:
+        view.print_columns(mountpoint, arguments.output.split(","), arguments.bytes, not arguments.noheadings)
+    else:
+        view.print_stat(mountpoint, arguments.bytes, not arguments.noheadings)
+    return 0
+
+
+def _shrink(arguments: argparse.Namespace) -> int:
+    from tmemfs.units import parse_seconds
+    from tmemfs.view import shrink
+
+    seconds = None if arguments.deadline is None else parse_seconds(arguments.deadline)
+    return shrink(arguments.mountpoint, arguments.size, seconds)
+
+
+def _get(arguments: argparse.Namespace) -> int:
+    from tmemfs.view import read_control
+
+    print(read_control(arguments.mountpoint, arguments.key), end="")
+    return 0
+
+
+def _set(arguments: argparse.Namespace) -> int:
+    from tmemfs.view import write_control
+
+    key, equals, value = arguments.assignment.partition("=")
+    if not equals:
+        raise BadValue(f"{arguments.assignment!r} sets nothing: write for example pool.max=2G")
+    write_control(arguments.mountpoint, key, value)
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from tmemfs.demo import run
+    from tmemfs.store.codec import parse_codec
+
+    run(_swap_bytes(arguments.size), parse_codec(arguments.codec))
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from tmemfs.host.doctor import examine
+
+    words = {True: "ok", False: "FAILS", None: "limited"}
+    checks = examine(arguments.backing)
+    for check in checks:
+        print(f"{check.name:22} {words[check.ok]:8} {check.found}" + (f"\n{'':31} -> {check.advice}" if check.advice else ""))
+    return 1 if any(check.ok is False for check in checks) else 0

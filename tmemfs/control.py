@@ -1,0 +1,147 @@
+"""The control directory as one table: name, type, unit, mode, read, write.
+
+Served by the file system (fuse/namespace.py), read and written through it by the command, and printed as docs/control.md by
+`python -m tmemfs.control`. One value per file, newline at the end; a written value takes effect at once or fails: EINVAL (not a
+value of this kind), ERANGE (cannot be honoured), EBUSY (not now), EAGAIN (a shrink fell short). Names follow cgroup v2 where it
+has one, zram otherwise.
+
+Knows the engine through `Services`; knows nothing of FUSE.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from tmemfs.engine.services import Services
+from tmemfs.engine.shrinker import ShrinkRequest
+from tmemfs.errors import BackingFull, BadValue, Busy, Corrupt, FellShort, NoRoom, OutOfRange, Refused, TierError, TmemfsError
+from tmemfs.report import bd_stat, events, io_stat, metrics, mm_stat, segments, shrink_answer, stat
+from tmemfs.store.codec import CHOICES, parse_codec
+
+_ERRNO: dict[type[TmemfsError], int] = {
+    BadValue: errno.EINVAL,
+    OutOfRange: errno.ERANGE,
+    Busy: errno.EBUSY,
+    Refused: errno.EACCES,
+    FellShort: errno.EAGAIN,
+    NoRoom: errno.ENOSPC,
+    BackingFull: errno.EIO,
+    Corrupt: errno.EIO,
+    TierError: errno.EIO,
+}
+
+Read = Callable[[], str]
+Write = Callable[[str], Awaitable[None]]
+
+
+def errno_of(error: TmemfsError) -> int:
+    """The errno that says most nearly what `error` says."""
+    return _ERRNO.get(type(error), errno.EIO)
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """One file of the control directory. `read` gives its text with the newline; `write` takes a value, or raises."""
+
+    name: str
+    unit: str
+    help: str
+    read: Read | None = None
+    write: Write | None = None
+
+    @property
+    def mode(self) -> int:
+        """Permission bits."""
+        return (0o444 if self.read else 0) | (0o200 if self.write else 0)
+
+
+class Control:
+    """The table, over the services of a running daemon."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self.attributes: tuple[Attribute, ...] = self._table()
+
+    def _table(self) -> tuple[Attribute, ...]:
+        s = self._services
+        marks = s.limits
+        pool = lambda: s.tmem.pool_bytes  # noqa: E731
+        return (
+            Attribute("pool.max", "bytes", "Hard limit of pool RAM. Write bytes, K/M/G/T, N% of RAM, or max; "
+                "a lower limit is reached before the write returns, or EBUSY.", _number(lambda: marks.pool.max), self._pool_max),
+            Attribute("pool.high", "bytes", "Shrinking in the background starts above it. 'max' follows pool.max (90%).",
+                _number(lambda: marks.pool.high), self._pool_high),
+            Attribute("pool.low", "bytes", "Shrinking in the background stops below it. 'max' follows pool.max (80%).",
+                _number(lambda: marks.pool.low), self._pool_low),
+            Attribute("pool.current", "bytes", "RAM the pool holds: whole frames, the reserve included.", _number(pool)),
+            Attribute("pool.peak", "bytes", "The most RAM the pool ever held.", _number(lambda: s.statistics().pool_peak)),
+            Attribute("backing.max", "bytes", "Limit of disk use. Write bytes, K/M/G/T, N% of what the backing can hold, or max.",
+                _number(lambda: marks.backing), self._backing_max),
+            Attribute("backing.current", "bytes", "Disk in use by segments.", _number(lambda: s.statistics().backing_current)),
+            Attribute("shrink", "-", "Write '64M', '64M deadline=2s' or 'all' to free that much pool RAM; returns when done, "
+                "EAGAIN if it fell short. Read: the last answer.", lambda: shrink_answer(s), self._shrink),
+            Attribute("codec", "-", "How pages stored from now on are compressed: lz4, zstd, zstd:1 to zstd:19, none.",
+                lambda: _choices(s.pager.codec.name), self._codec),
+            Attribute("state", "-", "running, degraded: WHY, or draining.", lambda: s.state() + "\n"),
+            Attribute("stat", "flat keyed", "Everything that is counted.", lambda: _flat(stat(s))),
+            Attribute("events", "flat keyed", "How often something noteworthy happened.", lambda: _flat(events(s))),
+            Attribute("mm_stat", "zram", "zram's fields in zram's order.", lambda: mm_stat(s)),
+            Attribute("io_stat", "zram", "zram's fields in zram's order.", lambda: io_stat(s)),
+            Attribute("bd_stat", "zram", "zram's fields in zram's order, in units of 4 KiB.", lambda: bd_stat(s)),
+            Attribute("metrics", "Prometheus", "The same figures as Prometheus text.", lambda: metrics(s)),
+            Attribute("segments", "lines", "One line a segment, oldest first: segment state lane sequence fill live pages.",
+                lambda: segments(s)),
+        )  # fmt: skip
+
+    async def _pool_max(self, text: str) -> None:
+        await self._services.limits.set_pool_max(text)
+
+    async def _pool_high(self, text: str) -> None:
+        self._services.limits.set_pool_high(text)
+
+    async def _pool_low(self, text: str) -> None:
+        self._services.limits.set_pool_low(text)
+
+    async def _backing_max(self, text: str) -> None:
+        self._services.limits.set_backing_max(text)
+
+    async def _codec(self, text: str) -> None:
+        self._services.pager.codec = parse_codec(text)
+
+    async def _shrink(self, text: str) -> None:
+        answer = await self._services.shrinker.shrink(ShrinkRequest.parse(text))
+        if answer.reason is not None:
+            raise FellShort(f"freed {answer.freed} of {text.strip()}: {answer.reason}")
+
+
+def _number(value: Callable[[], int]) -> Read:
+    return lambda: f"{value()}\n"
+
+
+def _flat(values: dict[str, int | str]) -> str:
+    return "".join(f"{key} {value}\n" for key, value in values.items())
+
+
+def _choices(current: str) -> str:
+    family = current.partition(":")[0]
+    return " ".join(f"[{current}]" if name == family else name for name in CHOICES) + "\n"
+
+
+def document() -> str:
+    """docs/control.md."""
+    lines = [
+        "# The control directory",
+        "",
+        "Made from the table in `tmemfs/control.py` by `make docs`; do not edit. One value per file, newline at the end.",
+        "",
+        "| file | mode | unit | meaning |",
+        "|---|---|---|---|",
+    ]
+    table = Control(Services.placeholder()).attributes
+    return "\n".join([*lines, *(f"| `{a.name}` | {a.mode:04o} | {a.unit} | {a.help} |" for a in table)]) + "\n"
+
+
+if __name__ == "__main__":
+    print(document(), end="")

@@ -1,0 +1,246 @@
+"""The daemon: the composition root. Checks the options, builds the parts from the bottom up, serves until it is unmounted.
+
+Order of construction, which is what makes memory safety hold: heap settings and stack size, tier, what is mapped so far locked,
+then the regions (slots, segments and requests locked whole, the arena as it is touched), then everything to come.
+
+SIGTERM and SIGINT unmount, unless the image is in use as swap or by a loop device: then the daemon says so and stays, for
+whoever stops it would lose the pages in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import pyfuse3
+import trio
+
+from tmemfs.control import Control
+from tmemfs.engine.pager import Pager
+from tmemfs.engine.reader import Reader
+from tmemfs.engine.room import Room
+from tmemfs.engine.services import Limits, Services, parse_pool_max
+from tmemfs.engine.shrinker import Shrinker
+from tmemfs.errors import BadValue, Busy, Refused
+from tmemfs.fuse.mount import FUSE_DEVICE, mount_fuse
+from tmemfs.fuse.namespace import SWAP, Namespace
+from tmemfs.fuse.relay import Relay
+from tmemfs.host import memory
+from tmemfs.host.notify import notify
+from tmemfs.host.swapdev import is_mounted, loop_devices_of, unmount
+from tmemfs.store.arena import Arena
+from tmemfs.store.codec import parse_codec
+from tmemfs.store.policy import Watermarks
+from tmemfs.store.segments import Extents, SegmentTable
+from tmemfs.store.slots import SlotTable
+from tmemfs.store.tmem import Tmem
+from tmemfs.tiers.file import FileTier, check_backing
+from tmemfs.tiers.memory import MemoryTier
+from tmemfs.tiers.tier import Tier
+from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES, parse_size
+
+log = logging.getLogger(__name__)
+
+#: Threads hold a few frames of C and Python; the default of 8 MiB would be locked in RAM for each of them.
+_STACK_BYTES: Final = 256 << 10
+#: How long a thread keeps the interpreter while another waits: a request should not wait for a report.
+_SWITCH_S: Final = 0.0005
+#: Slots are numbered by 32 bits (store/record.py).
+_MOST_SWAP_BYTES: Final = PAGE_BYTES << 32
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to mount, and how. `backing` None: pages stay in RAM. Sizes as text are resolved here."""
+
+    mountpoint: Path
+    swap_bytes: int
+    pool_max: str = "25%"
+    backing: Path | None = None
+    backing_max: str = "max"
+    codec: str = "lz4"
+    datapath: Literal["relay", "pyfuse3"] = "relay"
+
+
+def check(options: Options) -> None:
+    """Raise BadValue, OutOfRange, Refused or Busy for what `serve` would stumble over; changes nothing."""
+    _check_values(options)
+    if os.geteuid():
+        raise Refused("mounting needs root: run it with sudo")
+    if not FUSE_DEVICE.exists():
+        raise Refused(f"{FUSE_DEVICE} is not there: load the fuse module (modprobe fuse)")
+    _check_mountpoint(options.mountpoint)
+    if options.backing is not None:
+        check_backing(options.backing)
+
+
+def serve(options: Options, ready: Callable[[], None]) -> None:
+    """Mount and serve until unmounted; `ready` is called once the mount answers. Raises what `check` raises."""
+    check(options)
+    outcomes = _prepare_process()
+    tier = FileTier(options.backing) if options.backing else MemoryTier(0)
+    try:
+        services = _build(options, tier, outcomes)
+        _Server(options, services, ready).run()
+    finally:
+        tier.close()
+
+
+def _check_values(options: Options) -> None:
+    size = options.swap_bytes
+    if size <= 0 or size % PAGE_BYTES:
+        raise BadValue(f"a swap of {size} bytes is not a positive multiple of the page ({PAGE_BYTES}): give for example 8G")
+    if size > _MOST_SWAP_BYTES:
+        raise BadValue(f"a swap of {size} bytes has more than 2^32 pages: give at most {_MOST_SWAP_BYTES}")
+    parse_codec(options.codec)
+    parse_pool_max(options.pool_max, memory.total_ram_bytes())
+    parse_size(options.backing_max, 1 << 60)
+
+
+def _check_mountpoint(mountpoint: Path) -> None:
+    if is_mounted(mountpoint):
+        raise Busy(f"{mountpoint} is taken by a mount: run 'tmemfs down {mountpoint}' first, or give another mountpoint")
+    if not mountpoint.is_dir():
+        raise Refused(f"{mountpoint} is not a directory: create it (mkdir -p {mountpoint})")
+    if any(mountpoint.iterdir()):
+        raise Refused(f"{mountpoint} is not empty: give an empty directory")
+
+
+def _prepare_process() -> dict[str, int]:
+    """Memory settings of the whole process; which of them were had."""
+    threading.stack_size(_STACK_BYTES)
+    sys.setswitchinterval(_SWITCH_S)
+    tried = [memory.heap_settings(), memory.io_flusher(), memory.oom_score_adjust(), memory.freeze_garbage()]
+    return _noted(tried)
+
+
+def _noted(tried: list[memory.Outcome]) -> dict[str, int]:
+    for outcome in tried:
+        if not outcome.ok:
+            log.info("%s was not had (%s): see tmemfs doctor", outcome.name, outcome.detail)
+    return {outcome.name: int(outcome.ok) for outcome in tried}
+
+
+def _build(options: Options, tier: Tier, outcomes: dict[str, int]) -> Services:
+    """The parts, from the bottom up, their regions locked."""
+    ram = memory.total_ram_bytes()
+    pool_bytes = parse_pool_max(options.pool_max, ram)
+    backing_bytes = parse_size(options.backing_max, tier.capacity_bytes)
+    frames = min(ram, options.swap_bytes + options.swap_bytes // 8) // SEGMENT_BYTES + 64
+    extents = options.swap_bytes * 2 // SEGMENT_BYTES + 64
+    if isinstance(tier, FileTier) and tier.is_device:
+        extents = min(extents, tier.capacity_bytes // SEGMENT_BYTES)
+    locked = [memory.lock_current()]
+    arena = Arena(frames, pool_bytes // SEGMENT_BYTES)
+    slots, segments = SlotTable(options.swap_bytes // PAGE_BYTES), SegmentTable(frames + extents)
+    locked += [memory.lock_region(region.map, region.size_bytes) for region in (slots.region, segments.region)]
+    locked += [memory.lock_on_fault(arena.region.map, arena.region.size_bytes)]
+    outcomes["memory_locked"] = int(all(outcome.ok for outcome in locked))
+    tmem = Tmem(slots, segments, arena, Extents(extents, backing_bytes))
+    room = Room()
+    reader = Reader(tmem, tier)
+    pager = Pager(tmem, reader, room, parse_codec(options.codec))
+    shrinker = Shrinker(tmem, tier, room, Watermarks.below(pool_bytes))
+    limits = Limits(tmem, tier, shrinker, ram, backing_bytes)
+    return Services(tmem, tier, room, reader, pager, shrinker, limits, options.datapath, outcomes)
+
+
+class _Server:
+    """One mount, from mount(2) to its end."""
+
+    def __init__(self, options: Options, services: Services, ready: Callable[[], None]) -> None:
+        self._mountpoint = options.mountpoint
+        self._datapath = options.datapath
+        self._services = services
+        self._ready = ready
+        self._namespace = Namespace(services.pager, Control(services).attributes, self._space)
+
+    def run(self) -> None:
+        """Serve until unmounted."""
+        if self._datapath == "relay":
+            self._run_relay()
+        else:
+            pyfuse3.init(self._namespace, os.fspath(self._mountpoint), _fuse_options("fsname=tmemfs", "allow_other"))
+            self._run_pyfuse3()
+
+    def _run_relay(self) -> None:
+        device = mount_fuse(self._mountpoint)
+        try:
+            relay = Relay(device, self._services.pager, SWAP)
+            memory.lock_region(relay.buffers.map, relay.buffers.size_bytes)
+            self._services.request_counts = relay.statistics
+            pyfuse3.init(self._namespace, f"/dev/fd/{relay.namespace_fd}", _fuse_options())
+            relay.start()
+            try:
+                self._run_pyfuse3()
+            finally:
+                self._unmount_at_last()
+                relay.join()
+                relay.close()
+        finally:
+            os.close(device)
+
+    def _run_pyfuse3(self) -> None:
+        outcome = memory.lock_future()
+        self._services.outcomes["memory_locked"] &= int(outcome.ok)
+        try:
+            trio.run(self._main)
+        finally:
+            pyfuse3.close(unmount=self._datapath != "relay")
+
+    async def _main(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._services.shrinker.run)
+            nursery.start_soon(self._obey_signals)
+            nursery.start_soon(self._announce)
+            await pyfuse3.main()
+            nursery.cancel_scope.cancel()
+
+    async def _announce(self) -> None:
+        """Say that the mount is there, once it answers."""
+        await trio.to_thread.run_sync(os.stat, self._mountpoint / "control")
+        log.info("serving %s", self._mountpoint)
+        notify("READY=1")
+        self._ready()
+
+    async def _obey_signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                name = signal.Signals(number).name
+                await self._stop(name)
+
+    async def _stop(self, name: str) -> None:
+        """Unmount, if nobody uses the image."""
+        devices = loop_devices_of(self._mountpoint / "swap")
+        if devices:
+            log.error("%s: not stopping, %s uses the image: run 'tmemfs down %s'", name, " ".join(devices), self._mountpoint)
+            return
+        self._services.is_draining = True
+        notify("STOPPING=1")
+        try:
+            await trio.to_thread.run_sync(unmount, self._mountpoint)
+        except OSError as error:
+            self._services.is_draining = False
+            log.error("%s: not stopping, %s (%s): close what has files open there", name, self._mountpoint, error.strerror)
+
+    def _unmount_at_last(self) -> None:
+        """After a failure the mount must not be left behind, dead."""
+        with suppress(OSError):
+            unmount(self._mountpoint, lazy=True)
+
+    def _space(self) -> tuple[int, int]:
+        size = self._services.pager.swap_bytes
+        return size, size - self._services.tmem.pages_stored * PAGE_BYTES
+
+
+def _fuse_options(*more: str) -> set[str]:
+    """pyfuse3's defaults, without the checks that the kernel does for us."""
+    return (set(pyfuse3.default_options) | set(more)) - {"fsname=pyfuse3"}

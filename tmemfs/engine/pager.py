@@ -1,0 +1,178 @@
+"""The pager: reads, writes and discards of the swap image, any offset and any length, in terms of pages.
+
+What can be answered from RAM is answered at once, in the caller's thread. What needs a tier or room in the pool comes back as a
+`Deferred`, to be run where blocking is allowed: "load" ones by any of several threads, "store" ones in order of arrival by one
+thread. So a slow disk never holds up a RAM hit, and stores that wait hold up no load.
+
+A waiting store holds its pages compressed and no request buffer. Parts of pages are patched into what the page holds at that
+moment: the page's version is compared when it is stored, and the patch made anew if it changed meanwhile.
+
+Invariants:
+1. A request is answered with success only when all of it is stored.
+2. Where a whole page is refused, its old content is forgotten (frontswap's contract: no stale page is ever loaded);
+   where a part of a page is refused, the page is as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Literal
+
+from tmemfs.engine.reader import Reader
+from tmemfs.engine.room import Room
+from tmemfs.errors import NoRoom
+from tmemfs.store.codec import Codec, Packed, encode, encode_pages
+from tmemfs.store.record import EMPTY
+from tmemfs.store.tmem import Tmem
+from tmemfs.units import PAGE_BYTES
+
+#: Slots one discard forgets at once on the page path; more of them are forgotten in steps of this size by a thread.
+DISCARD_SLOTS: Final = 2048
+
+Lane = Literal["load", "store"]
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """The rest of a request. `run` may block; it gives the bytes of a read. Raises TierError, Corrupt, NoRoom."""
+
+    lane: Lane
+    run: Callable[[], bytes | None]
+
+
+@dataclass(slots=True)
+class _Run:
+    """Whole encoded pages from slot `first` on, of which `stored` are stored."""
+
+    first: int
+    packed: list[Packed]
+    stored: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Patch:
+    """`data` at byte `at` of the page of `slot`."""
+
+    slot: int
+    at: int
+    data: bytes
+
+
+class Pager:
+    """Pages of `tmem` by byte offset; `codec` encodes those to come."""
+
+    def __init__(self, tmem: Tmem, reader: Reader, room: Room, codec: Codec) -> None:
+        self.swap_bytes: Final = tmem.slots.count * PAGE_BYTES
+        self.load_page = tmem.load
+        self.codec = codec
+        self.refused = 0
+        self._tmem = tmem
+        self._reader = reader
+        self._room = room
+        self._waiting = 0
+
+    def read(self, offset: int, size: int) -> bytes | Deferred:
+        """Bytes [offset, offset + size) of the image, fewer at its end."""
+        size = max(min(size, self.swap_bytes - offset), 0)
+        if not size:
+            return b""
+        first, skip = divmod(offset, PAGE_BYTES)
+        plan = self._tmem.plan_read(first, -(-(offset + size) // PAGE_BYTES) - first)
+        if plan.records:
+            return Deferred("load", lambda: b"".join(self._reader.perform(plan))[skip : skip + size])
+        return b"".join(page for page in plan.pages if page is not None)[skip : skip + size]
+
+    def write(self, offset: int, data: memoryview) -> Deferred | None:
+        """Store `data` (not borrowed after the return) at `offset`. Raises NoRoom past the end of the image."""
+        if offset + len(data) > self.swap_bytes:
+            raise NoRoom(f"the swap image ends at {self.swap_bytes} bytes: mount it with a larger --size")
+        steps = self._steps(offset, data)
+        while steps and not self._waiting and self._apply(steps[0]):
+            del steps[0]
+        if not steps:
+            return None
+        self._waiting += 1
+        return Deferred("store", partial(self._finish, steps))
+
+    def discard(self, offset: int, length: int) -> Deferred | None:
+        """Forget [offset, offset + length): it reads as zeros from now on."""
+        end = min(offset + length, self.swap_bytes)
+        first, last = -(-offset // PAGE_BYTES), end // PAGE_BYTES
+        edges = [edge for edge in self._edges(offset, end) if self._tmem.slots.handles[edge.slot] != EMPTY]
+        if first < last and last - first <= DISCARD_SLOTS:
+            self._tmem.invalidate(first, last - first)
+            last = first
+        while edges and not self._waiting and self._apply(edges[0]):
+            del edges[0]
+        if edges:
+            self._waiting += 1
+            return Deferred("store", partial(self._finish_discard, first, last, edges))
+        return Deferred("load", partial(self._forget, first, last)) if first < last else None
+
+    def _steps(self, offset: int, data: memoryview) -> list[_Run | _Patch]:
+        """`data` cut into whole pages, encoded, and parts of pages, copied."""
+        end = offset + len(data)
+        if not (offset | end) % PAGE_BYTES:
+            return [_Run(offset // PAGE_BYTES, encode_pages(data, self.codec))]
+        steps: list[_Run | _Patch] = []
+        at = offset
+        while at < end:
+            slot, within = divmod(at, PAGE_BYTES)
+            whole = (end - at) // PAGE_BYTES * PAGE_BYTES if not within else 0
+            size = whole or min(PAGE_BYTES - within, end - at)
+            piece = data[at - offset : at - offset + size]
+            steps.append(_Run(slot, encode_pages(piece, self.codec)) if whole else _Patch(slot, within, bytes(piece)))
+            at += size
+        return steps
+
+    def _edges(self, offset: int, end: int) -> list[_Patch]:
+        """Zeros for the parts of pages at both ends of [offset, end)."""
+        pieces: list[_Patch] = []
+        while offset < end:
+            slot, within = divmod(offset, PAGE_BYTES)
+            stop = min((slot + 1) * PAGE_BYTES, end)
+            if stop - offset < PAGE_BYTES:
+                pieces.append(_Patch(slot, within, bytes(stop - offset)))
+            offset = stop if stop - offset < PAGE_BYTES else end // PAGE_BYTES * PAGE_BYTES
+        return pieces
+
+    def _apply(self, step: _Run | _Patch, may_block: bool = False) -> bool:
+        """Do `step` as far as it goes now; whether it is finished."""
+        if isinstance(step, _Run):
+            step.stored = self._tmem.insert(step.first, step.packed, step.stored)
+            return step.stored == len(step.packed)
+        while True:
+            version = self._tmem.version(step.slot)
+            page = self._tmem.load(step.slot)
+            if page is None:
+                if not may_block:
+                    return False
+                page = self._reader.perform(self._tmem.plan_read(step.slot, 1))[0]
+            patched = page[: step.at] + step.data + page[step.at + len(step.data) :]
+            stored = self._tmem.insert_if(step.slot, version, encode(patched, self.codec))
+            if stored is not False:
+                return bool(stored)
+
+    def _finish(self, steps: list[_Run | _Patch]) -> None:
+        """Do `steps`, waiting for the tier and for room as long as it takes."""
+        try:
+            for step in steps:
+                self._room.wait_until(partial(self._apply, step, may_block=True))
+        except NoRoom:
+            self.refused += 1
+            for step in steps:
+                if isinstance(step, _Run):
+                    self._tmem.invalidate(step.first + step.stored, len(step.packed) - step.stored)
+            raise
+        finally:
+            self._waiting -= 1
+
+    def _finish_discard(self, first: int, last: int, edges: list[_Patch]) -> None:
+        self._forget(first, last)
+        self._finish(list(edges))
+
+    def _forget(self, first: int, last: int) -> None:
+        for start in range(first, last, DISCARD_SLOTS):
+            self._tmem.invalidate(start, min(DISCARD_SLOTS, last - start))

@@ -1,0 +1,113 @@
+"""Reads records from the tier: coalesces neighbours, verifies, decodes.
+
+A record's blocks and nothing else are read; records of one request that share blocks or lie in neighbouring ones are read with
+one call. Nothing is put back into RAM: the page is on its way to the kernel, which has it then.
+
+Invariants:
+1. No byte of a record is returned before its checksum, slot, tag and length have been verified.
+2. What was pinned by the plan is unpinned exactly once, whatever fails.
+
+Thread-safety: any number of threads at once; each brings a buffer of its own.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Final
+
+from tmemfs.errors import Corrupt, TierError
+from tmemfs.store.codec import decode
+from tmemfs.store.plans import ReadPlan, RecordAt
+from tmemfs.store.record import verify
+from tmemfs.store.tmem import Tmem
+from tmemfs.tiers.tier import Tier
+from tmemfs.units import BLOCK_BYTES
+
+#: Bytes one read call may fetch: a request's pages at the size they had before compression.
+BUFFER_BYTES: Final = 256 << 10
+
+
+@dataclass(slots=True)
+class ReadCounts:
+    """Since the start. `records` pages were asked of the tier, in `reads` calls of `read_bytes` in all."""
+
+    records: int = 0
+    reads: int = 0
+    read_bytes: int = 0
+    corrupt: int = 0
+    failed: int = 0
+
+
+class Reader:
+    """Performs read plans of `tmem` on `tier`."""
+
+    def __init__(self, tmem: Tmem, tier: Tier) -> None:
+        self._tmem = tmem
+        self._tier = tier
+        self._buffers = _Buffers()
+        self._lock = threading.Lock()
+        self.counts = ReadCounts()
+
+    def perform(self, plan: ReadPlan) -> list[bytes]:
+        """The pages of `plan`, complete. Commits the plan. Raises TierError, Corrupt."""
+        try:
+            pages = plan.pages
+            for run in _runs(plan.records):
+                self._read_run(run, pages)
+        except TierError as error:
+            with self._lock:
+                self.counts.corrupt += isinstance(error, Corrupt)
+                self.counts.failed += not isinstance(error, Corrupt)
+            raise
+        finally:
+            self._tmem.commit_read(plan)
+        return [page for page in pages if page is not None]
+
+    def _read_run(self, run: list[RecordAt], pages: list[bytes | None]) -> None:
+        first = run[0].offset // BLOCK_BYTES * BLOCK_BYTES
+        size = _block_end(run[-1]) - first
+        blocks = self._buffers.view[:size]
+        self._tier.read(run[0].extent, first, blocks)
+        with self._lock:
+            self.counts.records += len(run)
+            self.counts.reads += 1
+            self.counts.read_bytes += size
+        for record in run:
+            bytes_of_record = blocks[record.offset - first : record.end - first]
+            payload = verify(bytes_of_record, record.slot, record.tag, record.length, record.seed)
+            pages[record.at] = decode(record.tag, payload)
+
+
+class _Buffers(threading.local):
+    """A page-aligned, faulted-in buffer for the calling thread."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(
+            mmap.mmap(
+                -1,
+                BUFFER_BYTES,
+                flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE,
+            )
+        )
+
+
+def _block_end(record: RecordAt) -> int:
+    return -(-record.end // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def _runs(records: Iterable[RecordAt]) -> Iterator[list[RecordAt]]:
+    """Records that one read fetches without reading a block that holds none of them."""
+    run: list[RecordAt] = []
+    for record in sorted(records, key=attrgetter("extent", "offset")):
+        block = record.offset // BLOCK_BYTES * BLOCK_BYTES
+        start = run[0].offset // BLOCK_BYTES * BLOCK_BYTES if run else 0
+        if run and (record.extent != run[0].extent or block > _block_end(run[-1]) or _block_end(record) - start > BUFFER_BYTES):
+            yield run
+            run = []
+        run.append(record)
+    if run:
+        yield run

@@ -1,0 +1,291 @@
+"""The shrinker: writes segments back and gives their memory to the system.
+
+One background task keeps the pool below its watermarks, gives back what died, punches holes and keeps the reserve of
+faulted-in frames; `shrink` does on request what the background does by itself. Both perform the store's plans in threads, two
+at a time: while one waits for the disk, the other gives memory back.
+
+A write that fails leaves its segment in RAM. The shrinker says so (`Room.stuck`, control/state), refuses waiting stores and
+tries one segment again every RETRY_S, until that succeeds.
+
+Invariants:
+1. Memory is given back only after the write of its segment was committed.
+2. Every plan taken from the store is committed or aborted, whatever fails.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from tmemfs.engine.room import Room
+from tmemfs.errors import BadValue, TierError
+from tmemfs.host.memory import populate, punch
+from tmemfs.store.policy import Watermarks, background_goal
+from tmemfs.store.tmem import Tmem
+from tmemfs.tiers.tier import Tier
+from tmemfs.units import SEGMENT_BYTES, parse_seconds, parse_size
+
+log = logging.getLogger(__name__)
+
+#: Writes under way at once: two keep the disk busy while memory is given back (docs/benchmarks.md).
+WRITERS: Final = 2
+#: While the tier is full or fails, one segment is tried again this often.
+RETRY_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class ShrinkRequest:
+    """`goal_bytes` of RAM to free (inf: all of it), within `deadline_s` seconds."""
+
+    goal_bytes: float
+    deadline_s: float = math.inf
+
+    @classmethod
+    def parse(cls, text: str) -> ShrinkRequest:
+        """'64M', '64M deadline=2s' or 'all'. Raises BadValue."""
+        size, *settings = text.split() or [""]
+        deadline_s = math.inf
+        for setting in settings:
+            key, _, value = setting.partition("=")
+            if key != "deadline":
+                raise BadValue(f"unknown setting {setting!r}: write for example '64M deadline=2s'")
+            deadline_s = parse_seconds(value)
+        goal = math.inf if size == "all" else parse_size(size)
+        if not goal:
+            raise BadValue("shrink needs a size above 0: write for example '64M', or 'all'")
+        return cls(goal, deadline_s)
+
+
+@dataclass(frozen=True, slots=True)
+class ShrinkAnswer:
+    """What a shrink did: bytes of RAM freed, bytes and pages written; `reason` says why it fell short, None if it did not."""
+
+    requested: float
+    freed: int
+    written: int
+    pages: int
+    seconds: float
+    reason: str | None
+
+
+@dataclass(slots=True)
+class ShrinkCounts:
+    """Since the start. `stored_bytes` are the fills of the segments written; `write_errors` failed writes."""
+
+    segments: int = 0
+    pages: int = 0
+    written_bytes: int = 0
+    stored_bytes: int = 0
+    write_errors: int = 0
+    discarded: int = 0
+    discard_errors: int = 0
+    released_bytes: int = 0
+    shrinks: int = 0
+    shrinks_short: int = 0
+
+
+class _Tally:
+    """One shrink under way: how much is claimed by its threads, and what they did."""
+
+    def __init__(self, request: ShrinkRequest, include_open: bool) -> None:
+        self.request = request
+        self.include_open = include_open
+        self.started = time.monotonic()
+        self.claimed = self.freed = self.written = self.pages = 0
+        self.reason: str | None = None
+        self.stuck: str | None = None
+        self._lock = threading.Lock()
+
+    def claim(self) -> bool:
+        """Whether one more segment is wanted."""
+        with self._lock:
+            if self.claimed >= self.request.goal_bytes or self.reason is not None:
+                return False
+            if time.monotonic() - self.started > self.request.deadline_s:
+                self.reason = "the deadline passed"
+                return False
+            self.claimed += SEGMENT_BYTES
+            return True
+
+    def done(self, written: int, pages: int) -> None:
+        """One segment has left RAM."""
+        with self._lock:
+            self.freed += SEGMENT_BYTES
+            self.written += written
+            self.pages += pages
+
+    def stop(self, reason: str, stuck: bool = False) -> None:
+        """Nothing more can be done, because of `reason`; the first one stands. `stuck`: the tier takes no more."""
+        with self._lock:
+            self.reason = self.reason or reason
+            self.stuck = self.stuck or (reason if stuck else None)
+
+    def answer(self) -> ShrinkAnswer:
+        """What came of it."""
+        short = self.freed < self.request.goal_bytes and not (math.isinf(self.request.goal_bytes) and self.reason == _EMPTY)
+        reason = (self.reason or "it was stopped") if short else None
+        seconds = time.monotonic() - self.started
+        return ShrinkAnswer(self.request.goal_bytes, self.freed, self.written, self.pages, seconds, reason)
+
+
+_EMPTY: Final = "the pool holds no more pages"
+
+
+class Shrinker:
+    """Shrinks the pool of `tmem` onto `tier`, in the background by `marks`. `run` must be running in trio."""
+
+    def __init__(self, tmem: Tmem, tier: Tier, room: Room, marks: Watermarks) -> None:
+        self.counts = ShrinkCounts()
+        self.last: ShrinkAnswer | None = None
+        self.marks = marks
+        self._tmem = tmem
+        self._tier = tier
+        self._room = room
+        self._lock = threading.Lock()
+        self._kicked = trio.Event()
+        self._kick: Callable[[], None] = lambda: None
+        self._kick_pending = False
+        tmem.notice = self._notice
+
+    async def run(self) -> None:
+        """Look after the pool until cancelled."""
+        token = trio.lowlevel.current_trio_token()
+        self._kick = lambda: token.run_sync_soon(self._wake)
+        shrinking = False
+        try:
+            while True:
+                self._kicked = trio.Event()
+                self._kick_pending = False
+                await trio.to_thread.run_sync(self._tidy)
+                goal = background_goal(self._tmem.pool_bytes, self.marks, shrinking)
+                if self._room.stuck:
+                    goal = max(goal, SEGMENT_BYTES)
+                shrinking = goal > 0 and await self._step(goal)
+                if self._room.stuck:
+                    await trio.sleep(RETRY_S)
+                elif not shrinking:
+                    await self._kicked.wait()
+        finally:
+            self._kick = lambda: None
+
+    async def shrink(self, request: ShrinkRequest) -> ShrinkAnswer:
+        """Free what is asked for, sealing the open segments if that takes it; returns when it is done or cannot go on."""
+        answer = await self._free(_Tally(request, include_open=True))
+        await trio.to_thread.run_sync(self._tidy)
+        self.counts.shrinks += 1
+        self.counts.shrinks_short += answer.reason is not None
+        self.last = answer
+        return answer
+
+    def look_again(self) -> None:
+        """Limits have changed: see what there is to do."""
+        self._notice()
+
+    async def _step(self, goal: int) -> bool:
+        """Free up to `goal` bytes in the background; whether to go on at once."""
+        include_open = not self._tmem.arena.has_room
+        answer = await self._free(_Tally(ShrinkRequest(goal), include_open))
+        return answer.freed > 0 and self._room.stuck is None
+
+    async def _free(self, tally: _Tally) -> ShrinkAnswer:
+        async with trio.open_nursery() as nursery:
+            for _ in range(WRITERS):
+                nursery.start_soon(trio.to_thread.run_sync, self._write_back_while, tally)
+        if tally.stuck != self._room.stuck:
+            log.warning("no room can be made: %s", tally.stuck) if tally.stuck else log.info("room can be made again")
+            self._room.set_stuck(tally.stuck)
+        return tally.answer()
+
+    def _wake(self) -> None:
+        self._kicked.set()
+
+    def _write_back_while(self, tally: _Tally) -> None:
+        """Write segments back as long as `tally` wants more; in a thread."""
+        while tally.claim():
+            try:
+                if not self._write_back(tally):
+                    return
+            except TierError as error:
+                with self._lock:
+                    self.counts.write_errors += 1
+                tally.stop(str(error), stuck=True)
+                return
+            self._release()
+
+    def _write_back(self, tally: _Tally) -> bool:
+        """Write one segment back; False if there is none, or no extent for it. Raises TierError."""
+        plan = self._tmem.plan_write_back(tally.include_open)
+        if plan is None:
+            if not self._tmem.has_victims:
+                tally.stop(_EMPTY)
+            else:
+                tally.stop("the backing is full: raise backing.max or give it more space", stuck=True)
+            return False
+        try:
+            self._tier.write(plan.extent, plan.data)
+        except BaseException:
+            self._tmem.abort_write_back(plan)
+            raise
+        self._tmem.commit_write_back(plan)
+        tally.done(len(plan.data), plan.pages)
+        with self._lock:
+            self.counts.segments += 1
+            self.counts.pages += plan.pages
+            self.counts.written_bytes += len(plan.data)
+        return True
+
+    def _release(self) -> None:
+        """Give the memory of frames that are not needed back to the system."""
+        while plan := self._tmem.plan_release():
+            try:
+                for frame in plan.frames:
+                    punch(self._tmem.arena.region.fd, frame * SEGMENT_BYTES, SEGMENT_BYTES)
+            except OSError as error:
+                self._tmem.abort_release(plan)
+                log.error("memory could not be given back: %s", error)
+                return
+            self._tmem.commit_release(plan)
+            with self._lock:
+                self.counts.released_bytes += len(plan.frames) * SEGMENT_BYTES
+
+    def _tidy(self) -> None:
+        """Release frames, punch holes, fill the reserve; in a thread."""
+        self._release()
+        self._discard()
+        while plan := self._tmem.plan_populate():
+            try:
+                populate(self._tmem.arena.region.map, plan.frame * SEGMENT_BYTES, SEGMENT_BYTES)
+            except OSError as error:
+                self._tmem.commit_populate(plan, ok=False)
+                log.warning("no memory for the reserve: %s", error)
+                return
+            self._tmem.commit_populate(plan)
+            self._room.signal()
+
+    def _discard(self) -> None:
+        while plan := self._tmem.plan_discard():
+            try:
+                self._tier.discard(plan.extents)
+            except TierError as error:
+                self._tmem.abort_discard(plan)
+                with self._lock:
+                    self.counts.discard_errors += 1
+                log.warning("%s", error)
+                return
+            self._tmem.commit_discard(plan)
+            with self._lock:
+                self.counts.discarded += len(plan.extents)
+
+    def _notice(self) -> None:
+        """The store says that there may be work. Called under its lock, from any thread."""
+        self._room.signal()
+        if not self._kick_pending:
+            self._kick_pending = True
+            self._kick()

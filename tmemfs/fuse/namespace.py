@@ -1,0 +1,209 @@
+"""The namespace: the directory tree, served by pyfuse3 under trio.
+
+    1 /            2 swap            3 control/            4... control/<attribute>, in the table's order
+
+Beside the relay it never sees a page; with `--datapath pyfuse3` its read and write handlers serve the image from the same
+pager. (pyfuse3 has no fallocate handler, so no discards arrive there.)
+
+An attribute's text is made when it is opened for reading and stays the same while the file is open. A write is one whole value
+at offset 0. errno is made here and in control.py only.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import pyfuse3
+import trio
+
+from tmemfs.control import Attribute, errno_of
+from tmemfs.engine.pager import Deferred, Pager
+from tmemfs.errors import TmemfsError
+from tmemfs.units import PAGE_BYTES
+
+log = logging.getLogger(__name__)
+
+ROOT: Final = 1
+SWAP: Final = 2
+CONTROL: Final = 3
+FIRST_ATTRIBUTE: Final = 4
+LONGEST_VALUE_BYTES: Final = 4096
+_DIRECTORIES: Final = (ROOT, CONTROL)
+_TTL_S: Final = 3600
+
+Space = Callable[[], tuple[int, int]]
+
+
+class Namespace(pyfuse3.Operations):
+    """Operations over `attributes` and, for the plain data path, `pager`. `space` gives total and free bytes."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+
+    def __init__(self, pager: Pager, attributes: tuple[Attribute, ...], space: Space) -> None:
+        super().__init__()
+        self._pager = pager
+        self._space = space
+        self._attributes = {FIRST_ATTRIBUTE + at: attribute for at, attribute in enumerate(attributes)}
+        self._inodes = {attribute.name: inode for inode, attribute in self._attributes.items()}
+        self._texts: dict[int, bytes] = {}
+        self._next_handle = FIRST_ATTRIBUTE
+        self._open: dict[int, int] = {}
+        self._born_ns = time.time_ns()
+        self._loads = trio.CapacityLimiter(4)
+        self._stores = trio.StrictFIFOLock()
+
+    async def lookup(self, parent: int, name: bytes, ctx: Any = None) -> Any:
+        """The entry of `name`."""
+        inode = self._children(parent).get(os.fsdecode(name))
+        if inode is None:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        return self._entry(inode)
+
+    async def getattr(self, inode: int, ctx: Any = None) -> Any:
+        """Attributes of `inode`."""
+        return self._entry(inode)
+
+    async def setattr(self, inode: int, attr: Any, fields: Any, fh: Any, ctx: Any) -> Any:
+        """Only the truncation that a shell's '>' does to a control file."""
+        if fields.update_size and inode == SWAP and attr.st_size != self._pager.swap_bytes:
+            raise pyfuse3.FUSEError(errno.EINVAL)
+        if fields.update_mode or fields.update_uid or fields.update_gid:
+            raise pyfuse3.FUSEError(errno.EPERM)
+        if fields.update_size and inode in self._attributes and self._attributes[inode].write is None:
+            raise pyfuse3.FUSEError(errno.EACCES)
+        return self._entry(inode)
+
+    async def opendir(self, inode: int, ctx: Any) -> int:
+        """A directory is its own handle."""
+        return inode
+
+    async def readdir(self, fh: int, start_id: int, token: Any) -> None:
+        """The entries after `start_id`."""
+        for at, (name, inode) in enumerate(self._children(fh).items(), 1):
+            if at > start_id and not pyfuse3.readdir_reply(token, os.fsencode(name), self._entry(inode), at):
+                return
+
+    async def access(self, inode: int, mode: int, ctx: Any) -> bool:
+        """The kernel checks permissions itself (default_permissions)."""
+        return True
+
+    async def statfs(self, ctx: Any) -> Any:
+        """Logical size and what is free of it; without a block size the loop device would turn discard off."""
+        total, free = self._space()
+        answer = pyfuse3.StatvfsData()
+        answer.f_bsize = answer.f_frsize = PAGE_BYTES
+        answer.f_blocks = total // PAGE_BYTES
+        answer.f_bfree = answer.f_bavail = free // PAGE_BYTES
+        answer.f_files = FIRST_ATTRIBUTE + len(self._attributes) - 1
+        answer.f_ffree = answer.f_favail = 0
+        answer.f_namemax = 255
+        return answer
+
+    async def open(self, inode: int, flags: int, ctx: Any) -> Any:
+        """Open the image or an attribute, in a mode that it has."""
+        if inode in _DIRECTORIES:
+            raise pyfuse3.FUSEError(errno.EISDIR)
+        handle = self._next_handle
+        self._next_handle += 1
+        if inode in self._attributes:
+            attribute, mode = self._attributes[inode], flags & os.O_ACCMODE
+            if (mode != os.O_RDONLY and not attribute.write) or (mode != os.O_WRONLY and not attribute.read):
+                raise pyfuse3.FUSEError(errno.EACCES)
+        self._open[handle] = inode
+        return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False)
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        """Part of an attribute's text, or of the image on the plain data path."""
+        inode = self._open[fh]
+        if inode == SWAP:
+            return await self._finish(lambda: self._pager.read(off, size)) or b""
+        if fh not in self._texts or off == 0:
+            read = self._attributes[inode].read
+            assert read is not None
+            self._texts[fh] = self._answer(read).encode()
+        return self._texts[fh][off : off + size]
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        """One value of an attribute, or part of the image on the plain data path."""
+        inode = self._open[fh]
+        if inode == SWAP:
+            await self._finish(lambda: self._pager.write(off, memoryview(buf)))
+            return len(buf)
+        if off or len(buf) > LONGEST_VALUE_BYTES:
+            raise pyfuse3.FUSEError(errno.EINVAL)
+        write = self._attributes[inode].write
+        assert write is not None
+        try:
+            await write(bytes(buf).decode())
+        except UnicodeDecodeError:
+            raise pyfuse3.FUSEError(errno.EINVAL) from None
+        except TmemfsError as error:
+            log.info("%s: %s", self._attributes[inode].name, error)
+            raise pyfuse3.FUSEError(errno_of(error)) from error
+        return len(buf)
+
+    async def flush(self, fh: int) -> None:
+        """Nothing is held back."""
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """Nothing is held back: swap contents do not outlive the daemon."""
+
+    async def release(self, fh: int) -> None:
+        """Forget the handle."""
+        self._open.pop(fh, None)
+        self._texts.pop(fh, None)
+
+    async def _finish(self, begin: Callable[[], bytes | Deferred | None]) -> bytes | None:
+        """What the pager gives, at once or after a wait in a thread."""
+        try:
+            result = begin()
+            if not isinstance(result, Deferred):
+                return result
+            if result.lane == "load":
+                return await trio.to_thread.run_sync(result.run, limiter=self._loads)
+            async with self._stores:
+                return await trio.to_thread.run_sync(result.run)
+        except TmemfsError as error:
+            raise pyfuse3.FUSEError(errno_of(error)) from error
+
+    def _answer(self, read: Callable[[], str]) -> str:
+        try:
+            return read()
+        except TmemfsError as error:
+            raise pyfuse3.FUSEError(errno_of(error)) from error
+        except Exception as error:
+            log.exception("bug in tmemfs, please report it")
+            raise pyfuse3.FUSEError(errno.EIO) from error
+
+    def _children(self, inode: int) -> dict[str, int]:
+        if inode == ROOT:
+            return {"swap": SWAP, "control": CONTROL}
+        if inode == CONTROL:
+            return self._inodes
+        raise pyfuse3.FUSEError(errno.ENOTDIR)
+
+    def _entry(self, inode: int) -> Any:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = inode
+        entry.entry_timeout = _TTL_S
+        entry.attr_timeout = 0
+        entry.st_nlink = 1
+        entry.st_blksize = PAGE_BYTES
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._born_ns
+        if inode in _DIRECTORIES:
+            entry.st_mode, entry.st_nlink = stat.S_IFDIR | 0o755, 2
+        elif inode == SWAP:
+            total, free = self._space()
+            entry.st_mode, entry.st_size, entry.st_blocks = stat.S_IFREG | 0o600, self._pager.swap_bytes, (total - free) // 512
+        elif inode in self._attributes:
+            entry.st_mode, entry.st_size = stat.S_IFREG | self._attributes[inode].mode, 0
+        else:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        return entry

@@ -1,0 +1,72 @@
+"""The FUSE requests that the relay answers itself, as bytes.
+
+    request header, 40 bytes   len u32, opcode u32, unique u64, nodeid u64, uid u32, gid u32, pid u32, extension u16, padding u16
+    READ, 40 bytes             fh u64, offset u64, size u32, flags u32, lock owner u64, open flags u32, padding u32
+    WRITE, 40 bytes + data     fh u64, offset u64, size u32, flags u32, lock owner u64, open flags u32, padding u32
+    FALLOCATE, 32 bytes        fh u64, offset u64, length u64, mode u32, padding u32
+    reply header, 16 bytes     len u32, -errno i32, unique u64
+    WRITE reply, 8 bytes       size u32, padding u32
+    INIT reply, 64 bytes       major u32, minor u32, readahead u32, flags u32, max background u16, congestion u16,
+                               max write u32, time granularity u32, max pages u16, ...
+
+Source: include/uapi/linux/fuse.h. Knows layouts only; performs nothing.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final
+
+READ: Final = 15
+WRITE: Final = 16
+INIT: Final = 26
+INTERRUPT: Final = 36
+FALLOCATE: Final = 43
+
+#: Header of a request, and of READ, WRITE and FALLOCATE their first fields too.
+HEADER: Final = Struct("<IIQQ")
+IO: Final = Struct("<IIQQ24xQI")
+FALLOCATION: Final = Struct("<IIQQ24xQQI")
+HEADER_BYTES: Final = 40
+IO_BYTES: Final = 80
+
+REPLY: Final = Struct("<IiQ")
+REPLY_BYTES: Final = REPLY.size
+WRITTEN: Final = Struct("<IiQII")
+
+PUNCH_HOLE: Final = 0x03
+ZERO_RANGE: Final = 0x11
+
+#: A request's pages: small enough that a load never waits for more than 64 stores before it (docs/benchmarks.md).
+REQUEST_PAGES: Final = 64
+REQUEST_BYTES: Final = REQUEST_PAGES * 4096
+#: Requests the kernel may have under way at once, waiting stores included: what bounds the memory those take.
+REQUESTS_UNDER_WAY: Final = 64
+
+_INIT_LIMITS: Final = Struct("<HHIIH")
+_INIT_LIMITS_AT: Final = REPLY_BYTES + 16
+
+
+def limit_requests(reply: bytearray) -> None:
+    """Set our limits in libfuse's reply to INIT; an error reply is left as it is."""
+    _, error, _ = REPLY.unpack_from(reply)
+    if error or len(reply) < _INIT_LIMITS_AT + _INIT_LIMITS.size:
+        return
+    _, _, max_write, granularity, _ = _INIT_LIMITS.unpack_from(reply, _INIT_LIMITS_AT)
+    limits = (REQUESTS_UNDER_WAY, REQUESTS_UNDER_WAY * 3 // 4, min(max_write, REQUEST_BYTES), granularity, REQUEST_PAGES)
+    _INIT_LIMITS.pack_into(reply, _INIT_LIMITS_AT, *limits)
+
+
+def error_reply(unique: int, errno: int) -> bytes:
+    """The reply that says `errno`."""
+    return REPLY.pack(REPLY_BYTES, -errno, unique)
+
+
+def empty_reply(unique: int) -> bytes:
+    """The reply of success with nothing to say."""
+    return REPLY.pack(REPLY_BYTES, 0, unique)
+
+
+def written_reply(unique: int, size: int) -> bytes:
+    """The reply to a WRITE of `size` bytes."""
+    return WRITTEN.pack(WRITTEN.size, 0, unique, size, 0)

@@ -1,0 +1,121 @@
+"""The doctor: what this machine has of what tmemfs needs, and what to do about the rest. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tmemfs.host.memory import total_ram_bytes
+from tmemfs.host.swapdev import swap_entries
+from tmemfs.units import format_size
+
+_CAP_IPC_LOCK, _CAP_SYS_ADMIN, _CAP_SYS_RESOURCE = 14, 21, 24
+_PROGRAMS: Final = ("losetup", "mkswap", "swapon", "swapoff")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding. `ok` None: it works without, but less well."""
+
+    name: str
+    ok: bool | None
+    found: str
+    advice: str = ""
+
+
+def examine(backing: Path) -> list[Check]:
+    """Every check, the essential ones first."""
+    return [
+        _root(),
+        _kernel(),
+        _fuse(),
+        _loop(),
+        _programs(),
+        _disk(backing),
+        _capability("lock memory", _CAP_IPC_LOCK, "the pool may be swapped out itself: run with CAP_IPC_LOCK"),
+        _capability("io_flusher, oom score", _CAP_SYS_RESOURCE, "run with CAP_SYS_RESOURCE, or protect the daemon from outside"),
+        _pressure(),
+        _cgroup(),
+        _zswap(),
+        _other_swaps(),
+        Check("RAM", True, format_size(total_ram_bytes())),
+    ]
+
+
+def _root() -> Check:
+    ok = os.geteuid() == 0 and _has_capability(_CAP_SYS_ADMIN)
+    return Check("root", ok, "yes" if ok else "no", "" if ok else "mounting and swapon need root: run with sudo")
+
+
+def _kernel() -> Check:
+    release = os.uname().release
+    major, minor = (int("".join(c for c in part if c.isdigit()) or 0) for part in release.split(".")[:2])
+    ok = (major, minor) >= (5, 14)
+    return Check("kernel", ok, release, "" if ok else "the reserve is faulted in by MADV_POPULATE_WRITE: use Linux 5.14 or later")
+
+
+def _fuse() -> Check:
+    ok = Path("/dev/fuse").exists() and "\tfuse\n" in Path("/proc/filesystems").read_text()
+    return Check("FUSE", ok, "yes" if ok else "no", "" if ok else "load the module: modprobe fuse")
+
+
+def _loop() -> Check:
+    ok = Path("/dev/loop-control").exists()
+    found = "yes, discard reaches the store with the relay" if ok else "no"
+    return Check("loop", ok, found, "" if ok else "load the module: modprobe loop")
+
+
+def _programs() -> Check:
+    missing = [name for name in _PROGRAMS if not shutil.which(name)]
+    advice = "apt-get install util-linux mount" if missing else ""
+    return Check("programs", not missing, "missing: " + " ".join(missing) if missing else " ".join(_PROGRAMS), advice)
+
+
+def _disk(backing: Path) -> Check:
+    place = next(parent for parent in (backing, *backing.parents) if parent.exists())
+    space = os.statvfs(place)
+    free = space.f_bavail * space.f_frsize
+    ok = True if free > 1 << 30 else None
+    return Check("free disk", ok, f"{format_size(free)} at {place}", "" if ok else "little to shrink to: give another --backing")
+
+
+def _capability(name: str, number: int, advice: str) -> Check:
+    ok = True if _has_capability(number) else None
+    return Check(name, ok, "yes" if ok else "no", "" if ok else advice)
+
+
+def _has_capability(number: int) -> bool:
+    status = Path("/proc/self/status").read_text()
+    mask = next(line for line in status.splitlines() if line.startswith("CapEff"))
+    return bool(int(mask.split()[1], 16) >> number & 1)
+
+
+def _pressure() -> Check:
+    ok = True if Path("/proc/pressure/memory").exists() else None
+    return Check("PSI", ok, "yes" if ok else "no", "" if ok else "boot with psi=1")
+
+
+def _cgroup() -> Check:
+    if Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        return Check("memory cgroups", True, "v2")
+    if Path("/sys/fs/cgroup/memory").is_dir():
+        return Check("memory cgroups", True, "v1")
+    return Check("memory cgroups", None, "none", "only needed to limit programs and for the system tests")
+
+
+def _zswap() -> Check:
+    switch = Path("/sys/module/zswap/parameters/enabled")
+    on = switch.exists() and switch.read_text().strip() == "Y"
+    return Check(
+        "zswap", None if on else True, "on" if on else "off", f"pages are compressed twice: echo N > {switch}" if on else ""
+    )
+
+
+def _other_swaps() -> Check:
+    others = [entry for entry in swap_entries() if "/loop" not in entry.path]
+    found = ", ".join(f"{entry.path} (priority {entry.priority})" for entry in others) or "none"
+    high = [entry for entry in others if entry.priority >= 100]
+    return Check("other swaps", None if high else True, found, "they are filled first: give a higher --priority" if high else "")

@@ -1,0 +1,147 @@
+"""What the daemon does to its own memory: lock it, keep it, fault it in, give it back.
+
+Each protection is tried once and its outcome kept (control/stat): without the right for one, everything else works. ctypes
+releases the interpreter lock during each call. Sources: mlockall(2), prctl(2) PR_SET_IO_FLUSHER, fallocate(2), madvise(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.mlock2.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.prctl.argtypes = (ctypes.c_int,) + (ctypes.c_ulong,) * 4
+
+_PUNCH_HOLE_KEEP_SIZE: Final = 3
+_MADV_POPULATE_WRITE: Final = 23
+_MCL_CURRENT, _MCL_FUTURE = 1, 2
+_MLOCK_ONFAULT: Final = 1
+_PR_SET_IO_FLUSHER: Final = 57
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+#: Heap below this is never handed back, and no request of the page path is larger than it.
+_HEAP_BYTES: Final = 64 << 20
+
+Buffer = mmap.mmap | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Whether one protection was had; `detail` says why not."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """Resident memory in bytes, by what is behind it."""
+
+    anon: int
+    file: int
+    shmem: int
+
+
+def lock_current() -> Outcome:
+    """Lock what is mapped now. Before the arena is mapped: it would be faulted in whole."""
+    return _outcome("memory_locked", _libc.mlockall(_MCL_CURRENT))
+
+
+def lock_future() -> Outcome:
+    """Lock what will be mapped. Last, when the arena is there."""
+    return _outcome("memory_locked", _libc.mlockall(_MCL_FUTURE))
+
+
+def lock_region(buffer: Buffer, length: int) -> Outcome:
+    """Fault `length` bytes of `buffer` in and lock them."""
+    return _outcome("memory_locked", _libc.mlock2(_address(buffer), length, 0))
+
+
+def lock_on_fault(buffer: Buffer, length: int) -> Outcome:
+    """Lock each page of `buffer` when it is first touched."""
+    return _outcome("memory_locked", _libc.mlock2(_address(buffer), length, _MLOCK_ONFAULT))
+
+
+def io_flusher() -> Outcome:
+    """Tell the kernel that its reclaim may depend on us. Needs CAP_SYS_RESOURCE."""
+    return _outcome("io_flusher", _libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0))
+
+
+def oom_score_adjust(value: int = -1000) -> Outcome:
+    """Keep the OOM killer away. Needs CAP_SYS_RESOURCE."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(value))
+    except OSError as error:
+        return Outcome("oom_score_adj_set", False, str(error.strerror))
+    return Outcome("oom_score_adj_set", True)
+
+
+def heap_settings() -> Outcome:
+    """One malloc arena whose memory is kept: what was faulted in once need not be again."""
+    settings = ((_M_ARENA_MAX, 1), (_M_TRIM_THRESHOLD, _HEAP_BYTES), (_M_MMAP_THRESHOLD, _HEAP_BYTES // 2))
+    ok = all([_libc.mallopt(key, value) for key, value in settings])
+    return Outcome("heap_kept", ok)
+
+
+def freeze_garbage() -> Outcome:
+    """Take what is allocated now out of the garbage collector's sight: nothing of it dies before the daemon does."""
+    gc.collect()
+    gc.freeze()
+    return Outcome("gc_frozen", gc.get_freeze_count() > 0)
+
+
+def populate(buffer: Buffer, offset: int, length: int) -> None:
+    """Fault in `length` bytes at `offset`. Raises OSError, where the kernel has no memory for it."""
+    _check(_libc.madvise(_address(buffer) + offset, length, _MADV_POPULATE_WRITE))
+
+
+def punch(fd: int, offset: int, length: int) -> None:
+    """Give the space of [offset, offset + length) back; it reads as zeros then. Raises OSError."""
+    _check(_libc.fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, offset, length))
+
+
+def resident_bytes(pid: int | None = None) -> Resident:
+    """Resident memory of this process, or of `pid`."""
+    text = Path(f"/proc/{pid or 'self'}/status").read_text()
+    fields = dict(line.split(":", 1) for line in text.splitlines() if line.startswith("Rss"))
+    anon, file, shmem = (int(fields[key].split()[0]) << 10 for key in ("RssAnon", "RssFile", "RssShmem"))
+    return Resident(anon, file, shmem)
+
+
+def total_ram_bytes() -> int:
+    """RAM of the machine."""
+    return _meminfo("MemTotal")
+
+
+def available_ram_bytes() -> int:
+    """RAM that can be had without swapping."""
+    return _meminfo("MemAvailable")
+
+
+def _meminfo(key: str) -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) << 10
+    raise OSError(f"/proc/meminfo has no {key}")
+
+
+def _address(buffer: Buffer) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+def _check(result: int) -> None:
+    if result:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _outcome(name: str, result: int) -> Outcome:
+    return Outcome(name, result == 0, "" if result == 0 else os.strerror(ctypes.get_errno()))

@@ -1,0 +1,20 @@
+"""Readiness for a supervisor: sd_notify(3), and nothing where there is none."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+
+def notify(state: str) -> None:
+    """Send `state` ('READY=1', 'STOPPING=1') to the socket named by NOTIFY_SOCKET; a supervisor that is gone is no error."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        try:
+            sender.sendto(state.encode(), address)
+        except OSError:
+            return

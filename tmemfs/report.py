@@ -1,0 +1,148 @@
+"""What control/stat, events, metrics and zram's three files say: one reading of the services, in several forms.
+
+Changes nothing. Keys are stable: tools read them. Figures are of now (pages, bytes) or since the start (counters).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Final
+
+from tmemfs.engine.services import Services
+from tmemfs.host.memory import resident_bytes
+from tmemfs.store.census import segment_lines
+from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES
+
+_COUNTERS: Final = frozenset(
+    ("stores", "loads_ram", "loads_disk", "invalidates", "pages_written", "bytes_written", "bytes_released", "disk_reads",
+     "disk_read_bytes", "requests", "deferred", "discards")
+)  # fmt: skip
+
+Values = dict[str, int | str]
+
+
+def stat(services: Services) -> Values:
+    """Everything that is counted."""
+    now, done, reads = services.statistics(), services.shrinker.counts, services.reader.counts
+    resident = resident_bytes()
+    tmem = services.tmem
+    return {
+        "daemon_pid": os.getpid(),
+        "datapath": services.datapath,
+        "codec": services.pager.codec.name,
+        "swap_size": services.pager.swap_bytes,
+        "pages_stored": now.pages_stored,
+        "pages_in_ram": now.pages_in_ram,
+        "pages_on_disk": now.pages_on_disk,
+        "zero_pages": now.zero_pages,
+        "same_filled_pages": now.zero_pages + now.fill_pages,
+        "incompressible_pages": now.raw_pages,
+        "compressed_bytes": now.compressed_bytes,
+        "pool_current": now.pool_current,
+        "pool_used": now.pool_used,
+        "pool_peak": now.pool_peak,
+        "pool_max": services.limits.pool.max,
+        "pool_resident": tmem.arena.region.resident_bytes(),
+        "backing_current": now.backing_current,
+        "backing_max": services.limits.backing,
+        "segments_in_ram": now.segments_in_ram,
+        "segments_on_disk": now.segments_on_disk,
+        "stores": now.stores,
+        "loads_ram": now.loads_ram,
+        "loads_disk": now.loads_disk,
+        "invalidates": now.invalidates,
+        "pages_written": done.pages,
+        "bytes_written": done.written_bytes,
+        "bytes_released": done.released_bytes,
+        "disk_reads": reads.reads,
+        "disk_read_bytes": reads.read_bytes,
+        "table_bytes": tmem.slots.region.resident_bytes() + tmem.segments.region.resident_bytes(),
+        "resident_anon": resident.anon,
+        "resident_file": resident.file,
+        "resident_shmem": resident.shmem,
+        **services.request_counts(),
+        **services.outcomes,
+    }
+
+
+def events(services: Services) -> Values:
+    """How often something noteworthy happened since the start."""
+    done, reads = services.shrinker.counts, services.reader.counts
+    return {
+        "shrinks": done.shrinks,
+        "shrinks_short": done.shrinks_short,
+        "segments_written": done.segments,
+        "extents_discarded": done.discarded,
+        "stores_refused": services.pager.refused,
+        "write_errors": done.write_errors,
+        "read_errors": reads.failed,
+        "corrupt_records": reads.corrupt,
+        "discard_errors": done.discard_errors,
+    }
+
+
+def shrink_answer(services: Services) -> str:
+    """The last answer of control/shrink, flat keyed."""
+    last = services.shrinker.last
+    if last is None:
+        return "requested 0\nfreed 0\nwritten 0\npages 0\nseconds 0\nreason -\n"
+    requested = "all" if math.isinf(last.requested) else f"{last.requested:.0f}"
+    return (
+        f"requested {requested}\nfreed {last.freed}\nwritten {last.written}\npages {last.pages}\n"
+        f"seconds {last.seconds:.6f}\nreason {last.reason or '-'}\n"
+    )
+
+
+def mm_stat(services: Services) -> str:
+    """orig_data_size compr_data_size mem_used_total mem_limit mem_used_max same_pages pages_compacted huge_pages
+    huge_pages_since."""
+    now = services.statistics()
+    same = now.zero_pages + now.fill_pages
+    fields = (
+        now.pages_stored * PAGE_BYTES,
+        now.compressed_bytes,
+        now.pool_current,
+        services.limits.pool.max,
+        now.pool_peak,
+        same,
+        0,
+        now.raw_pages,
+        services.tmem.counts.raw_stores,
+    )
+    return " ".join(map(str, fields)) + "\n"
+
+
+def io_stat(services: Services) -> str:
+    """failed_reads failed_writes invalid_io notify_free."""
+    reads = services.reader.counts
+    fields = (reads.failed + reads.corrupt, services.pager.refused, 0, services.tmem.counts.invalidates)
+    return " ".join(map(str, fields)) + "\n"
+
+
+def bd_stat(services: Services) -> str:
+    """bd_count bd_reads bd_writes, in blocks of 4 KiB."""
+    now, done, reads = services.statistics(), services.shrinker.counts, services.reader.counts
+    fields = (now.backing_current, reads.read_bytes, done.written_bytes)
+    return " ".join(str(value // BLOCK_BYTES) for value in fields) + "\n"
+
+
+def metrics(services: Services) -> str:
+    """Prometheus text exposition: every number of `stat` and `events`, and the state as a label."""
+    lines: list[str] = []
+    for key, value in {**stat(services), **events(services)}.items():
+        if isinstance(value, int) and key != "daemon_pid":
+            kind = "counter" if key in _COUNTERS or key in events(services) else "gauge"
+            name = f"tmemfs_{key}" + ("_total" if kind == "counter" else "")
+            lines += [f"# TYPE {name} {kind}", f"{name} {value}"]
+    healthy = int(services.state() == "running")
+    return "\n".join([*lines, "# TYPE tmemfs_healthy gauge", f"tmemfs_healthy {healthy}"]) + "\n"
+
+
+def segments(services: Services) -> str:
+    """segment state lane sequence fill% live% pages, a line each, oldest first."""
+    return "".join(
+        f"{s.segment} {s.state} {s.lane} {s.sequence} {100 * s.fill_bytes // SEGMENT_BYTES}% "
+        f"{100 * s.live_bytes // SEGMENT_BYTES}% {s.pages}\n"
+        for s in segment_lines(services.tmem)
+    )

@@ -1,0 +1,154 @@
+"""The arena: the RAM of the pool, cut into frames of one segment each.
+
+A frame is *cold* (no memory behind it), *ready* (faulted in, unused), *used* (it holds a segment) or *releasing* (its memory
+is being given back). Frames with memory behind them are *held*; `held` never exceeds `limit`. A few ready frames are kept as
+a reserve, so that swap-out makes progress without asking the kernel for memory.
+
+Guarded by the store's lock. Does no I/O: populating and punching are done by the engine between `take_cold` and `populated`,
+and between `take_releasing` and `released`.
+
+Invariants:
+1. Each frame is in exactly one of the four conditions.
+2. held = ready + used + releasing <= limit, unless the limit was lowered below it; then no frame is taken until it is true.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NewType
+
+from tmemfs.store.region import Region
+from tmemfs.units import SEGMENT_BYTES
+
+Frame = NewType("Frame", int)
+
+#: Faulted-in frames kept for the next segments: one for each lane and as many again for the time a refill takes.
+RESERVE_FRAMES: Final = 4
+
+
+class Arena:
+    """`frames` frames of SEGMENT_BYTES in one region, of which at most `limit` have memory behind them."""
+
+    def __init__(
+        self,
+        frames: int,
+        limit: int,
+        region: Region | None = None,
+        reserve: int = RESERVE_FRAMES,
+    ) -> None:
+        self.frames = frames
+        self.region = region or Region("arena", frames * SEGMENT_BYTES)
+        self.view = self.region.view
+        self.reserve = reserve
+        self.limit = limit
+        self.used: set[Frame] = set()
+        self.peak = 0
+        self._ready: list[Frame] = []
+        self._releasing: list[Frame] = []
+        self._given_back = 0
+        self._populating = 0
+        self._cold: list[Frame] = []
+        self._untouched = 0
+
+    @property
+    def held(self) -> int:
+        """Frames with memory behind them."""
+        return len(self.used) + self.idle
+
+    @property
+    def idle(self) -> int:
+        """Frames with memory behind them that hold no segment."""
+        return len(self._ready) + len(self._releasing) + self._given_back + self._populating
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `take` would give a frame."""
+        if self._ready:
+            return True
+        held = self.held
+        return (bool(self._releasing) and held <= self.limit) or (held < self.limit and self._has_cold)
+
+    @property
+    def wants_populating(self) -> bool:
+        """Whether the reserve of ready frames is short and there is memory to fill it."""
+        return len(self._ready) + self._populating < self.reserve and self.held < self.limit and self._has_cold
+
+    @property
+    def has_releasing(self) -> bool:
+        """Whether frames wait for their memory to be given back."""
+        return bool(self._releasing)
+
+    @property
+    def _has_cold(self) -> bool:
+        return bool(self._cold) or self._untouched < self.frames
+
+    def adopt(self, frames: set[Frame]) -> None:
+        """Count `frames` as used by segments that were found in the table."""
+        self.used = set(frames)
+        self._untouched = max(frames, default=-1) + 1
+        self._cold = [Frame(index) for index in range(self._untouched) if index not in frames]
+        self.peak = self.held
+
+    def take(self) -> Frame | None:
+        """A frame for a segment, one that is faulted in if there is one; None at the limit."""
+        if self._ready:
+            frame = self._ready.pop()
+        elif self._releasing and self.held <= self.limit:
+            frame = self._releasing.pop()
+        elif self.held < self.limit and self._has_cold:
+            frame = self._pop_cold()
+        else:
+            return None
+        self.used.add(frame)
+        self.peak = max(self.peak, self.held)
+        return frame
+
+    def give_back(self, frame: Frame) -> None:
+        """A segment no longer needs `frame`: keep it ready if the reserve is short, else queue it for release."""
+        self.used.discard(frame)
+        short = len(self._ready) + self._populating < self.reserve and self.held < self.limit
+        (self._ready if short else self._releasing).append(frame)
+
+    def shed_ready(self) -> None:
+        """Queue ready frames for release while more is held than the limit allows."""
+        over = self.held - len(self._releasing) - self._given_back - self.limit
+        for _ in range(min(max(over, 0), len(self._ready))):
+            self._releasing.append(self._ready.pop())
+
+    def take_releasing(self, most: int) -> tuple[Frame, ...]:
+        """Up to `most` frames whose memory is to be given back now."""
+        taken = tuple(self._releasing[:most])
+        del self._releasing[:most]
+        self._given_back += len(taken)
+        return taken
+
+    def released(self, frames: tuple[Frame, ...]) -> None:
+        """The memory of `frames` has gone."""
+        self._given_back -= len(frames)
+        self._cold.extend(frames)
+
+    def keep(self, frames: tuple[Frame, ...]) -> None:
+        """The memory of `frames` could not be given back: queue them again."""
+        self._given_back -= len(frames)
+        self._releasing.extend(frames)
+
+    def take_cold(self) -> Frame:
+        """A frame to populate for the reserve; `wants_populating` must hold."""
+        self._populating += 1
+        self.peak = max(self.peak, self.held)
+        return self._pop_cold()
+
+    def populated(self, frame: Frame, ok: bool) -> None:
+        """`frame` from `take_cold` has its memory now, or could not have it."""
+        self._populating -= 1
+        (self._ready if ok else self._cold).append(frame)
+
+    def frame_view(self, frame: Frame, length: int = SEGMENT_BYTES) -> memoryview:
+        """The first `length` bytes of `frame`, borrowed."""
+        base = frame * SEGMENT_BYTES
+        return self.view[base : base + length]
+
+    def _pop_cold(self) -> Frame:
+        if self._cold:
+            return self._cold.pop()
+        self._untouched += 1
+        return Frame(self._untouched - 1)

@@ -1,0 +1,164 @@
+"""The census: what slots and segments say the store holds, counted afresh.
+
+`census` is the one scan from which the store derives its state at a start; `check` holds the state it has kept since against
+such a scan; `statistics` and `segment_lines` read it for people. Knows the regions, changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tmemfs.errors import TmemfsError
+from tmemfs.store.codec import FILL, RAW, ZERO
+from tmemfs.store.record import (
+    TAG_MASK,
+    SegmentId,
+    handle_length,
+    handle_offset,
+    handle_segment,
+    record_bytes,
+    whole_blocks,
+)
+from tmemfs.store.segments import FREE, LANES, ON_TIER, STATE_NAMES, SegmentTable
+from tmemfs.store.slots import SlotTable
+from tmemfs.units import SEGMENT_BYTES
+
+if TYPE_CHECKING:
+    from tmemfs.store.tmem import Tmem
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """Totals of one scan: live bytes and pages by segment, pages by tag, payload bytes, pages on the tier."""
+
+    live: dict[SegmentId, int]
+    pages: dict[SegmentId, int]
+    by_tag: list[int]
+    compressed_bytes: int
+    disk_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class TmemStatistics:
+    """What the store holds (pages live now, bytes) and has done (pages since the start)."""
+
+    pages_stored: int
+    pages_in_ram: int
+    pages_on_disk: int
+    zero_pages: int
+    fill_pages: int
+    raw_pages: int
+    compressed_bytes: int
+    pool_current: int
+    pool_used: int
+    pool_peak: int
+    backing_current: int
+    segments_in_ram: int
+    segments_on_disk: int
+    stores: int
+    loads_ram: int
+    loads_disk: int
+    invalidates: int
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentLine:
+    """One segment that is not free; `fill_bytes` hold records, `live_bytes` of them are still referred to."""
+
+    segment: int
+    state: str
+    lane: str
+    sequence: int
+    fill_bytes: int
+    live_bytes: int
+    pages: int
+
+
+def census(slots: SlotTable, segments: SegmentTable) -> Census:
+    """Scan every slot and every segment once. Raises TmemfsError where a handle refers to nothing."""
+    live: dict[SegmentId, int] = defaultdict(int)
+    pages: dict[SegmentId, int] = defaultdict(int)
+    by_tag = [0] * (TAG_MASK + 1)
+    compressed = disk_pages = 0
+    for slot in slots.occupied(0, slots.count):
+        handle = slots.handles[slot]
+        by_tag[handle & TAG_MASK] += 1
+        if handle & TAG_MASK == ZERO:
+            continue
+        segment = handle_segment(handle)
+        size = record_bytes(handle_length(handle))
+        if segments.state(segment) == FREE or handle_offset(handle) + size > segments.fill(segment):
+            raise TmemfsError(f"bug in tmemfs: the handle of slot {slot} refers to no record; please report it")
+        live[segment] += size
+        pages[segment] += 1
+        compressed += handle_length(handle)
+        disk_pages += segments.state(segment) == ON_TIER
+    return Census(dict(live), dict(pages), by_tag, compressed, disk_pages)
+
+
+def check(tmem: Tmem) -> None:
+    """Hold the derived state against a scan. Raises AssertionError naming what differs."""
+    with tmem.lock:
+        found = census(tmem.slots, tmem.segments)
+        used = tmem.segments.in_use()
+        frames = [tmem.segments.index(s) for s in used if tmem.segments.state(s) != ON_TIER]
+        on_tier = {tmem.segments.index(s): whole_blocks(tmem.segments.fill(s)) for s in used if tmem.segments.state(s) == ON_TIER}
+        for segment in used:
+            assert tmem.segments.live[segment] == found.live.get(segment, 0), f"live bytes of segment {segment}"
+            assert tmem.segments.pages[segment] == found.pages.get(segment, 0), f"pages of segment {segment}"
+            in_ram = tmem.segments.state(segment) != ON_TIER
+            base = tmem.segments.index(segment) * SEGMENT_BYTES if in_ram else -1
+            assert tmem.segments.base[segment] == base, f"base of segment {segment}"
+        assert tmem.pages_by_tag == found.by_tag, "pages by tag"
+        assert tmem.compressed_bytes == found.compressed_bytes, "compressed bytes"
+        assert tmem.disk_pages == found.disk_pages, "pages on the tier"
+        assert len(set(frames)) == len(frames) and set(frames) == tmem.arena.used, "frames in use"
+        assert on_tier.items() <= tmem.extents.out.items(), "extents in use"
+        held = sum(tmem.extents.out.values()) + tmem.extents.dying_bytes
+        assert tmem.extents.held_bytes == held, "bytes held on the tier"
+
+
+def statistics(tmem: Tmem) -> TmemStatistics:
+    """The state as it is now, in one consistent reading."""
+    with tmem.lock:
+        by_tag, counts, arena = tmem.pages_by_tag, tmem.counts, tmem.arena
+        stored = sum(by_tag)
+        return TmemStatistics(
+            pages_stored=stored,
+            pages_in_ram=stored - by_tag[ZERO] - tmem.disk_pages,
+            pages_on_disk=tmem.disk_pages,
+            zero_pages=by_tag[ZERO],
+            fill_pages=by_tag[FILL],
+            raw_pages=by_tag[RAW],
+            compressed_bytes=tmem.compressed_bytes,
+            pool_current=arena.held * SEGMENT_BYTES,
+            pool_used=len(arena.used) * SEGMENT_BYTES,
+            pool_peak=arena.peak * SEGMENT_BYTES,
+            backing_current=tmem.extents.held_bytes,
+            segments_in_ram=len(arena.used),
+            segments_on_disk=len(tmem.extents.out),
+            stores=counts.stores,
+            loads_ram=counts.loads_ram,
+            loads_disk=counts.loads_disk,
+            invalidates=counts.invalidates,
+        )
+
+
+def segment_lines(tmem: Tmem) -> list[SegmentLine]:
+    """Every segment that is not free, oldest first."""
+    table = tmem.segments
+    with tmem.lock:
+        return [
+            SegmentLine(
+                s,
+                STATE_NAMES[table.state(s)],
+                LANES[table.lane(s)],
+                table.sequence(s),
+                table.fill(s),
+                table.live[s],
+                table.pages[s],
+            )
+            for s in table.in_use()
+        ]

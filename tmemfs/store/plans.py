@@ -1,0 +1,77 @@
+"""Plans: what the store asks somebody to do outside its lock. Frozen; performed once, then committed or aborted.
+
+WriteBack   write `data` to `extent`, then commit: the segment lies on the tier and its frame may go
+ReadPlan    read `records` from the tier, verify them, then commit: their segments are no longer pinned
+Release     give the memory of `frames` back to the system
+Discard     punch holes where `extents` were
+Populate    fault `frame` in, for the reserve
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tmemfs.store.arena import Frame
+from tmemfs.store.record import HEADER_BYTES, SegmentId
+from tmemfs.tiers.tier import Extent
+
+
+@dataclass(frozen=True, slots=True)
+class WriteBack:
+    """Write `data` (borrowed from the frame, whole blocks) to `extent`. `pages` live pages when it was planned."""
+
+    segment: SegmentId
+    sequence: int
+    frame: Frame
+    extent: Extent
+    data: memoryview
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordAt:
+    """Where a tier holds the record of `slot`. `at` is its index in the request; `offset` and `length` are bytes."""
+
+    at: int
+    slot: int
+    handle: int
+    segment: SegmentId
+    seed: int
+    extent: Extent
+    offset: int
+    tag: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """First byte after the record in its extent."""
+        return self.offset + HEADER_BYTES + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPlan:
+    """Pages of a request in order, None where `records` says where the page lies on a tier; those segments are pinned."""
+
+    pages: list[bytes | None]
+    records: tuple[RecordAt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give back the memory of `frames`."""
+
+    frames: tuple[Frame, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Punch holes where `extents` were."""
+
+    extents: tuple[Extent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Populate:
+    """Fault `frame` in."""
+
+    frame: Frame

@@ -1,0 +1,36 @@
+"""A shared region of state: a memfd, mapped once.
+
+The store's four regions (slots, segments, arena, requests) are memfds so that they can outlive the process that maps them.
+Constant after construction. The memory is zero and not faulted in until it is touched, locked or populated.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+
+class Region:
+    """`size_bytes` of memory with a name, a descriptor and one mapping. Raises OSError where the kernel refuses."""
+
+    __slots__ = ("fd", "map", "name", "size_bytes", "view")
+
+    def __init__(self, name: str, size_bytes: int) -> None:
+        self.name = name
+        self.size_bytes = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.fd = os.memfd_create(f"tmemfs-{name}", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, self.size_bytes)
+        self.map = mmap.mmap(self.fd, self.size_bytes)
+        self.view = memoryview(self.map)
+
+    def words(self) -> memoryview:
+        """The region as unsigned 64-bit words."""
+        return self.view.cast("Q")
+
+    def resident_bytes(self) -> int:
+        """Memory the kernel holds for the region, whatever our own counters say."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def close(self) -> None:
+        """Give the descriptor back; the mapping goes when nobody borrows from it any more."""
+        os.close(self.fd)

@@ -1,0 +1,242 @@
+"""The segment table: where each segment lies, and the life of a segment as data.
+
+    free -> open -> sealed -> writing -> on tier -> free
+              |        ^  |      |  '-> sealed (the write failed)
+              |        |  '-> free (its last page died in RAM)
+              '-> sealed
+
+One record of 32 bytes a segment, in a region of its own; everything else here is derived from it:
+
+    offset  size  field
+    0       8     place: bits 0-7 state, 8-15 lane, 16-63 frame (open, sealed, writing) or extent (on tier)
+    8       8     fill: bytes of the segment that hold records
+    16      8     sequence: unique for each use of a segment, grows with time
+    24      8     reserved, 0
+
+`place` is one word, so a segment moves from RAM to its tier with one 8-byte write. A worker that finds 'writing' or 'open'
+after a crash treats it as sealed: the frame is whole.
+
+Guarded by the store's lock.
+
+Invariants:
+1. `base[s]` is the arena offset of s's frame while s is in RAM, else -1.
+2. `live[s]` is the sum of the record bytes of the slots whose handle points into s, `pages[s]` their number.
+3. A pinned segment is never freed, and its extent not reused.
+"""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from typing import Final
+
+from tmemfs.errors import TmemfsError
+from tmemfs.store.record import SegmentId
+from tmemfs.store.region import Region
+from tmemfs.tiers.tier import Extent
+from tmemfs.units import SEGMENT_BYTES
+
+FREE: Final = 0
+OPEN: Final = 1
+SEALED: Final = 2
+WRITING: Final = 3
+ON_TIER: Final = 4
+STATE_NAMES: Final = ("free", "open", "sealed", "writing", "on-tier")
+IN_RAM: Final = frozenset((OPEN, SEALED, WRITING))
+TRANSITIONS: Final = frozenset(
+    (
+        (FREE, OPEN),
+        (OPEN, SEALED),
+        (SEALED, WRITING),
+        (WRITING, SEALED),
+        (WRITING, ON_TIER),
+        (SEALED, FREE),
+        (WRITING, FREE),
+        (ON_TIER, FREE),
+    )
+)
+
+LANE_PACKED: Final = 0
+LANE_RAW: Final = 1
+LANES: Final = ("packed", "raw")
+
+_WORDS: Final = 4
+_PLACE, _FILL, _SEQUENCE = range(3)
+RECORD_BYTES: Final = 8 * _WORDS
+
+
+class SegmentTable:
+    """`count` segment records, and what is derived from them."""
+
+    def __init__(self, count: int, region: Region | None = None) -> None:
+        self.count = count
+        self.region = region or Region("segments", count * RECORD_BYTES)
+        self.words = self.region.words()
+        self.base = array("q", [-1]) * count
+        self.live = array("l", [0]) * count
+        self.pages = array("l", [0]) * count
+        self.pins: dict[SegmentId, int] = {}
+        self.next_sequence = 1
+        self._untouched = 0
+        self._free: list[SegmentId] = []
+
+    def state(self, segment: SegmentId) -> int:
+        """FREE, OPEN, SEALED, WRITING or ON_TIER."""
+        return self.words[segment * _WORDS + _PLACE] & 0xFF
+
+    def lane(self, segment: SegmentId) -> int:
+        """LANE_PACKED or LANE_RAW."""
+        return self.words[segment * _WORDS + _PLACE] >> 8 & 0xFF
+
+    def index(self, segment: SegmentId) -> int:
+        """The frame or the extent, by the state."""
+        return self.words[segment * _WORDS + _PLACE] >> 16
+
+    def fill(self, segment: SegmentId) -> int:
+        """Bytes that hold records."""
+        return self.words[segment * _WORDS + _FILL]
+
+    def set_fill(self, segment: SegmentId, fill_bytes: int) -> None:
+        """Record that the first `fill_bytes` hold records."""
+        self.words[segment * _WORDS + _FILL] = fill_bytes
+
+    def sequence(self, segment: SegmentId) -> int:
+        """Number of this use of the segment."""
+        return self.words[segment * _WORDS + _SEQUENCE]
+
+    def take(self) -> SegmentId:
+        """A free segment. There are as many as frames and extents together, so one is always left."""
+        if self._free:
+            return self._free.pop()
+        if self._untouched == self.count:
+            raise TmemfsError("bug in tmemfs: the segment table is full though a frame was free; please report it")
+        self._untouched += 1
+        return SegmentId(self._untouched - 1)
+
+    def open(self, segment: SegmentId, lane: int, frame: int) -> int:
+        """Start a use of `segment` in `frame`; gives its sequence number."""
+        sequence = self.next_sequence
+        self.next_sequence += 1
+        at = segment * _WORDS
+        self.words[at + _FILL] = 0
+        self.words[at + _SEQUENCE] = sequence
+        self.move(segment, OPEN, frame, lane)
+        self.base[segment] = frame * SEGMENT_BYTES
+        return sequence
+
+    def move(self, segment: SegmentId, state: int, index: int, lane: int | None = None) -> None:
+        """Change state and place with one write. The transition must be legal."""
+        at = segment * _WORDS + _PLACE
+        old = self.words[at]
+        if (old & 0xFF, state) not in TRANSITIONS:
+            moved = f"{STATE_NAMES[old & 0xFF]} to {STATE_NAMES[state]}"
+            raise TmemfsError(f"bug in tmemfs: segment {segment} cannot go from {moved}; please report it")
+        self.words[at] = state | (old >> 8 & 0xFF if lane is None else lane) << 8 | index << 16
+        if state not in IN_RAM:
+            self.base[segment] = -1
+        if state == FREE:
+            self._free.append(segment)
+
+    def pin(self, segment: SegmentId) -> None:
+        """Keep `segment` and its extent until as many calls of `unpin`."""
+        self.pins[segment] = self.pins.get(segment, 0) + 1
+
+    def unpin(self, segment: SegmentId) -> bool:
+        """Undo one `pin`; whether that was the last."""
+        left = self.pins[segment] - 1
+        if left:
+            self.pins[segment] = left
+        else:
+            del self.pins[segment]
+        return not left
+
+    def in_use(self) -> list[SegmentId]:
+        """Every segment that is not free, in order of age."""
+        used = [SegmentId(s) for s in range(self._untouched) if self.state(SegmentId(s)) != FREE]
+        return sorted(used, key=self.sequence)
+
+    def recover(self) -> list[SegmentId]:
+        """Rebuild free list, bases and the next sequence from the region; what was open or being written is sealed."""
+        self._untouched = self.count
+        used: list[SegmentId] = []
+        for segment in map(SegmentId, range(self.count)):
+            state = self.state(segment)
+            if state == FREE:
+                continue
+            used.append(segment)
+            self.next_sequence = max(self.next_sequence, self.sequence(segment) + 1)
+            if state == ON_TIER:
+                continue
+            if state != SEALED:
+                self.move(segment, SEALED, self.index(segment))
+            self.base[segment] = self.index(segment) * SEGMENT_BYTES
+        self._untouched = used[-1] + 1 if used else 0
+        taken = set(used)
+        self._free = [SegmentId(s) for s in reversed(range(self._untouched)) if s not in taken]
+        return sorted(used, key=self.sequence)
+
+
+class Extents:
+    """Which extents of the tier are free, lowest first, so that the backing stays short.
+
+    An extent is free, out (it holds a segment or is being written) or dying (its hole is still to be punched). What is not free
+    takes the whole blocks of its fill; together at most `limit_bytes`, and at most `count` extents.
+
+    Guarded by the store's lock.
+    """
+
+    def __init__(self, count: int, limit_bytes: int | None = None) -> None:
+        self.count = count
+        self.limit_bytes = count * SEGMENT_BYTES if limit_bytes is None else limit_bytes
+        self.held_bytes = 0
+        self.out: dict[Extent, int] = {}
+        self._dying: dict[Extent, int] = {}
+        self._discarding: dict[Extent, int] = {}
+        self._free: list[Extent] = []
+        self._untouched = 0
+
+    @property
+    def dying_bytes(self) -> int:
+        """Bytes whose holes are still to be punched."""
+        return sum(self._dying.values()) + sum(self._discarding.values())
+
+    def take(self, size_bytes: int) -> Extent | None:
+        """The lowest free extent for `size_bytes`, or None at the limit."""
+        if self.held_bytes + size_bytes > self.limit_bytes or not (self._free or self._untouched < self.count):
+            return None
+        if self._free:
+            extent = heapq.heappop(self._free)
+        else:
+            extent = Extent(self._untouched)
+            self._untouched += 1
+        self.out[extent] = size_bytes
+        self.held_bytes += size_bytes
+        return extent
+
+    def adopt(self, extents: dict[Extent, int]) -> None:
+        """Count `extents`, with their bytes, as out: segments in the table lie there."""
+        self.out = dict(extents)
+        self.held_bytes = sum(extents.values())
+        self._untouched = max(extents, default=-1) + 1
+        self._free = [Extent(index) for index in range(self._untouched) if index not in extents]
+
+    def die(self, extent: Extent) -> None:
+        """Nothing in `extent` is needed any more: queue its hole."""
+        self._dying[extent] = self.out.pop(extent)
+
+    def take_dying(self, most: int) -> tuple[Extent, ...]:
+        """Up to `most` extents whose holes are to be punched now, in order."""
+        taken = tuple(sorted(self._dying)[:most])
+        for extent in taken:
+            self._discarding[extent] = self._dying.pop(extent)
+        return taken
+
+    def discarded(self, extents: tuple[Extent, ...], ok: bool) -> None:
+        """The holes of `extents` are punched, or could not be: then they are queued again."""
+        for extent in extents:
+            size_bytes = self._discarding.pop(extent)
+            if ok:
+                self.held_bytes -= size_bytes
+                heapq.heappush(self._free, extent)
+            else:
+                self._dying[extent] = size_bytes

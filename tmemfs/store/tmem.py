@@ -1,0 +1,501 @@
+"""The tmem: store, load and invalidate pages of swap slots, and plan what moves them between tiers.
+
+Pages are appended as records to the open segment of their lane; a full segment is sealed and, oldest first, planned for
+write-back. The store is synchronous, does no I/O and starts no thread: whoever performs a plan commits or aborts it, and
+commit re-checks what may have changed meanwhile.
+
+Thread-safety: every public method takes the lock itself and may be called from any thread. Compression happens before
+`insert`, never under the lock; the one page a load decompresses is decompressed under it, so that its frame cannot go.
+
+Order of a store: record bytes, then fill, then the handle. Order of a write-back: data written, then the segment's place,
+then the frame is given back. So a process killed at any instruction leaves regions from which `Tmem` starts again.
+
+Invariants (checked by `check`):
+1. A handle refers to a record inside the fill of a segment that is not free.
+2. Live bytes, pages by tag and used frames and extents equal what a scan of slots and segments finds.
+3. Pool memory (frames held) stays within the arena's limit; extents out stay within the extents' limit.
+4. A frame is given back only after its segment lies on the tier or is dead.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import lz4.block
+from xxhash import xxh3_64_intdigest
+
+from tmemfs.errors import Corrupt, TmemfsError
+from tmemfs.store.arena import Arena, Frame
+from tmemfs.store.census import census
+from tmemfs.store.codec import LZ4, RAW, ZERO, ZERO_PAGE, Packed, decode
+from tmemfs.store.plans import Discard, Populate, ReadPlan, RecordAt, Release, WriteBack
+from tmemfs.store.record import (
+    CHECKSUM_MASK,
+    EMPTY,
+    GRAIN_BYTES,
+    GRAIN_MASK,
+    HEADER,
+    HEADER_BYTES,
+    LENGTH_MASK,
+    LENGTH_SHIFT,
+    OFFSET_MASK,
+    SEGMENT_SHIFT,
+    TAG_MASK,
+    ZERO_HANDLE,
+    SegmentId,
+    handle_length,
+    handle_offset,
+    handle_segment,
+    segment_seed,
+    start_of,
+    whole_blocks,
+)
+from tmemfs.store.segments import (
+    FREE,
+    IN_RAM,
+    LANE_PACKED,
+    LANE_RAW,
+    ON_TIER,
+    SEALED,
+    WRITING,
+    Extents,
+    SegmentTable,
+)
+from tmemfs.store.slots import SlotTable
+from tmemfs.tiers.tier import Extent
+from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
+
+_OFFSET_BYTES_SHIFT: Final = 14
+_OFFSET_BYTES_MASK: Final = OFFSET_MASK * GRAIN_BYTES
+_TAGS: Final = TAG_MASK + 1
+#: Handle of a slot and sequence of its segment: a place in a segment is used once in a sequence.
+Version = tuple[int, int]
+_pack_header = HEADER.pack_into
+
+
+class _OpenSegment:
+    """The segment a lane appends to; its `fill` is SEGMENT_BYTES while there is none, so that nothing fits."""
+
+    __slots__ = ("base", "fill", "index", "is_open", "seed", "segment")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.close()
+
+    def start(self, segment: SegmentId, frame: Frame, sequence: int) -> None:
+        self.is_open = True
+        self.segment = segment
+        self.base = frame * SEGMENT_BYTES
+        self.fill = 0
+        self.seed = segment_seed(sequence)
+
+    def close(self) -> None:
+        self.is_open = False
+        self.segment = SegmentId(0)
+        self.base = 0
+        self.fill = SEGMENT_BYTES
+        self.seed = 0
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was done since the start, in pages. Guarded by the lock."""
+
+    stores: int = 0
+    loads_ram: int = 0
+    loads_disk: int = 0
+    invalidates: int = 0
+    raw_stores: int = 0
+
+
+class Tmem:
+    """Pages by swap slot, over the regions of `slots`, `segments` and `arena`; extents are numbered by `extents`.
+
+    `notice` is called, under the lock, when there may be work for the engine: it must return at once.
+    """
+
+    def __init__(self, slots: SlotTable, segments: SegmentTable, arena: Arena, extents: Extents) -> None:
+        # constant after construction
+        self.lock = threading.Lock()
+        self.slots = slots
+        self.segments = segments
+        self.arena = arena
+        self.extents = extents
+        self.notice: Callable[[], None] = lambda: None
+        # guarded by the lock
+        self._open = (_OpenSegment(LANE_PACKED), _OpenSegment(LANE_RAW))
+        self._sealed: tuple[OrderedDict[SegmentId, None], ...] = (
+            OrderedDict(),
+            OrderedDict(),
+        )
+        self.pages_by_tag = [0] * _TAGS
+        self.compressed_bytes = 0
+        self.disk_pages = 0
+        self.counts = Counts()
+        self._recover()
+
+    # ---- pages -----------------------------------------------------------------------------------------------------
+
+    def insert(self, first: int, packed: list[Packed], start: int = 0) -> int:
+        """Store the encoded pages of slots first+start, ...; gives how many entries of `packed` are stored now.
+
+        Fewer than all of them means that the next one finds no room in RAM: make room and go on from there.
+        """
+        with self.lock:
+            return self._insert(first, packed, start)
+
+    def insert_if(self, slot: int, expected: Version, packed: Packed) -> bool | None:
+        """Store one page if the slot's version is still `expected`: True; False if it is not; None without room."""
+        with self.lock:
+            if self._version(slot) != expected:
+                return False
+            return True if self._insert(slot, [packed], 0) else None
+
+    def version(self, slot: int) -> Version:
+        """What changes with every store and invalidate of `slot`, and with nothing else."""
+        with self.lock:
+            return self._version(slot)
+
+    def load(self, slot: int) -> bytes | None:
+        """The page of `slot`, zeros if it was never stored; None if its record lies on a tier. Raises Corrupt."""
+        with self.lock:
+            handle = self.slots.handles[slot]
+            if handle <= ZERO_HANDLE:
+                return ZERO_PAGE
+            base = self.segments.base[handle >> SEGMENT_SHIFT]
+            if base < 0:
+                return None
+            at = base + (handle >> _OFFSET_BYTES_SHIFT & _OFFSET_BYTES_MASK) + HEADER_BYTES
+            payload = self.arena.view[at : at + (handle >> LENGTH_SHIFT & LENGTH_MASK)]
+            self.counts.loads_ram += 1
+            if handle & TAG_MASK == LZ4:
+                try:
+                    page: bytes = lz4.block.decompress(payload, PAGE_BYTES)
+                    return page
+                except lz4.block.LZ4BlockError as error:
+                    raise Corrupt(f"the record of slot {slot} is damaged in RAM: test the machine's memory") from error
+            return decode(handle & TAG_MASK, payload)
+
+    def invalidate(self, first: int, count: int) -> None:
+        """Forget the pages of slots [first, first + count)."""
+        handles = self.slots.handles
+        with self.lock:
+            for slot in self.slots.occupied(first, first + count):
+                old = handles[slot]
+                handles[slot] = EMPTY
+                self.counts.invalidates += 1
+                self._drop(old)
+
+    # ---- plans -----------------------------------------------------------------------------------------------------
+
+    def plan_read(self, first: int, count: int) -> ReadPlan:
+        """What has to be read for slots [first, first + count): pages in RAM are loaded, the others' segments pinned."""
+        pages: list[bytes | None] = []
+        records: list[RecordAt] = []
+        try:
+            for at in range(count):
+                page = self.load(first + at)
+                while page is None:
+                    record = self._pin_record(at, first + at)
+                    if record is not None:
+                        records.append(record)
+                        break
+                    page = self.load(first + at)  # it came back to RAM between the two
+                pages.append(page)
+        except TmemfsError:
+            self.commit_read(ReadPlan(pages, tuple(records)))
+            raise
+        return ReadPlan(pages, tuple(records))
+
+    def commit_read(self, plan: ReadPlan) -> None:
+        """The records of `plan` have been read, or could not be: nothing is pinned for it any more."""
+        with self.lock:
+            self.counts.loads_disk += len(plan.records)
+            for record in plan.records:
+                if self.segments.unpin(record.segment) and not self.segments.live[record.segment]:
+                    self._died(record.segment)
+
+    def plan_write_back(self, include_open: bool = False) -> WriteBack | None:
+        """The next victim: raw segments first, then the oldest. None if there is no victim or no extent for it."""
+        with self.lock:
+            segment = self._victim(include_open)
+            if segment is None:
+                return None
+            whole = whole_blocks(self.segments.fill(segment))
+            extent = self.extents.take(whole)
+            if extent is None:
+                return None
+            lane = self.segments.lane(segment)
+            del self._sealed[lane][segment]
+            frame = Frame(self.segments.index(segment))
+            self.segments.move(segment, WRITING, frame)
+            view = self.arena.frame_view(frame, whole)
+            return WriteBack(
+                segment,
+                self.segments.sequence(segment),
+                frame,
+                extent,
+                view,
+                self.segments.pages[segment],
+            )
+
+    def commit_write_back(self, plan: WriteBack) -> None:
+        """The data of `plan` is on the tier: flip the segment's place and give its frame back; loads go to the tier now."""
+        with self.lock:
+            if self.segments.live[plan.segment]:
+                self.segments.move(plan.segment, ON_TIER, plan.extent)
+                self.disk_pages += self.segments.pages[plan.segment]
+            else:
+                self.segments.move(plan.segment, FREE, 0)
+                self.extents.die(plan.extent)
+            self.arena.give_back(plan.frame)
+            self.notice()
+
+    def abort_write_back(self, plan: WriteBack) -> None:
+        """The data of `plan` is not on the tier: the segment stays in RAM, next in line; its extent is free again."""
+        with self.lock:
+            self.extents.die(plan.extent)
+            if self.segments.live[plan.segment]:
+                self.segments.move(plan.segment, SEALED, plan.frame)
+                sealed = self._sealed[self.segments.lane(plan.segment)]
+                sealed[plan.segment] = None
+                sealed.move_to_end(plan.segment, last=False)
+            else:
+                self.segments.move(plan.segment, FREE, 0)
+                self.arena.give_back(plan.frame)
+            self.notice()
+
+    def plan_release(self, most: int = 16) -> Release | None:
+        """Up to `most` frames whose memory can go back to the system."""
+        with self.lock:
+            frames = self.arena.take_releasing(most)
+        return Release(frames) if frames else None
+
+    def commit_release(self, plan: Release) -> None:
+        """The memory has gone."""
+        with self.lock:
+            self.arena.released(plan.frames)
+
+    def abort_release(self, plan: Release) -> None:
+        """The memory could not be given back; it stays counted and is tried again."""
+        with self.lock:
+            self.arena.keep(plan.frames)
+
+    def plan_discard(self, most: int = 64) -> Discard | None:
+        """Up to `most` extents whose holes are to be punched."""
+        with self.lock:
+            extents = self.extents.take_dying(most)
+        return Discard(extents) if extents else None
+
+    def commit_discard(self, plan: Discard) -> None:
+        """The holes are punched: the extents are free."""
+        with self.lock:
+            self.extents.discarded(plan.extents, ok=True)
+
+    def abort_discard(self, plan: Discard) -> None:
+        """The holes could not be punched; the extents are tried again later and not used meanwhile."""
+        with self.lock:
+            self.extents.discarded(plan.extents, ok=False)
+
+    def plan_populate(self) -> Populate | None:
+        """A frame to fault in for the reserve, if that is short and the limit allows it."""
+        with self.lock:
+            return Populate(self.arena.take_cold()) if self.arena.wants_populating else None
+
+    def commit_populate(self, plan: Populate, ok: bool = True) -> None:
+        """The frame is faulted in; not `ok`: the kernel had no memory for it."""
+        with self.lock:
+            self.arena.populated(plan.frame, ok)
+
+    # ---- limits ----------------------------------------------------------------------------------------------------
+
+    def limit_pool(self, limit_bytes: int) -> None:
+        """At most `limit_bytes` of RAM from now on; what is above has to be shrunk by the caller."""
+        with self.lock:
+            self.arena.limit = min(limit_bytes // SEGMENT_BYTES, self.arena.frames)
+            self.arena.shed_ready()
+
+    def limit_backing(self, limit_bytes: int) -> None:
+        """At most `limit_bytes` of extents from now on; those above it are not taken back."""
+        with self.lock:
+            self.extents.limit_bytes = limit_bytes
+
+    @property
+    def has_victims(self) -> bool:
+        """Whether sealed segments wait in RAM."""
+        return any(self._sealed)
+
+    @property
+    def pages_stored(self) -> int:
+        """Live pages, zero pages included."""
+        return sum(self.pages_by_tag)
+
+    @property
+    def pool_bytes(self) -> int:
+        """RAM the pool holds."""
+        return self.arena.held * SEGMENT_BYTES
+
+    # ---- inside the lock -------------------------------------------------------------------------------------------
+
+    def _insert(self, first: int, packed: list[Packed], start: int) -> int:
+        """`insert`, under the lock. One function, record and handle written out: three calls cost 1.4 us a page more."""
+        handles = self.slots.handles
+        segments = self.segments
+        live, pages = segments.live, segments.pages
+        arena = self.arena.view
+        by_tag = self.pages_by_tag
+        slot = first + start
+        compressed_bytes = 0
+        for tag, payload in packed[start:] if start else packed:
+            if tag == ZERO:
+                handle = ZERO_HANDLE
+            else:
+                length = len(payload)
+                lane = self._open[tag == RAW]
+                at = lane.fill if tag != RAW else start_of(lane.fill, length)
+                end = at + HEADER_BYTES + length
+                if end > SEGMENT_BYTES:
+                    if not self._open_next(lane):
+                        break
+                    at, end = 0, HEADER_BYTES + length
+                elif at != lane.fill:
+                    _mark_gap(arena, lane.base + lane.fill)
+                segment = lane.segment
+                position = lane.base + at
+                checksum = xxh3_64_intdigest(payload, lane.seed | tag << 32 | slot) & CHECKSUM_MASK
+                _pack_header(arena, position, checksum | length << LENGTH_SHIFT | tag, slot)
+                arena[position + HEADER_BYTES : lane.base + end] = payload
+                end = (end + GRAIN_MASK) & ~GRAIN_MASK
+                lane.fill = end
+                segments.set_fill(segment, end)
+                live[segment] += end - at
+                pages[segment] += 1
+                compressed_bytes += length
+                handle = tag | length << LENGTH_SHIFT | at << _OFFSET_BYTES_SHIFT | segment << SEGMENT_SHIFT
+            old = handles[slot]
+            handles[slot] = handle
+            by_tag[tag] += 1
+            if old:
+                self._drop(old)
+            slot += 1
+            if tag == RAW:
+                self.counts.raw_stores += 1
+        self.compressed_bytes += compressed_bytes
+        self.counts.stores += slot - first - start
+        return slot - first
+
+    def _version(self, slot: int) -> Version:
+        handle = self.slots.handles[slot]
+        return handle, self.segments.sequence(handle_segment(handle)) if handle > ZERO_HANDLE else 0
+
+    def _open_next(self, lane: _OpenSegment) -> bool:
+        """Seal the lane's segment and open another; False, and the lane as it was, if there is no frame."""
+        if not self.arena.has_room:
+            self.notice()
+            return False
+        self._seal(lane)
+        frame = self.arena.take()
+        assert frame is not None
+        segment = self.segments.take()
+        lane.start(segment, frame, self.segments.open(segment, lane.index, frame))
+        self.notice()
+        return True
+
+    def _seal(self, lane: _OpenSegment) -> None:
+        """Close the lane's segment, if it has one; its records become a candidate for write-back."""
+        if lane.is_open:
+            segment = lane.segment
+            lane.close()
+            self.segments.move(segment, SEALED, self.segments.index(segment))
+            self._sealed[self.segments.lane(segment)][segment] = None
+            if not self.segments.live[segment]:
+                self._died(segment)
+
+    def _drop(self, handle: int) -> None:
+        """A slot does not refer to the record of `handle` any more."""
+        tag = handle & TAG_MASK
+        self.pages_by_tag[tag] -= 1
+        if tag == ZERO:
+            return
+        length = handle >> LENGTH_SHIFT & LENGTH_MASK
+        segment = SegmentId(handle >> SEGMENT_SHIFT)
+        self.compressed_bytes -= length
+        segments = self.segments
+        segments.pages[segment] -= 1
+        if segments.base[segment] < 0:
+            self.disk_pages -= 1
+        segments.live[segment] -= (HEADER_BYTES + length + GRAIN_MASK) & ~GRAIN_MASK
+        if not segments.live[segment]:
+            self._died(segment)
+
+    def _died(self, segment: SegmentId) -> None:
+        """No slot refers to `segment`: free it, unless it is open, being written or pinned (then that frees it later)."""
+        state = self.segments.state(segment)
+        if state == SEALED:
+            del self._sealed[self.segments.lane(segment)][segment]
+            frame = Frame(self.segments.index(segment))
+            self.segments.move(segment, FREE, 0)
+            self.arena.give_back(frame)
+            self.notice()
+        elif state == ON_TIER and segment not in self.segments.pins:
+            extent = Extent(self.segments.index(segment))
+            self.segments.move(segment, FREE, 0)
+            self.extents.die(extent)
+            self.notice()
+
+    def _victim(self, include_open: bool) -> SegmentId | None:
+        """The next segment to leave RAM: raw before packed, old before new."""
+        raw, packed = self._sealed[LANE_RAW], self._sealed[LANE_PACKED]
+        if include_open and not raw and not packed:
+            for lane in self._open:
+                if lane.is_open and lane.fill:
+                    self._seal(lane)
+        return next(iter(raw), next(iter(packed), None))
+
+    def _pin_record(self, at: int, slot: int) -> RecordAt | None:
+        """Pin the segment on a tier that holds the record of `slot`; None if the page is not on a tier any more."""
+        with self.lock:
+            handle = self.slots.handles[slot]
+            segment = handle_segment(handle)
+            if handle <= ZERO_HANDLE or self.segments.state(segment) != ON_TIER:
+                return None
+            self.segments.pin(segment)
+            return RecordAt(
+                at=at,
+                slot=slot,
+                handle=handle,
+                segment=segment,
+                seed=segment_seed(self.segments.sequence(segment)),
+                extent=Extent(self.segments.index(segment)),
+                offset=handle_offset(handle),
+                tag=handle & TAG_MASK,
+                length=handle_length(handle),
+            )
+
+    def _recover(self) -> None:
+        """Derive everything from the regions, as at every start; new regions are empty."""
+        used = self.segments.recover()
+        self.arena.adopt({Frame(self.segments.index(s)) for s in used if self.segments.state(s) in IN_RAM})
+        on_tier = [s for s in used if self.segments.state(s) == ON_TIER]
+        self.extents.adopt({Extent(self.segments.index(s)): whole_blocks(self.segments.fill(s)) for s in on_tier})
+        found = census(self.slots, self.segments)
+        for segment in used:
+            self.segments.live[segment] = found.live.get(segment, 0)
+            self.segments.pages[segment] = found.pages.get(segment, 0)
+            if self.segments.state(segment) == SEALED:
+                self._sealed[self.segments.lane(segment)][segment] = None
+        self.pages_by_tag = found.by_tag
+        self.compressed_bytes = found.compressed_bytes
+        self.disk_pages = found.disk_pages
+        for segment in used:
+            if not self.segments.live[segment]:
+                self._died(segment)
+
+
+def _mark_gap(arena: memoryview, at: int) -> None:
+    """Say that no record starts between `at` and the next block."""
+    arena[at : at + GRAIN_BYTES] = bytes(GRAIN_BYTES)

@@ -1,0 +1,198 @@
+"""The file tier: extents in a sparse file or on a block device, read and written with O_DIRECT.
+
+    offset            content
+    0                 header block: MAGIC, then zeros
+    1 MiB + n * 1 MiB extent n, of the layout of a segment (store/record.py)
+
+The file is locked (flock) while it is used, so a second daemon is refused; a file or device without our header is never
+written to, unless the file does not exist yet or the device begins with zeros. Contents do not outlive the daemon: nothing is
+fsynced, and the file is cut back to its header at start and end. Freed extents are punched out of the file or discarded from
+the device.
+
+Thread-safety: all methods may run at once; the descriptor is constant after construction.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import struct
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+from tmemfs.errors import BackingFull, Busy, Refused, TierError
+from tmemfs.host.memory import punch
+from tmemfs.tiers.tier import Extent
+from tmemfs.units import BLOCK_BYTES, SEGMENT_BYTES, format_size
+
+MAGIC: Final = b"tmemfs backing, format 1\n"
+HEADER_BYTES: Final = SEGMENT_BYTES
+_BLKGETSIZE64: Final = 0x80081272
+_BLKDISCARD: Final = 0x1277
+_NO_SPACE: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+class FileTier:
+    """Extents in the file or block device at `path`, which is created if it is not there. Raises Refused, Busy."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._fd = _open(path)
+        try:
+            self.is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
+            _lock(self._fd, path)
+            self._claim(path)
+            self.capacity_bytes = self._capacity()
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def write(self, extent: Extent, data: memoryview) -> None:
+        """Write `data` straight from the frame."""
+        position = HEADER_BYTES + extent * SEGMENT_BYTES
+        try:
+            while data:
+                written = os.pwrite(self._fd, data, position)
+                if not written:
+                    raise BackingFull(f"{self.name} takes no more: free space on its file system or use a larger one")
+                data = data[written:]
+                position += written
+        except OSError as error:
+            if error.errno in _NO_SPACE:
+                raise BackingFull(f"{self.name} is full: free space on its file system or lower backing.max") from error
+            raise TierError(f"writing to {self.name} failed ({error.strerror}): check the disk") from error
+
+    def read(self, extent: Extent, offset: int, into: memoryview) -> None:
+        """Fill `into`; a file that ends before it is an error."""
+        position = HEADER_BYTES + extent * SEGMENT_BYTES + offset
+        try:
+            while into:
+                count = os.preadv(self._fd, [into], position)
+                if not count:
+                    raise TierError(f"{self.name} ends before extent {extent}: something else cut it; check the disk")
+                into = into[count:]
+                position += count
+        except OSError as error:
+            raise TierError(f"reading from {self.name} failed ({error.strerror}): check the disk") from error
+
+    def discard(self, extents: tuple[Extent, ...]) -> None:
+        """Punch one hole for each run of neighbours."""
+        ordered = sorted(extents)
+        ends = [at for at, (left, right) in enumerate(pairwise(ordered), 1) if right != left + 1]
+        try:
+            for first, end in pairwise([0, *ends, len(ordered)]):
+                self._punch(
+                    HEADER_BYTES + ordered[first] * SEGMENT_BYTES,
+                    (end - first) * SEGMENT_BYTES,
+                )
+        except OSError as error:
+            raise TierError(f"punching holes into {self.name} failed ({error.strerror}): check the file system") from error
+
+    def close(self) -> None:
+        """Cut the file back to its header and unlock it."""
+        with suppress(OSError):  # the contents are worthless either way, and the next start cuts them off again
+            self._forget()
+        os.close(self._fd)
+
+    def _claim(self, path: Path) -> None:
+        with mmap.mmap(-1, BLOCK_BYTES) as block:
+            found = os.preadv(self._fd, [block], 0)
+            header = bytes(block[:found])
+            blank = not header if not self.is_device else not any(header)
+            if not blank and not header.startswith(MAGIC):
+                raise Refused(f"{path} was not made by tmemfs: give another --backing, or move it away yourself")
+            if blank and not self.is_device and os.fstat(self._fd).st_size:
+                raise Refused(f"{path} was not made by tmemfs: give another --backing, or move it away yourself")
+            block[:] = MAGIC.ljust(BLOCK_BYTES, b"\0")
+            try:
+                os.pwrite(self._fd, block, 0)
+                self._forget()
+            except OSError as error:
+                if blank and not self.is_device:
+                    os.unlink(path)
+                raise Refused(f"cannot write to {path} ({error.strerror}): free space there or give another --backing") from error
+
+    def _forget(self) -> None:
+        if self.is_device:
+            size = _device_bytes(self._fd)
+            try:
+                self._punch(HEADER_BYTES, (size - HEADER_BYTES) // SEGMENT_BYTES * SEGMENT_BYTES)
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+        else:
+            os.ftruncate(self._fd, BLOCK_BYTES)
+
+    def _capacity(self) -> int:
+        if self.is_device:
+            capacity = _device_bytes(self._fd) - HEADER_BYTES
+        else:
+            space = os.fstatvfs(self._fd)
+            capacity = space.f_bavail * space.f_frsize
+        whole = capacity // SEGMENT_BYTES * SEGMENT_BYTES
+        if whole <= 0:
+            raise Refused(f"{self.name} has room for {format_size(capacity)}, not even one segment: free space there")
+        return whole
+
+    def _punch(self, offset: int, length: int) -> None:
+        if self.is_device:
+            fcntl.ioctl(self._fd, _BLKDISCARD, struct.pack("QQ", offset, length))
+        else:
+            punch(self._fd, offset, length)
+
+
+def check_backing(path: Path) -> None:
+    """Raise what FileTier would raise for `path`, creating and changing nothing."""
+    if not path.exists():
+        directory = path.parent
+        if not directory.is_dir():
+            raise Refused(f"{directory} does not exist: create it (mkdir -p {directory}) or give another --backing")
+        if not os.access(directory, os.W_OK) or os.statvfs(directory).f_flag & os.ST_RDONLY:
+            raise Refused(f"{directory} cannot be written to: give a --backing on a writable file system")
+        space = os.statvfs(directory)
+        if space.f_bavail * space.f_frsize < 2 * SEGMENT_BYTES:
+            raise Refused(f"the file system of {directory} is full: free space there or give another --backing")
+        return
+    if path.is_dir():
+        raise Refused(f"{path} is a directory: give the path of a file in it, for example {path / 'backing'}")
+    fd = _open(path, os.O_RDONLY)
+    try:
+        _lock(fd, path)
+        with mmap.mmap(-1, BLOCK_BYTES) as block:
+            header = bytes(block[: os.preadv(fd, [block], 0)])
+        device = stat.S_ISBLK(os.fstat(fd).st_mode)
+        if not header.startswith(MAGIC) and not (device and not any(header)):
+            raise Refused(f"{path} was not made by tmemfs: give another --backing, or move it away yourself")
+    finally:
+        os.close(fd)
+
+
+def _open(path: Path, mode: int = os.O_RDWR | os.O_CREAT) -> int:
+    device = path.is_block_device()
+    flags = mode & ~os.O_CREAT | os.O_EXCL if device else mode
+    try:
+        return os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        raise Refused(f"{path.parent} does not exist: create it or give another --backing") from None
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise Busy(f"{path} is in use (mounted or swap): give another --backing") from error
+        if error.errno == errno.EINVAL:
+            raise Refused(f"the file system of {path} has no direct I/O: give a --backing on another one") from error
+        raise Refused(f"cannot open {path} ({error.strerror}): give another --backing") from error
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Busy(f"{path} is in use by another tmemfs daemon: give another --backing, or stop that one first") from None
+
+
+def _device_bytes(fd: int) -> int:
+    return int(struct.unpack("Q", fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)))[0])

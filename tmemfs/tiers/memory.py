@@ -1,0 +1,38 @@
+"""A tier in ordinary memory: for tests and the demonstration; nothing of it touches a disk."""
+
+from __future__ import annotations
+
+from tmemfs.errors import BackingFull, TierError
+from tmemfs.tiers.tier import Extent
+
+
+class MemoryTier:
+    """Extents as bytes objects; at most `capacity_bytes` of them."""
+
+    name = "memory"
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.extents: dict[Extent, bytes] = {}
+
+    def write(self, extent: Extent, data: memoryview) -> None:
+        """Keep a copy of `data`."""
+        if sum(map(len, self.extents.values())) + len(data) > self.capacity_bytes:
+            raise BackingFull("the memory tier is full: give it a larger capacity")
+        self.extents[extent] = bytes(data)
+
+    def read(self, extent: Extent, offset: int, into: memoryview) -> None:
+        """Copy from the extent; what was never written is zeros."""
+        if extent not in self.extents:
+            raise TierError(f"extent {extent} holds nothing: this is a bug in tmemfs, please report it")
+        found = self.extents[extent][offset : offset + len(into)]
+        into[:] = found + bytes(len(into) - len(found))
+
+    def discard(self, extents: tuple[Extent, ...]) -> None:
+        """Drop the copies."""
+        for extent in extents:
+            self.extents.pop(extent, None)
+
+    def close(self) -> None:
+        """Drop all copies."""
+        self.extents.clear()

@@ -1,0 +1,74 @@
+"""Real process pages: anonymous memory of this interpreter, read from /proc/self/mem, and as many different ones as wanted.
+
+Patterns compress like nothing a machine ever swaps. So tests and benchmarks take the heap of a Python that has imported a good
+part of the standard library, pages that are all zero left out, and stamp each copy with its number so that no two are alike.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from random import Random
+from typing import Final
+
+PAGE_BYTES: Final = 4096
+_MODULES: Final = (
+    "argparse asyncio concurrent.futures configparser csv ctypes decimal difflib doctest email.message fractions http.client "
+    "http.server inspect json logging.config mimetypes multiprocessing optparse pickletools plistlib pydoc sqlite3 ssl "
+    "statistics tarfile tomllib turtledemo typing unittest.mock urllib.request uuid xml.dom.minidom xmlrpc.client zipfile"
+).split()
+_STAMP_BYTES: Final = 16
+
+
+def heap_pages(most: int = 8192) -> list[bytes]:
+    """Up to `most` different anonymous pages of this process, none of them zero."""
+    for name in _MODULES:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            continue
+    pages: dict[bytes, None] = {}
+    with open("/proc/self/mem", "rb", buffering=0) as memory:
+        for start, end in _anonymous_areas():
+            for address in range(start, end, PAGE_BYTES):
+                page = _read(memory.fileno(), address)
+                if page is not None and page.count(0) < PAGE_BYTES:
+                    pages[page] = None
+                if len(pages) >= most:
+                    return list(pages)
+    return list(pages)
+
+
+def _read(fd: int, address: int) -> bytes | None:
+    try:
+        page = os.pread(fd, PAGE_BYTES, address)
+    except OSError:
+        return None
+    return page if len(page) == PAGE_BYTES else None
+
+
+def _anonymous_areas() -> list[tuple[int, int]]:
+    areas = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        fields = line.split()
+        if "rw" in fields[1] and (len(fields) == 5 or fields[5] == "[heap]"):
+            start, end = (int(part, 16) for part in fields[0].split("-"))
+            areas.append((start, end))
+    return areas
+
+
+class RealPages:
+    """An endless supply: page `number` is a heap page, stamped with the number and the seed at a place that varies."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._pages = heap_pages()
+        self._seed = seed
+        Random(seed).shuffle(self._pages)
+
+    def page(self, number: int) -> bytes:
+        """One page; the same for the same number, different from all others."""
+        base = self._pages[number % len(self._pages)]
+        at = number * 64 % (PAGE_BYTES - _STAMP_BYTES)
+        stamp = number.to_bytes(8, "little") + self._seed.to_bytes(8, "little")
+        return base[:at] + stamp + base[at + _STAMP_BYTES :]
