@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +49,8 @@ from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES, parse_size
 
 log = logging.getLogger(__name__)
 
-#: Threads hold a few frames of C and Python; the default of 8 MiB would be locked in RAM for each of them.
-_STACK_BYTES: Final = 256 << 10
+#: Room for lz4's tables of 256 KiB, which it keeps on the stack, and for a few frames of C and Python.
+_STACK_BYTES: Final = 512 << 10
 #: How long a thread keeps the interpreter while another waits: a request should not wait for a report.
 _SWITCH_S: Final = 0.0005
 #: Slots are numbered by 32 bits (store/record.py).
@@ -169,6 +169,7 @@ class _Server:
             self._run_relay()
         else:
             pyfuse3.init(self._namespace, os.fspath(self._mountpoint), _fuse_options("fsname=tmemfs", "allow_other"))
+            self._lock_future()
             self._run_pyfuse3()
 
     def _run_relay(self) -> None:
@@ -178,9 +179,10 @@ class _Server:
             memory.lock_region(relay.buffers.map, relay.buffers.size_bytes)
             self._services.request_counts = relay.statistics
             pyfuse3.init(self._namespace, f"/dev/fd/{relay.namespace_fd}", _fuse_options())
+            self._lock_future()
             relay.start()
             try:
-                self._run_pyfuse3()
+                self._run_pyfuse3(relay.wait_ended)
             finally:
                 self._unmount_at_last()
                 relay.join()
@@ -188,21 +190,29 @@ class _Server:
         finally:
             os.close(device)
 
-    def _run_pyfuse3(self) -> None:
-        outcome = memory.lock_future()
-        self._services.outcomes["memory_locked"] &= int(outcome.ok)
+    def _lock_future(self) -> None:
+        """Lock what is mapped from now on, before the first thread starts."""
+        self._services.outcomes["memory_locked"] &= int(memory.lock_future().ok)
+
+    def _run_pyfuse3(self, ended: Callable[[], Awaitable[None]] = trio.sleep_forever) -> None:
+        """Serve until pyfuse3 is told of the unmount, or `ended` returns."""
         try:
-            trio.run(self._main)
+            trio.run(self._main, ended)
         finally:
             pyfuse3.close(unmount=self._datapath != "relay")
 
-    async def _main(self) -> None:
+    async def _main(self, ended: Callable[[], Awaitable[None]]) -> None:
         async with trio.open_nursery() as nursery:
+
+            async def until(end: Callable[[], Awaitable[None]]) -> None:
+                await end()
+                nursery.cancel_scope.cancel()
+
             nursery.start_soon(self._services.shrinker.run)
             nursery.start_soon(self._obey_signals)
             nursery.start_soon(self._announce)
-            await pyfuse3.main()
-            nursery.cancel_scope.cancel()
+            nursery.start_soon(until, ended)
+            nursery.start_soon(until, pyfuse3.main)
 
     async def _announce(self) -> None:
         """Say that the mount is there, once it answers."""

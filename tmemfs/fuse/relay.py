@@ -11,7 +11,7 @@ buffer that is faulted in, so any thread may answer. INTERRUPT is dropped: no re
 What pays, measured by leaving it out (4 KiB reads, one core): the reply copied into a standing buffer and written with one
 write instead of writev, 0.4 us; local names, 0.3 us; the fast path for one page in front of `Pager.read`, 1.1 us.
 
-Thread-safety: `start`, `join` and `statistics` from any thread. Everything else is constant after construction or belongs to
+Thread-safety: `start`, `join`, `close` and `statistics` from any one thread. Everything else is constant after construction or belongs to
 one thread.
 
 Invariants:
@@ -30,6 +30,8 @@ import threading
 import traceback
 from contextlib import suppress
 from typing import Final
+
+import trio
 
 from tmemfs.engine.pager import Deferred, Pager
 from tmemfs.errors import NoRoom, TmemfsError
@@ -53,17 +55,21 @@ Work = tuple[int, Deferred, int]
 
 
 class Relay:
-    """Serves `pager` on the FUSE device `device_fd`; `swap_inode` is the image's. `namespace_fd` is for pyfuse3."""
+    """Serves `pager` on the FUSE device `device_fd`; `swap_inode` is the image's.
+
+    `namespace_fd` is for pyfuse3, which closes it.
+    """
 
     def __init__(self, device_fd: int, pager: Pager, swap_inode: int) -> None:
         self._device = device_fd
         self._pager = pager
         self._swap_inode = swap_inode
-        self._ours, self._theirs = _socket_pair()
-        self.namespace_fd = self._theirs.fileno()
+        self._ours, theirs = _socket_pair()
+        self.namespace_fd = theirs.detach()
         self.buffers = Region("requests", _DATA_AT + wire.REQUEST_BYTES + PAGE_BYTES)
         self._loads: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._stores: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._ended = os.eventfd(0, os.EFD_CLOEXEC)
         self._bugs: set[str] = set()
         self.requests = self.deferred = 0
         self._threads = [
@@ -78,15 +84,19 @@ class Relay:
         for thread in self._threads:
             thread.start()
 
+    async def wait_ended(self) -> None:
+        """Return once the file system is unmounted."""
+        await trio.lowlevel.wait_readable(self._ended)
+
     def join(self, timeout_s: float = 5.0) -> None:
         """Wait for the threads, which end when the file system is unmounted."""
         for thread in self._threads:
             thread.join(timeout_s)
 
     def close(self) -> None:
-        """Let go of the sockets; pyfuse3 has ended by then."""
-        for end in (self._ours, self._theirs):
-            end.close()
+        """Let go of what was opened; pyfuse3 has ended and closed its end of the socket by then."""
+        self._ours.close()
+        os.close(self._ended)
 
     def statistics(self) -> dict[str, int]:
         """Requests on the page path and how many of them were deferred, since the start."""
@@ -97,8 +107,7 @@ class Relay:
         try:
             self._serve_requests()
         finally:
-            with suppress(OSError):
-                self._ours.shutdown(socket.SHUT_RDWR)
+            os.eventfd_write(self._ended, 1)
             for queue_ in (self._stores, *[self._loads] * READERS):
                 queue_.put(None)
 

@@ -22,7 +22,7 @@ _libc.prctl.argtypes = (ctypes.c_int,) + (ctypes.c_ulong,) * 4
 
 _PUNCH_HOLE_KEEP_SIZE: Final = 3
 _MADV_POPULATE_WRITE: Final = 23
-_MCL_CURRENT, _MCL_FUTURE = 1, 2
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _MLOCK_ONFAULT: Final = 1
 _PR_SET_IO_FLUSHER: Final = 57
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -56,8 +56,8 @@ def lock_current() -> Outcome:
 
 
 def lock_future() -> Outcome:
-    """Lock what will be mapped. Last, when the arena is there."""
-    return _outcome("memory_locked", _libc.mlockall(_MCL_FUTURE))
+    """Lock what will be mapped, each page when it is first touched: thread stacks are mostly room that nobody uses."""
+    return _outcome("memory_locked", _libc.mlockall(_MCL_FUTURE | _MCL_ONFAULT))
 
 
 def lock_region(buffer: Buffer, length: int) -> Outcome:
