@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="the store alone, on real memory pages; needs neither root nor FUSE")
     demo.add_argument("--size", default="256M", help="pages to store (256M)")
     demo.add_argument("--codec", default="lz4", help="lz4, zstd, zstd:LEVEL or none")
+    demo.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where its backing file goes (/var/tmp)")
     demo.set_defaults(run=_demo)
     doctor = commands.add_parser("doctor", help="what this machine has of what tmemfs needs")
     doctor.add_argument("--backing", type=Path, default=BACKING, help=f"where the backing would be ({BACKING})")
@@ -234,7 +235,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     from tmemfs.demo import run
     from tmemfs.store.codec import parse_codec
 
-    run(_swap_bytes(arguments.size), parse_codec(arguments.codec))
+    run(_swap_bytes(arguments.size), parse_codec(arguments.codec), arguments.directory)
     return 0
 
 

@@ -21,8 +21,8 @@ import xxhash
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tmemfs.samples import RealPages
 from tmemfs.units import PAGE_BYTES, parse_size
-from tools.pages import RealPages
 
 
 def main() -> int:

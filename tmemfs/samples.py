@@ -12,12 +12,14 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-PAGE_BYTES: Final = 4096
+from tmemfs.units import PAGE_BYTES
+
 _MODULES: Final = (
-    "argparse asyncio concurrent.futures configparser csv ctypes decimal difflib doctest email.message fractions http.client "
-    "http.server inspect json logging.config mimetypes multiprocessing optparse pickletools plistlib pydoc sqlite3 ssl "
-    "statistics tarfile tomllib turtledemo typing unittest.mock urllib.request uuid xml.dom.minidom xmlrpc.client zipfile"
-).split()
+    "argparse", "asyncio", "concurrent.futures", "configparser", "csv", "ctypes", "decimal", "difflib", "doctest",
+    "email.message", "fractions", "http.client", "http.server", "inspect", "json", "logging.config", "mimetypes",
+    "multiprocessing", "optparse", "pickletools", "plistlib", "pydoc", "sqlite3", "ssl", "statistics", "tarfile", "tomllib",
+    "turtledemo", "typing", "unittest.mock", "urllib.request", "uuid", "xml.dom.minidom", "xmlrpc.client", "zipfile",
+)  # fmt: skip
 _STAMP_BYTES: Final = 16
 
 

@@ -1,0 +1,52 @@
+# Everything runs from .venv in the checkout; `make setup` makes it, from a bare Debian machine.
+
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+TMEMFS := $(VENV)/bin/tmemfs
+PYTEST := $(VENV)/bin/python -m pytest
+
+.PHONY: setup up down demo fmt lint test test-system check bench docs clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml tools/setup.sh
+	PYTHON=$(PYTHON) tools/setup.sh $(VENV)
+	touch $@
+
+up: setup
+	$(TMEMFS) up $(ARGS)
+
+down:
+	@test -x $(TMEMFS) || { echo "tmemfs is not installed here: run 'sudo make up' first"; exit 2; }
+	$(TMEMFS) down $(ARGS)
+
+# Neither root nor FUSE: without `make setup` only what the store itself imports is installed.
+demo:
+	@test -x $(TMEMFS) || PYTHON=$(PYTHON) tools/setup.sh --store-only $(VENV)
+	$(VENV)/bin/python -m tmemfs demo $(ARGS)
+
+fmt: setup
+	$(VENV)/bin/ruff check --fix tmemfs tools tests
+
+lint: setup
+	$(VENV)/bin/ruff check tmemfs tools tests
+	$(VENV)/bin/mypy
+
+test: setup
+	$(PYTEST) $(ARGS)
+
+test-system: setup
+	$(PYTEST) tests/fuse tests/system $(ARGS)
+
+check: lint test
+
+# The figures of docs/benchmarks.md.
+bench: setup
+	$(VENV)/bin/pip install --quiet '.[plot]'
+	$(VENV)/bin/python -m tools.bench $(ARGS)
+
+docs: setup
+	$(VENV)/bin/python -m tmemfs.control > docs/control.md
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

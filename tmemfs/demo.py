@@ -1,0 +1,123 @@
+"""The demonstration: the store alone, on real memory pages, shrunk to a file and verified byte by byte.
+
+Needs neither root nor FUSE nor a mount: the same store, shrinker, reader and file tier as in the daemon, driven by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from tmemfs.engine.pager import Deferred, Pager
+from tmemfs.engine.reader import Reader
+from tmemfs.engine.room import Room
+from tmemfs.engine.shrinker import Shrinker, ShrinkRequest
+from tmemfs.errors import Corrupt, NoRoom, Refused
+from tmemfs.samples import RealPages
+from tmemfs.store.arena import RESERVE_FRAMES, Arena
+from tmemfs.store.census import check
+from tmemfs.store.codec import Codec
+from tmemfs.store.policy import Watermarks
+from tmemfs.store.segments import Extents, SegmentTable
+from tmemfs.store.slots import SlotTable
+from tmemfs.store.tmem import Tmem
+from tmemfs.tiers.file import FileTier
+from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES, format_size
+
+#: Pages handed over at once, as the kernel does when it swaps out.
+_BATCH_PAGES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """A store of its own on a file tier."""
+
+    tmem: Tmem
+    reader: Reader
+    pager: Pager
+    shrinker: Shrinker
+
+    @classmethod
+    def on(cls, tier: FileTier, pages: int, codec: Codec) -> _Parts:
+        frames = pages * PAGE_BYTES // SEGMENT_BYTES * 9 // 8 + 2 * RESERVE_FRAMES
+        tmem = Tmem(SlotTable(pages), SegmentTable(2 * frames), Arena(frames, frames), Extents(frames))
+        room, reader = Room(), Reader(tmem, tier)
+        shrinker = Shrinker(tmem, tier, room, Watermarks.below(frames * SEGMENT_BYTES))
+        return cls(tmem, reader, Pager(tmem, reader, room, codec), shrinker)
+
+
+def run(size_bytes: int, codec: Codec, directory: Path) -> None:
+    """Store `size_bytes` of pages, shrink them to a file in `directory`, load and verify all; prints what it took.
+
+    Raises Refused where the directory cannot hold a backing, Corrupt should a byte be wrong.
+    """
+    pages = size_bytes // PAGE_BYTES
+    supply = RealPages()
+    with _backing(directory) as tier:
+        parts = _Parts.on(tier, pages, codec)
+        print(f"{pages} real memory pages ({format_size(size_bytes)}), {codec.name}, backing in {directory}")
+        _store(parts, pages, supply)
+        _shrink(parts)
+        _verify(parts, pages, supply)
+        check(parts.tmem)
+
+
+@contextmanager
+def _backing(directory: Path) -> Iterator[FileTier]:
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise Refused(f"{directory} cannot be written to: give another --directory")
+    with tempfile.TemporaryDirectory(prefix="tmemfs-demo-", dir=directory) as place:
+        tier = FileTier(Path(place) / "backing")
+        try:
+            yield tier
+        finally:
+            tier.close()
+
+
+def _store(parts: _Parts, pages: int, supply: RealPages) -> None:
+    spent_s = 0.0
+    for first in range(0, pages, _BATCH_PAGES):
+        data = b"".join(supply.page(number) for number in range(first, min(first + _BATCH_PAGES, pages)))
+        began = time.perf_counter()
+        refused = parts.pager.write(first * PAGE_BYTES, memoryview(data))
+        spent_s += time.perf_counter() - began
+        if refused:
+            raise NoRoom("bug in tmemfs: the demonstration's pool is too small for its pages; please report it")
+    compressed = parts.tmem.compressed_bytes
+    ratio = pages * PAGE_BYTES / compressed
+    print(f"  stored    {format_size(compressed)} compressed, ratio {ratio:.2f}, {spent_s / pages * 1e6:.1f} us a page")
+
+
+def _shrink(parts: _Parts) -> None:
+    resident = parts.tmem.arena.region.resident_bytes
+    before, compressed = resident(), parts.tmem.compressed_bytes
+    answer = trio.run(parts.shrinker.shrink, ShrinkRequest.parse("all"))
+    print(
+        f"  shrunk    {format_size(before)} of RAM to {format_size(resident())} in {answer.seconds:.3f} s "
+        f"({format_size(answer.freed / answer.seconds)}/s), "
+        f"{format_size(answer.written)} written: {answer.written / compressed:.3f} x the compressed pages"
+    )
+
+
+def _verify(parts: _Parts, pages: int, supply: RealPages) -> None:
+    spent_s = 0.0
+    for number in range(pages):
+        began = time.perf_counter()
+        page = parts.pager.read(number * PAGE_BYTES, PAGE_BYTES)
+        if isinstance(page, Deferred):
+            page = page.run() or b""
+        spent_s += time.perf_counter() - began
+        if page != supply.page(number):
+            raise Corrupt(f"page {number} came back wrong: this is a bug in tmemfs, please report it")
+    reads = parts.reader.counts
+    blocks = reads.read_bytes / BLOCK_BYTES / max(reads.reads, 1)
+    each_us = spent_s / pages * 1e6
+    print(f"  verified  all {pages} pages, {reads.records} from disk, {blocks:.2f} blocks and {each_us:.1f} us a page")
