@@ -67,7 +67,7 @@ class Control:
     def _table(self) -> tuple[Attribute, ...]:
         s = self._services
         marks = s.limits
-        pool = lambda: s.tmem.pool_bytes  # noqa: E731
+        pool = lambda: s.engine.tmem.pool_bytes  # noqa: E731
         return (
             Attribute("pool.max", "bytes", "Hard limit of pool RAM. Write bytes, K/M/G/T, N% of RAM, or max; "
                 "a lower limit is reached before the write returns, or EBUSY.", _number(lambda: marks.pool.max), self._pool_max),
@@ -83,7 +83,7 @@ class Control:
             Attribute("shrink", "-", "Write '64M', '64M deadline=2s' or 'all' to free that much pool RAM; returns when done, "
                 "EAGAIN if it fell short. Read: the last answer.", lambda: shrink_answer(s), self._shrink),
             Attribute("codec", "-", "How pages stored from now on are compressed: lz4, zstd, zstd:1 to zstd:19, none.",
-                lambda: _choices(s.pager.codec.name), self._codec),
+                lambda: _choices(s.engine.pager.codec.name), self._codec),
             Attribute("state", "-", "running, degraded: WHY, or draining.", lambda: s.state() + "\n"),
             Attribute("stat", "flat keyed", "Everything that is counted.", lambda: _flat(stat(s))),
             Attribute("events", "flat keyed", "How often something noteworthy happened.", lambda: _flat(events(s))),
@@ -108,10 +108,10 @@ class Control:
         self._services.limits.set_backing_max(text)
 
     async def _codec(self, text: str) -> None:
-        self._services.pager.codec = parse_codec(text)
+        self._services.engine.pager.codec = parse_codec(text)
 
     async def _shrink(self, text: str) -> None:
-        answer = await self._services.shrinker.shrink(ShrinkRequest.parse(text))
+        answer = await self._services.engine.shrinker.shrink(ShrinkRequest.parse(text))
         if answer.reason is not None:
             raise FellShort(f"freed {answer.freed} of {text.strip()}: {answer.reason}")
 

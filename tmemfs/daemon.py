@@ -24,11 +24,8 @@ import pyfuse3
 import trio
 
 from tmemfs.control import Control
-from tmemfs.engine.pager import Pager
-from tmemfs.engine.reader import Reader
-from tmemfs.engine.room import Room
+from tmemfs.engine.engine import Engine
 from tmemfs.engine.services import Limits, Services, parse_pool_max
-from tmemfs.engine.shrinker import Shrinker
 from tmemfs.errors import BadValue, Busy, Refused
 from tmemfs.fuse.mount import FUSE_DEVICE, mount_fuse
 from tmemfs.fuse.namespace import SWAP, Namespace
@@ -38,7 +35,6 @@ from tmemfs.host.notify import notify
 from tmemfs.host.swapdev import is_mounted, loop_devices_of, unmount
 from tmemfs.store.arena import Arena
 from tmemfs.store.codec import parse_codec
-from tmemfs.store.policy import Watermarks
 from tmemfs.store.segments import Extents, SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem
@@ -145,12 +141,8 @@ def _build(options: Options, tier: Tier, outcomes: dict[str, int]) -> Services:
     locked += [memory.lock_on_fault(arena.region.map, arena.region.size_bytes)]
     outcomes["memory_locked"] = int(all(outcome.ok for outcome in locked))
     tmem = Tmem(slots, segments, arena, Extents(extents, backing_bytes))
-    room = Room()
-    reader = Reader(tmem, tier)
-    pager = Pager(tmem, reader, room, parse_codec(options.codec))
-    shrinker = Shrinker(tmem, tier, room, Watermarks.below(pool_bytes))
-    limits = Limits(tmem, tier, shrinker, ram, backing_bytes)
-    return Services(tmem, tier, room, reader, pager, shrinker, limits, options.datapath, outcomes)
+    engine = Engine.over(tmem, tier, parse_codec(options.codec))
+    return Services(engine, Limits(engine, ram, backing_bytes), options.datapath, outcomes)
 
 
 class _Server:
@@ -161,7 +153,7 @@ class _Server:
         self._datapath = options.datapath
         self._services = services
         self._ready = ready
-        self._namespace = Namespace(services.pager, Control(services).attributes, self._space)
+        self._namespace = Namespace(services.engine.pager, Control(services).attributes, self._space)
 
     def run(self) -> None:
         """Serve until unmounted."""
@@ -175,7 +167,7 @@ class _Server:
     def _run_relay(self) -> None:
         device = mount_fuse(self._mountpoint)
         try:
-            relay = Relay(device, self._services.pager, SWAP)
+            relay = Relay(device, self._services.engine.pager, SWAP)
             memory.lock_region(relay.buffers.map, relay.buffers.size_bytes)
             self._services.request_counts = relay.statistics
             pyfuse3.init(self._namespace, f"/dev/fd/{relay.namespace_fd}", _fuse_options())
@@ -208,7 +200,7 @@ class _Server:
                 await end()
                 nursery.cancel_scope.cancel()
 
-            nursery.start_soon(self._services.shrinker.run)
+            nursery.start_soon(self._services.engine.shrinker.run)
             nursery.start_soon(self._obey_signals)
             nursery.start_soon(self._announce)
             nursery.start_soon(until, ended)
@@ -247,8 +239,8 @@ class _Server:
             unmount(self._mountpoint, lazy=True)
 
     def _space(self) -> tuple[int, int]:
-        size = self._services.pager.swap_bytes
-        return size, size - self._services.tmem.pages_stored * PAGE_BYTES
+        size = self._services.engine.pager.swap_bytes
+        return size, size - self._services.engine.tmem.pages_stored * PAGE_BYTES
 
 
 def _fuse_options(*more: str) -> set[str]:

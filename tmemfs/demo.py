@@ -10,22 +10,19 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from tmemfs.engine.pager import Deferred, Pager
-from tmemfs.engine.reader import Reader
-from tmemfs.engine.room import Room
-from tmemfs.engine.shrinker import Shrinker, ShrinkRequest
+from tmemfs.engine.engine import Engine
+from tmemfs.engine.pager import Deferred
+from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import Corrupt, NoRoom, Refused
 from tmemfs.samples import RealPages
 from tmemfs.store.arena import RESERVE_FRAMES, Arena
 from tmemfs.store.census import check
 from tmemfs.store.codec import Codec
-from tmemfs.store.policy import Watermarks
 from tmemfs.store.segments import Extents, SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem
@@ -36,24 +33,6 @@ from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES, format_size
 _BATCH_PAGES: Final = 32
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """A store of its own on a file tier."""
-
-    tmem: Tmem
-    reader: Reader
-    pager: Pager
-    shrinker: Shrinker
-
-    @classmethod
-    def on(cls, tier: FileTier, pages: int, codec: Codec) -> _Parts:
-        frames = pages * PAGE_BYTES // SEGMENT_BYTES * 9 // 8 + 2 * RESERVE_FRAMES
-        tmem = Tmem(SlotTable(pages), SegmentTable(2 * frames), Arena(frames, frames), Extents(frames))
-        room, reader = Room(), Reader(tmem, tier)
-        shrinker = Shrinker(tmem, tier, room, Watermarks.below(frames * SEGMENT_BYTES))
-        return cls(tmem, reader, Pager(tmem, reader, room, codec), shrinker)
-
-
 def run(size_bytes: int, codec: Codec, directory: Path) -> None:
     """Store `size_bytes` of pages, shrink them to a file in `directory`, load and verify all; prints what it took.
 
@@ -62,12 +41,18 @@ def run(size_bytes: int, codec: Codec, directory: Path) -> None:
     pages = size_bytes // PAGE_BYTES
     supply = RealPages()
     with _backing(directory) as tier:
-        parts = _Parts.on(tier, pages, codec)
+        engine = Engine.over(_tmem_for(pages), tier, codec)
         print(f"{pages} real memory pages ({format_size(size_bytes)}), {codec.name}, backing in {directory}")
-        _store(parts, pages, supply)
-        _shrink(parts)
-        _verify(parts, pages, supply)
-        check(parts.tmem)
+        _store(engine, pages, supply)
+        _shrink(engine)
+        _verify(engine, pages, supply)
+        check(engine.tmem)
+
+
+def _tmem_for(pages: int) -> Tmem:
+    """A store that holds `pages` in RAM, however badly they compress."""
+    frames = pages * PAGE_BYTES // SEGMENT_BYTES * 9 // 8 + 2 * RESERVE_FRAMES
+    return Tmem(SlotTable(pages), SegmentTable(2 * frames), Arena(frames, frames), Extents(frames))
 
 
 @contextmanager
@@ -82,24 +67,24 @@ def _backing(directory: Path) -> Iterator[FileTier]:
             tier.close()
 
 
-def _store(parts: _Parts, pages: int, supply: RealPages) -> None:
+def _store(engine: Engine, pages: int, supply: RealPages) -> None:
     spent_s = 0.0
     for first in range(0, pages, _BATCH_PAGES):
         data = b"".join(supply.page(number) for number in range(first, min(first + _BATCH_PAGES, pages)))
         began = time.perf_counter()
-        refused = parts.pager.write(first * PAGE_BYTES, memoryview(data))
+        refused = engine.pager.write(first * PAGE_BYTES, memoryview(data))
         spent_s += time.perf_counter() - began
         if refused:
             raise NoRoom("bug in tmemfs: the demonstration's pool is too small for its pages; please report it")
-    compressed = parts.tmem.compressed_bytes
+    compressed = engine.tmem.compressed_bytes
     ratio = pages * PAGE_BYTES / compressed
     print(f"  stored    {format_size(compressed)} compressed, ratio {ratio:.2f}, {spent_s / pages * 1e6:.1f} us a page")
 
 
-def _shrink(parts: _Parts) -> None:
-    resident = parts.tmem.arena.region.resident_bytes
-    before, compressed = resident(), parts.tmem.compressed_bytes
-    answer = trio.run(parts.shrinker.shrink, ShrinkRequest.parse("all"))
+def _shrink(engine: Engine) -> None:
+    resident = engine.tmem.arena.region.resident_bytes
+    before, compressed = resident(), engine.tmem.compressed_bytes
+    answer = trio.run(engine.shrinker.shrink, ShrinkRequest.parse("all"))
     print(
         f"  shrunk    {format_size(before)} of RAM to {format_size(resident())} in {answer.seconds:.3f} s "
         f"({format_size(answer.freed / answer.seconds)}/s), "
@@ -107,17 +92,17 @@ def _shrink(parts: _Parts) -> None:
     )
 
 
-def _verify(parts: _Parts, pages: int, supply: RealPages) -> None:
+def _verify(engine: Engine, pages: int, supply: RealPages) -> None:
     spent_s = 0.0
     for number in range(pages):
         began = time.perf_counter()
-        page = parts.pager.read(number * PAGE_BYTES, PAGE_BYTES)
+        page = engine.pager.read(number * PAGE_BYTES, PAGE_BYTES)
         if isinstance(page, Deferred):
             page = page.run() or b""
         spent_s += time.perf_counter() - began
         if page != supply.page(number):
             raise Corrupt(f"page {number} came back wrong: this is a bug in tmemfs, please report it")
-    reads = parts.reader.counts
+    reads = engine.reader.counts
     blocks = reads.read_bytes / BLOCK_BYTES / max(reads.reads, 1)
     each_us = spent_s / pages * 1e6
     print(f"  verified  all {pages} pages, {reads.records} from disk, {blocks:.2f} blocks and {each_us:.1f} us a page")

@@ -24,14 +24,14 @@ Values = dict[str, int | str]
 
 def stat(services: Services) -> Values:
     """Everything that is counted."""
-    now, done, reads = services.statistics(), services.shrinker.counts, services.reader.counts
+    now, done, reads = services.statistics(), services.engine.shrinker.counts, services.engine.reader.counts
     resident = resident_bytes()
-    tmem = services.tmem
+    tmem = services.engine.tmem
     return {
         "daemon_pid": os.getpid(),
         "datapath": services.datapath,
-        "codec": services.pager.codec.name,
-        "swap_size": services.pager.swap_bytes,
+        "codec": services.engine.pager.codec.name,
+        "swap_size": services.engine.pager.swap_bytes,
         "pages_stored": now.pages_stored,
         "pages_in_ram": now.pages_in_ram,
         "pages_on_disk": now.pages_on_disk,
@@ -68,13 +68,13 @@ def stat(services: Services) -> Values:
 
 def events(services: Services) -> Values:
     """How often something noteworthy happened since the start."""
-    done, reads = services.shrinker.counts, services.reader.counts
+    done, reads = services.engine.shrinker.counts, services.engine.reader.counts
     return {
         "shrinks": done.shrinks,
         "shrinks_short": done.shrinks_short,
         "segments_written": done.segments,
         "extents_discarded": done.discarded,
-        "stores_refused": services.pager.refused,
+        "stores_refused": services.engine.pager.refused,
         "write_errors": done.write_errors,
         "read_errors": reads.failed,
         "corrupt_records": reads.corrupt,
@@ -84,7 +84,7 @@ def events(services: Services) -> Values:
 
 def shrink_answer(services: Services) -> str:
     """The last answer of control/shrink, flat keyed."""
-    last = services.shrinker.last
+    last = services.engine.shrinker.last
     if last is None:
         return "requested 0\nfreed 0\nwritten 0\npages 0\nseconds 0\nreason -\n"
     requested = "all" if math.isinf(last.requested) else f"{last.requested:.0f}"
@@ -108,21 +108,21 @@ def mm_stat(services: Services) -> str:
         same,
         0,
         now.raw_pages,
-        services.tmem.counts.raw_stores,
+        services.engine.tmem.counts.raw_stores,
     )
     return " ".join(map(str, fields)) + "\n"
 
 
 def io_stat(services: Services) -> str:
     """failed_reads failed_writes invalid_io notify_free."""
-    reads = services.reader.counts
-    fields = (reads.failed + reads.corrupt, services.pager.refused, 0, services.tmem.counts.invalidates)
+    reads = services.engine.reader.counts
+    fields = (reads.failed + reads.corrupt, services.engine.pager.refused, 0, services.engine.tmem.counts.invalidates)
     return " ".join(map(str, fields)) + "\n"
 
 
 def bd_stat(services: Services) -> str:
     """bd_count bd_reads bd_writes, in blocks of 4 KiB."""
-    now, done, reads = services.statistics(), services.shrinker.counts, services.reader.counts
+    now, done, reads = services.statistics(), services.engine.shrinker.counts, services.engine.reader.counts
     fields = (now.backing_current, reads.read_bytes, done.written_bytes)
     return " ".join(str(value // BLOCK_BYTES) for value in fields) + "\n"
 
@@ -144,5 +144,5 @@ def segments(services: Services) -> str:
     return "".join(
         f"{s.segment} {s.state} {s.lane} {s.sequence} {100 * s.fill_bytes // SEGMENT_BYTES}% "
         f"{100 * s.live_bytes // SEGMENT_BYTES}% {s.pages}\n"
-        for s in segment_lines(services.tmem)
+        for s in segment_lines(services.engine.tmem)
     )

@@ -9,16 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tmemfs.engine.pager import Pager
-from tmemfs.engine.reader import Reader
-from tmemfs.engine.room import Room
-from tmemfs.engine.shrinker import Shrinker, ShrinkRequest
+from tmemfs.engine.engine import Engine
+from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import Busy, OutOfRange
 from tmemfs.store.arena import RESERVE_FRAMES
 from tmemfs.store.census import TmemStatistics, statistics
 from tmemfs.store.policy import Watermarks
-from tmemfs.store.tmem import Tmem
-from tmemfs.tiers.tier import Tier
 from tmemfs.units import SEGMENT_BYTES, format_size, parse_size
 
 #: Below this no swap-out can go on while a segment is written back: the reserve, and an open segment a lane and one on its way.
@@ -39,11 +35,11 @@ def parse_pool_max(text: str, ram_bytes: int) -> int:
 class Limits:
     """pool.max, pool.high, pool.low and backing.max. Watermarks that were not set follow pool.max."""
 
-    def __init__(self, tmem: Tmem, tier: Tier, shrinker: Shrinker, ram_bytes: int, backing_bytes: int) -> None:
+    def __init__(self, engine: Engine, ram_bytes: int, backing_bytes: int) -> None:
         self.backing = backing_bytes
-        self._tmem = tmem
-        self._tier = tier
-        self._shrinker = shrinker
+        self._tmem = engine.tmem
+        self._tier = engine.tier
+        self._shrinker = engine.shrinker
         self._ram_bytes = ram_bytes
         self._high: int | None = None
         self._low: int | None = None
@@ -102,12 +98,7 @@ class Limits:
 class Services:
     """The parts of a running daemon. `outcomes` says what memory safety was had; `datapath` serves the pages."""
 
-    tmem: Tmem
-    tier: Tier
-    room: Room
-    reader: Reader
-    pager: Pager
-    shrinker: Shrinker
+    engine: Engine
     limits: Limits
     datapath: str
     outcomes: dict[str, int] = field(default_factory=dict)
@@ -116,21 +107,21 @@ class Services:
 
     def statistics(self) -> TmemStatistics:
         """The store's."""
-        return statistics(self.tmem)
+        return statistics(self.engine.tmem)
 
     def state(self) -> str:
         """running, degraded: WHY, or draining."""
         if self.is_draining:
             return "draining"
-        reasons = [self.room.stuck] if self.room.stuck else []
-        if self.reader.counts.corrupt:
-            reasons.append(f"{self.reader.counts.corrupt} loads found a damaged record: check the backing device")
-        if self.reader.counts.failed:
-            reasons.append(f"{self.reader.counts.failed} reads from the backing failed: check the backing device")
+        reasons = [self.engine.room.stuck] if self.engine.room.stuck else []
+        if self.engine.reader.counts.corrupt:
+            reasons.append(f"{self.engine.reader.counts.corrupt} loads found a damaged record: check the backing device")
+        if self.engine.reader.counts.failed:
+            reasons.append(f"{self.engine.reader.counts.failed} reads from the backing failed: check the backing device")
         return "degraded: " + "; ".join(reasons) if reasons else "running"
 
     @classmethod
     def placeholder(cls) -> Services:
         """Services of nothing, to print the table of attributes without a daemon."""
         nothing: Any = None
-        return cls(nothing, nothing, nothing, nothing, nothing, nothing, nothing, "none")
+        return cls(nothing, nothing, "none")

@@ -1,0 +1,48 @@
+"""What each kind of test needs of the machine: skipped with the reason where it is missing, failed where it is required.
+
+TMEMFS_REQUIRE=fuse,system turns those skips into failures, as CI does.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tools.cgroup import memory_controller
+
+settings.register_profile("tmemfs", deadline=None, print_blob=True)
+settings.load_profile("tmemfs")
+
+
+def _missing_for_fuse() -> str | None:
+    if os.geteuid():
+        return "needs root"
+    return None if Path("/dev/fuse").exists() else "needs /dev/fuse: modprobe fuse"
+
+
+def _missing_for_system() -> str | None:
+    if missing := _missing_for_fuse():
+        return missing
+    if not Path("/dev/loop-control").exists():
+        return "needs loop devices: modprobe loop"
+    if memory_controller() is None:
+        return "needs a memory cgroup controller"
+    absent = [name for name in ("losetup", "mkswap", "swapon", "swapoff", "fio", "stress-ng") if not shutil.which(name)]
+    return f"needs {' '.join(absent)}: make setup" if absent else None
+
+
+_NEEDS = {"fuse": _missing_for_fuse, "system": _missing_for_system}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip or fail what cannot run here."""
+    required = os.environ.get("TMEMFS_REQUIRE", "").split(",")
+    for kind, missing_for in _NEEDS.items():
+        if item.get_closest_marker(kind) and (missing := missing_for()):
+            if kind in required:
+                pytest.fail(f"{kind} tests are required here, but: {missing}", pytrace=False)
+            pytest.skip(missing)

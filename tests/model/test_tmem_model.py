@@ -1,0 +1,243 @@
+"""The store against a dict: every operation, plan and commit as separate steps, crashes in between, checked after each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.parts import KINDS, FaultyTier, Kind, Regions, page_of
+from tmemfs.engine.reader import Reader
+from tmemfs.errors import TierError
+from tmemfs.store.census import check, statistics
+from tmemfs.store.codec import ZERO_PAGE, encode, encode_pages, parse_codec
+from tmemfs.store.plans import Discard, Populate, ReadPlan, Release, WriteBack
+from tmemfs.store.tmem import Tmem
+from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
+
+SLOTS: Final = 3000
+FRAMES: Final = 10
+EXTENTS: Final = 8
+SLOT = st.integers(0, SLOTS - 1)
+CODEC = st.sampled_from(["lz4", "zstd:1", "none"])
+SEED = st.integers(0, 1 << 20)
+WHICH = st.integers(0, 99)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A read under way and what it has to give: the pages as they were when it was planned."""
+
+    plan: ReadPlan
+    expected: list[bytes]
+
+
+class TmemMachine(RuleBasedStateMachine):
+    """Pages by slot, and the plans that are under way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pages: dict[int, bytes] = {}
+        self.tier = FaultyTier()
+        self.regions = Regions.new(SLOTS, FRAMES, EXTENTS)
+        self.limit = 6
+
+    @initialize()
+    def start(self) -> None:
+        """Start a store; also after a crash, from the same regions."""
+        self.tmem: Tmem = self.regions.start(self.limit, SLOTS)
+        self.reader = Reader(self.tmem, self.tier)
+        self.write_backs: list[WriteBack] = []
+        self.readings: list[_Reading] = []
+        self.releases: list[Release] = []
+        self.discards: list[Discard] = []
+        self.populates: list[Populate] = []
+
+    @rule(first=SLOT, count=st.integers(1, 800), kind=st.sampled_from((*KINDS, "raw")), seed=SEED, codec=CODEC)
+    def store(self, first: int, count: int, kind: Kind, seed: int, codec: str) -> None:
+        """Store a run of pages; what finds no room is as it was."""
+        pages = [page_of(kind, seed + number) for number in range(min(count, SLOTS - first))]
+        packed = encode_pages(memoryview(b"".join(pages)), parse_codec(codec))
+        stored = self.tmem.insert(first, packed)
+        for number in range(stored):
+            self.pages[first + number] = pages[number]
+        if stored < len(pages):
+            assert not self.tmem.arena.has_room
+
+    @rule(slot=SLOT, kind=st.sampled_from(KINDS), seed=SEED)
+    def store_if_unchanged(self, slot: int, kind: Kind, seed: int) -> None:
+        """A store with the version of now succeeds; one with an older version does not."""
+        version = self.tmem.version(slot)
+        page = page_of(kind, seed)
+        if self.tmem.insert_if(slot, version, encode(page, parse_codec("lz4"))):
+            self.pages[slot] = page
+            if self.tmem.version(slot) != version:
+                assert self.tmem.insert_if(slot, version, encode(page, parse_codec("none"))) is False
+
+    @rule(first=SLOT, count=st.integers(1, 2000))
+    def invalidate(self, first: int, count: int) -> None:
+        """Forget a run of pages."""
+        end = min(first + count, SLOTS)
+        self.tmem.invalidate(first, end - first)
+        for slot in range(first, end):
+            self.pages.pop(slot, None)
+
+    @rule(first=SLOT, count=st.integers(1, 8))
+    def load(self, first: int, count: int) -> None:
+        """Load pages from wherever they are."""
+        count = min(count, SLOTS - first)
+        assert self.reader.perform(self.tmem.plan_read(first, count)) == self._expected(first, count)
+
+    @rule(first=SLOT, count=st.integers(1, 8))
+    def plan_read(self, first: int, count: int) -> None:
+        """Begin a read."""
+        count = min(count, SLOTS - first)
+        self.readings.append(_Reading(self.tmem.plan_read(first, count), self._expected(first, count)))
+
+    @precondition(lambda self: self.readings)
+    @rule(which=WHICH)
+    def commit_read(self, which: int) -> None:
+        """Finish a read: whatever happened since, it gives the pages of its beginning."""
+        reading = self.readings.pop(which % len(self.readings))
+        assert self.reader.perform(reading.plan) == reading.expected
+
+    @precondition(lambda self: self.readings)
+    @rule(which=WHICH)
+    def fail_read(self, which: int) -> None:
+        """The tier fails during a read."""
+        reading = self.readings.pop(which % len(self.readings))
+        self.tier.fail("read")
+        try:
+            if reading.plan.records:
+                with pytest.raises(TierError):
+                    self.reader.perform(reading.plan)
+            else:
+                assert self.reader.perform(reading.plan) == reading.expected
+        finally:
+            self.tier.fail()
+
+    @rule(include_open=st.booleans())
+    def plan_write_back(self, include_open: bool) -> None:
+        """Begin to write a segment back."""
+        if plan := self.tmem.plan_write_back(include_open):
+            assert len(plan.data) <= SEGMENT_BYTES and len(plan.data) % PAGE_BYTES == 0
+            self.write_backs.append(plan)
+
+    @precondition(lambda self: self.write_backs)
+    @rule(which=WHICH)
+    def commit_write_back(self, which: int) -> None:
+        """The write succeeds."""
+        plan = self.write_backs.pop(which % len(self.write_backs))
+        self.tier.write(plan.extent, plan.data)
+        self.tmem.commit_write_back(plan)
+
+    @precondition(lambda self: self.write_backs)
+    @rule(which=WHICH, tears=st.booleans())
+    def abort_write_back(self, which: int, tears: bool) -> None:
+        """The write fails, before or in the middle."""
+        plan = self.write_backs.pop(which % len(self.write_backs))
+        self.tier.fail("write")
+        self.tier.tears = tears
+        with pytest.raises(TierError):
+            self.tier.write(plan.extent, plan.data)
+        self.tier.fail()
+        self.tier.tears = False
+        self.tmem.abort_write_back(plan)
+
+    @rule()
+    def shrink_all(self) -> None:
+        """Write back whatever can be written back now, and give its memory back."""
+        while plan := self.tmem.plan_write_back(include_open=True):
+            self.tier.write(plan.extent, plan.data)
+            self.tmem.commit_write_back(plan)
+        while release := self.tmem.plan_release():
+            self._release(release)
+
+    @rule()
+    def plan_release(self) -> None:
+        """Begin to give frames back."""
+        if plan := self.tmem.plan_release(2):
+            self.releases.append(plan)
+
+    @precondition(lambda self: self.releases)
+    @rule(ok=st.booleans())
+    def finish_release(self, ok: bool) -> None:
+        """The memory goes, or cannot."""
+        plan = self.releases.pop()
+        if ok:
+            self._release(plan)
+        else:
+            self.tmem.abort_release(plan)
+
+    @rule()
+    def plan_discard(self) -> None:
+        """Begin to punch holes."""
+        if plan := self.tmem.plan_discard(3):
+            self.discards.append(plan)
+
+    @precondition(lambda self: self.discards)
+    @rule(ok=st.booleans())
+    def finish_discard(self, ok: bool) -> None:
+        """The holes are punched, or cannot be."""
+        plan = self.discards.pop()
+        if ok:
+            self.tier.discard(plan.extents)
+            self.tmem.commit_discard(plan)
+        else:
+            self.tmem.abort_discard(plan)
+
+    @rule()
+    def plan_populate(self) -> None:
+        """Begin to fault a frame in."""
+        if plan := self.tmem.plan_populate():
+            self.populates.append(plan)
+
+    @precondition(lambda self: self.populates)
+    @rule(ok=st.booleans())
+    def finish_populate(self, ok: bool) -> None:
+        """The frame is faulted in, or the kernel has no memory."""
+        self.tmem.commit_populate(self.populates.pop(), ok)
+
+    @rule(frames=st.integers(4, FRAMES))
+    def limit_pool(self, frames: int) -> None:
+        """Set the pool's limit."""
+        self.limit = frames
+        self.tmem.limit_pool(frames * SEGMENT_BYTES)
+
+    @rule(extents=st.integers(0, EXTENTS))
+    def limit_backing(self, extents: int) -> None:
+        """Set the backing's limit."""
+        self.tmem.limit_backing(extents * SEGMENT_BYTES)
+
+    @rule()
+    def crash(self) -> None:
+        """The worker dies: what was under way is forgotten, and another one starts from the regions."""
+        self.start()
+
+    @invariant()
+    def agrees(self) -> None:
+        """What the store counts is what a scan finds, and what the dict holds."""
+        check(self.tmem)
+        assert statistics(self.tmem).pages_stored == len(self.pages)
+
+    def teardown(self) -> None:
+        """Every page comes back right."""
+        for slot in range(0, SLOTS, 8):
+            assert self.reader.perform(self.tmem.plan_read(slot, 8)) == self._expected(slot, 8)
+        self.regions.close()
+
+    def _expected(self, first: int, count: int) -> list[bytes]:
+        return [self.pages.get(slot, ZERO_PAGE) for slot in range(first, first + count)]
+
+    def _release(self, plan: Release) -> None:
+        for frame in plan.frames:
+            self.tmem.arena.frame_view(frame)[:] = bytes(SEGMENT_BYTES)
+        self.tmem.commit_release(plan)
+
+
+TestTmem = TmemMachine.TestCase
+TestTmem.settings = settings(max_examples=100, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck))

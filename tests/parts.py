@@ -1,0 +1,122 @@
+"""Parts to build tests from: a small store, pages of every kind, a tier that fails when told to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Final, Literal
+
+from tmemfs.errors import TierError
+from tmemfs.store.arena import Arena
+from tmemfs.store.region import Region
+from tmemfs.store.segments import RECORD_BYTES, Extents, SegmentTable
+from tmemfs.store.slots import SLOT_BYTES, SlotTable
+from tmemfs.store.tmem import Tmem
+from tmemfs.tiers.memory import MemoryTier
+from tmemfs.tiers.tier import Extent
+from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
+
+Kind = Literal["zero", "fill", "raw", "half", "text"]
+KINDS: Final[tuple[Kind, ...]] = ("zero", "fill", "raw", "half", "text")
+Operation = Literal["write", "read", "discard"]
+
+
+def page_of(kind: Kind, seed: int) -> bytes:
+    """A page that is all zero, one repeated word, incompressible, half of that, or well compressible."""
+    if kind == "zero":
+        return bytes(PAGE_BYTES)
+    if kind == "fill":
+        return (seed + 1).to_bytes(8, "little") * (PAGE_BYTES // 8)
+    if kind == "raw":
+        return Random(seed).randbytes(PAGE_BYTES)
+    if kind == "half":
+        return Random(seed).randbytes(PAGE_BYTES // 2).ljust(PAGE_BYTES, b"\0")
+    return (b"page %d of a test. " % seed * PAGE_BYTES)[:PAGE_BYTES]
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """The state that outlives a worker, and what a store needs to start from it."""
+
+    slots: Region
+    segments: Region
+    arena: Region
+    frames: int
+    extents: int
+
+    @classmethod
+    def new(cls, slots: int, frames: int, extents: int) -> Regions:
+        """Empty regions."""
+        return cls(
+            Region("slots", slots * SLOT_BYTES),
+            Region("segments", (frames + extents) * RECORD_BYTES),
+            Region("arena", frames * SEGMENT_BYTES),
+            frames,
+            extents,
+        )
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        for region in (self.slots, self.segments, self.arena):
+            region.close()
+
+    def start(self, limit: int, slots: int) -> Tmem:
+        """A store over these regions, with at most `limit` frames held."""
+        return Tmem(
+            SlotTable(slots, self.slots),
+            SegmentTable(self.frames + self.extents, self.segments),
+            Arena(self.frames, limit, self.arena),
+            Extents(self.extents),
+        )
+
+
+def new_tmem(slots: int = 4096, frames: int = 32, limit: int = 16, extents: int = 32) -> Tmem:
+    """An empty store."""
+    return Regions.new(slots, frames, extents).start(limit, slots)
+
+
+@dataclass(slots=True)
+class FaultyTier:
+    """A memory tier that calls `before[operation]` first, which may raise, wait, or change what is stored."""
+
+    inner: MemoryTier = field(default_factory=lambda: MemoryTier(1 << 30))
+    before: dict[Operation, Callable[[], None]] = field(default_factory=dict)
+    tears: bool = False
+
+    name = "faulty"
+    capacity_bytes = 1 << 30
+
+    def write(self, extent: Extent, data: memoryview) -> None:
+        """Write; when it `tears`, only the first half arrives before the fault."""
+        if self.tears:
+            self.inner.write(extent, data[: len(data) // 2])
+        self._meet("write")
+        self.inner.write(extent, data)
+
+    def read(self, extent: Extent, offset: int, into: memoryview) -> None:
+        """Read."""
+        self._meet("read")
+        self.inner.read(extent, offset, into)
+
+    def discard(self, extents: tuple[Extent, ...]) -> None:
+        """Discard."""
+        self._meet("discard")
+        self.inner.discard(extents)
+
+    def close(self) -> None:
+        """Close."""
+        self.inner.close()
+
+    def fail(self, *operations: Operation) -> None:
+        """From now on `operations` fail; none: everything works again."""
+        self.before.clear()
+        for operation in operations:
+            self.before[operation] = _raise_tier_error
+
+    def _meet(self, operation: Operation) -> None:
+        self.before.get(operation, lambda: None)()
+
+
+def _raise_tier_error() -> None:
+    raise TierError("injected: the tier failed")
