@@ -57,7 +57,7 @@ class Limits:
         while over > 0:
             answer = await self._shrinker.shrink(ShrinkRequest(over))
             over = self._tmem.pool_bytes - limit
-            if over > 0 and not answer.freed:
+            if over > 0 and not answer.written:
                 self._apply(old)
                 raise Busy(f"the pool cannot shrink to {text.strip()} now ({answer.reason}): pool.max stays {old}")
 

@@ -114,10 +114,11 @@ class _Tally:
             self.claimed += SEGMENT_BYTES
             return True
 
-    def done(self, written: int, pages: int) -> None:
-        """One segment has left RAM."""
+    def done(self, written: int, pages: int, freed: int) -> None:
+        """One segment was written back; if the reserve took its frame, another one is wanted for it."""
         with self._lock:
-            self.freed += SEGMENT_BYTES
+            self.freed += freed
+            self.claimed -= SEGMENT_BYTES - freed
             self.written += written
             self.pages += pages
 
@@ -192,7 +193,7 @@ class Shrinker:
         """Free up to `goal` bytes in the background; whether to go on at once."""
         include_open = not self._tmem.arena.has_room
         answer = await self._free(_Tally(ShrinkRequest(goal), include_open))
-        return answer.freed > 0 and self._room.stuck is None
+        return answer.written > 0 and self._room.stuck is None
 
     async def _free(self, tally: _Tally) -> ShrinkAnswer:
         async with trio.open_nursery() as nursery:
@@ -233,8 +234,8 @@ class Shrinker:
         except BaseException:
             self._tmem.abort_write_back(plan)
             raise
-        self._tmem.commit_write_back(plan)
-        tally.done(len(plan.data), plan.pages)
+        goes = self._tmem.commit_write_back(plan)
+        tally.done(len(plan.data), plan.pages, SEGMENT_BYTES if goes else 0)
         with self._lock:
             self.counts.segments += 1
             self.counts.pages += plan.pages

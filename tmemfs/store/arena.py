@@ -102,11 +102,12 @@ class Arena:
         self.peak = max(self.peak, self.held)
         return frame
 
-    def give_back(self, frame: Frame) -> None:
-        """A segment no longer needs `frame`: keep it ready if the reserve is short, else queue it for release."""
+    def give_back(self, frame: Frame) -> bool:
+        """A segment no longer needs `frame`: queue it for release (True), or keep it ready if the reserve is short."""
         self.used.discard(frame)
         short = len(self._ready) + self._populating < self.reserve and self.held < self.limit
         (self._ready if short else self._releasing).append(frame)
+        return not short
 
     def shed_ready(self) -> None:
         """Queue ready frames for release while more is held than the limit allows."""

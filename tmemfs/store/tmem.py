@@ -243,8 +243,11 @@ class Tmem:
                 self.segments.pages[segment],
             )
 
-    def commit_write_back(self, plan: WriteBack) -> None:
-        """The data of `plan` is on the tier: flip the segment's place and give its frame back; loads go to the tier now."""
+    def commit_write_back(self, plan: WriteBack) -> bool:
+        """The data of `plan` is on the tier: flip the segment's place and give its frame back; loads go to the tier now.
+
+        Whether the frame's memory goes back to the system; if not, the reserve was short and keeps it.
+        """
         with self.lock:
             if self.segments.live[plan.segment]:
                 self.segments.move(plan.segment, ON_TIER, plan.extent)
@@ -252,8 +255,9 @@ class Tmem:
             else:
                 self.segments.move(plan.segment, FREE, 0)
                 self.extents.die(plan.extent)
-            self.arena.give_back(plan.frame)
+            goes = self.arena.give_back(plan.frame)
             self.notice()
+            return goes
 
     def abort_write_back(self, plan: WriteBack) -> None:
         """The data of `plan` is not on the tier: the segment stays in RAM, next in line; its extent is free again."""

@@ -1,0 +1,382 @@
+"""The engine while its tier fails, delays, tears, is full: nothing is lost, nothing waits for ever, and it recovers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import trio
+
+from tests.parts import FaultyTier, new_tmem, page_of
+from tmemfs.engine import shrinker as shrinker_module
+from tmemfs.engine.engine import Engine
+from tmemfs.engine.pager import Deferred
+from tmemfs.engine.services import Limits, Services
+from tmemfs.engine.shrinker import ShrinkRequest
+from tmemfs.errors import BackingFull, Busy, Corrupt, NoRoom, TierError
+from tmemfs.host.memory import populate
+from tmemfs.store.census import check, statistics
+from tmemfs.store.codec import parse_codec
+from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
+
+ALL = ShrinkRequest.parse("all")
+LIMIT = 12
+PAGES_A_SEGMENT = SEGMENT_BYTES // (PAGE_BYTES + 16)
+
+
+@pytest.fixture
+def tier() -> FaultyTier:
+    return FaultyTier()
+
+
+@pytest.fixture
+def engine(tier: FaultyTier) -> Engine:
+    return Engine.over(new_tmem(slots=8192, frames=32, limit=LIMIT, extents=32), tier, parse_codec("lz4"))
+
+
+@pytest.fixture
+def services(engine: Engine) -> Services:
+    return Services(engine, Limits(engine, 32 * SEGMENT_BYTES, 32 * SEGMENT_BYTES), "none")
+
+
+@pytest.fixture
+async def background(engine: Engine, nursery: trio.Nursery) -> AsyncIterator[None]:
+    nursery.start_soon(engine.shrinker.run)
+    yield
+    nursery.cancel_scope.cancel()
+
+
+def fill_reserve(engine: Engine) -> None:
+    """What the background does; otherwise the frames of the first segments written back would fill it."""
+    while plan := engine.tmem.plan_populate():
+        populate(engine.tmem.arena.region.map, plan.frame * SEGMENT_BYTES, SEGMENT_BYTES)
+        engine.tmem.commit_populate(plan)
+
+
+def raw(number: int) -> bytes:
+    return page_of("raw", number)
+
+
+async def finish(result: bytes | Deferred | None) -> bytes | None:
+    return await trio.to_thread.run_sync(result.run) if isinstance(result, Deferred) else result
+
+
+async def store(engine: Engine, first: int, count: int) -> None:
+    """Store raw pages, 16 at a time."""
+    for start in range(first, first + count, 16):
+        data = b"".join(raw(number) for number in range(start, start + 16))
+        await finish(engine.pager.write(start * PAGE_BYTES, memoryview(data)))
+
+
+async def load(engine: Engine, slot: int) -> bytes | None:
+    return await finish(engine.pager.read(slot * PAGE_BYTES, PAGE_BYTES))
+
+
+async def verify(engine: Engine, count: int) -> None:
+    for slot in range(count):
+        assert await load(engine, slot) == raw(slot), slot
+    check(engine.tmem)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with trio.fail_after(10):
+        while not condition():
+            await trio.sleep(0.005)
+
+
+async def test_a_failed_write_keeps_the_pages_in_ram_and_says_so(engine: Engine, tier: FaultyTier, services: Services) -> None:
+    await store(engine, 0, 1024)
+    tier.fail("write")
+    answer = await engine.shrinker.shrink(ALL)
+    assert (answer.freed, answer.reason) == (0, "injected: the tier failed")
+    assert services.state() == "degraded: injected: the tier failed"
+    assert statistics(engine.tmem).pages_on_disk == 0
+    await verify(engine, 1024)
+
+
+async def test_a_torn_write_is_not_read_back(engine: Engine, tier: FaultyTier) -> None:
+    await store(engine, 0, 1024)
+    tier.fail("write")
+    tier.tears = True
+    await engine.shrinker.shrink(ALL)
+    await verify(engine, 1024)
+    tier.tears = False
+    tier.fail()
+    assert (await engine.shrinker.shrink(ALL)).reason is None
+    await verify(engine, 1024)
+
+
+async def test_service_returns_when_the_tier_does(
+    background: None, engine: Engine, tier: FaultyTier, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shrinker_module, "RETRY_S", 0.01)
+    tier.fail("write")
+    with pytest.raises(NoRoom):
+        await store(engine, 0, 8000)
+    kept = engine.tmem.pages_stored
+    assert services.state().startswith("degraded") and engine.pager.refused == 1
+    await verify(engine, kept)
+    tier.fail()
+    await until(lambda: services.state() == "running")
+    await store(engine, 0, 6000)
+    await verify(engine, 6000)
+
+
+async def test_a_full_backing_refuses_stores_and_goes_on_loading(background: None, engine: Engine, services: Services) -> None:
+    services.limits.set_backing_max("2M")
+    with pytest.raises(NoRoom, match="raise backing"):
+        await store(engine, 0, 8000)
+    assert services.state().startswith("degraded: the backing is full")
+    await verify(engine, engine.tmem.pages_stored)
+    assert statistics(engine.tmem).backing_current <= 2 * SEGMENT_BYTES
+    services.limits.set_backing_max("max")
+    await until(lambda: services.state() == "running")
+    await store(engine, 0, 6000)
+    await verify(engine, 6000)
+
+
+async def test_space_that_died_on_a_full_backing_is_used_again(background: None, engine: Engine, services: Services) -> None:
+    services.limits.set_backing_max("4M")
+    with pytest.raises(NoRoom):
+        await store(engine, 0, 8000)
+    await finish(engine.pager.discard(0, 2048 * PAGE_BYTES))
+    await until(lambda: services.state() == "running")
+    await store(engine, 0, 512)
+    assert await load(engine, 17) == raw(17)
+
+
+async def test_a_full_tier_counts_as_full(background: None, engine: Engine, tier: FaultyTier, services: Services) -> None:
+    def full() -> None:
+        raise BackingFull("the disk is full: free space")
+
+    tier.before["write"] = full
+    with pytest.raises(NoRoom, match="the disk is full"):
+        await store(engine, 0, 8000)
+    await verify(engine, engine.tmem.pages_stored)
+
+
+async def test_a_refused_whole_page_forgets_its_old_content(background: None, engine: Engine, tier: FaultyTier) -> None:
+    await store(engine, 0, 16)
+    tier.fail("write")
+    with pytest.raises(NoRoom):
+        await store(engine, 16, 8000)
+    with pytest.raises(NoRoom):
+        await finish(engine.pager.write(0, memoryview(page_of("raw", 99))))
+    assert await load(engine, 0) == bytes(PAGE_BYTES)
+    assert await load(engine, 1) == raw(1)
+
+
+async def test_a_refused_part_leaves_the_page_as_it_was(background: None, engine: Engine, tier: FaultyTier) -> None:
+    await store(engine, 0, 16)
+    tier.fail("write")
+    with pytest.raises(NoRoom):
+        await store(engine, 16, 8000)
+    with pytest.raises(NoRoom):
+        await finish(engine.pager.write(512, memoryview(b"x" * 512)))
+    assert await load(engine, 0) == raw(0)
+
+
+async def test_a_flipped_bit_on_the_tier_fails_that_load_only(engine: Engine, tier: FaultyTier, services: Services) -> None:
+    await store(engine, 0, 1024)
+    await engine.shrinker.shrink(ALL)
+    extent, data = next(iter(tier.inner.extents.items()))
+    damaged = bytearray(data)
+    damaged[5 * PAGE_BYTES + 100] ^= 1
+    tier.inner.extents[extent] = bytes(damaged)
+    failed = []
+    for slot in range(1024):
+        try:
+            assert await load(engine, slot) == raw(slot)
+        except Corrupt:
+            failed.append(slot)
+    assert len(failed) == 1
+    assert engine.reader.counts.corrupt == 1
+    assert services.state().startswith("degraded: 1 loads found a damaged record")
+
+
+async def test_a_lost_write_is_found(engine: Engine, tier: FaultyTier) -> None:
+    """The tier acknowledges a write but keeps what it had there: an older segment's records verify nowhere else."""
+    await store(engine, 0, PAGES_A_SEGMENT)
+    await engine.shrinker.shrink(ALL)
+    older = dict(tier.inner.extents)
+    await finish(engine.pager.discard(0, 8192 * PAGE_BYTES))
+    assert (await engine.shrinker.shrink(ALL)).reason is None
+    await store(engine, 0, PAGES_A_SEGMENT)
+    await engine.shrinker.shrink(ALL)
+    assert tier.inner.extents.keys() == older.keys()
+    tier.inner.extents.update(older)
+    with pytest.raises(Corrupt):
+        await load(engine, 3)
+
+
+async def test_failed_reads_are_counted_and_pass(engine: Engine, tier: FaultyTier, services: Services) -> None:
+    await store(engine, 0, 512)
+    await engine.shrinker.shrink(ALL)
+    tier.fail("read")
+    with pytest.raises(TierError):
+        await load(engine, 0)
+    assert "1 reads from the backing failed" in services.state()
+    tier.fail()
+    await verify(engine, 512)
+
+
+async def test_holes_that_could_not_be_punched_are_punched_later(engine: Engine, tier: FaultyTier) -> None:
+    await store(engine, 0, 1024)
+    await engine.shrinker.shrink(ALL)
+    tier.fail("discard")
+    await finish(engine.pager.discard(0, 1024 * PAGE_BYTES))
+    await engine.shrinker.shrink(ALL)
+    assert tier.inner.extents and engine.shrinker.counts.discard_errors
+    tier.fail()
+    await engine.shrinker.shrink(ALL)
+    assert not tier.inner.extents
+    assert statistics(engine.tmem).backing_current == 0
+
+
+async def test_memory_that_cannot_be_given_back_stays_counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(fd: int, offset: int, length: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    await store(engine, 0, 2048)
+    before = engine.tmem.pool_bytes
+    with monkeypatch.context() as patch:
+        patch.setattr(shrinker_module, "punch", fails)
+        await engine.shrinker.shrink(ALL)
+        assert engine.tmem.pool_bytes == before
+    await engine.shrinker.shrink(ALL)
+    assert engine.tmem.pool_bytes < before
+    await verify(engine, 2048)
+
+
+async def test_memory_goes_only_after_its_write_completed(engine: Engine, tier: FaultyTier, nursery: trio.Nursery) -> None:
+    await store(engine, 0, 2048)
+    release, region = threading.Event(), engine.tmem.arena.region
+    tier.before["write"] = lambda: (release.wait(10), None)[1]
+    resident = region.resident_bytes()
+    nursery.start_soon(engine.shrinker.shrink, ALL)
+    await until(lambda: _being_written(engine) == shrinker_module.WRITERS)
+    assert region.resident_bytes() == resident
+    assert engine.tmem.load(3) == raw(3)
+    release.set()
+    await until(lambda: region.resident_bytes() < resident // 2)
+
+
+def _being_written(engine: Engine) -> int:
+    with engine.tmem.lock:
+        return len(engine.tmem.extents.out)
+
+
+async def test_a_slow_tier_holds_up_no_load_from_ram(engine: Engine, tier: FaultyTier, nursery: trio.Nursery) -> None:
+    await store(engine, 0, 512)
+    await engine.shrinker.shrink(ALL)
+    await store(engine, 1024, 16)
+    release = threading.Event()
+    tier.before["read"] = lambda: (release.wait(10), None)[1]
+    loaded: list[bytes | None] = []
+
+    async def load_from_disk() -> None:
+        loaded.append(await load(engine, 0))
+
+    nursery.start_soon(load_from_disk)
+    await until(lambda: engine.tmem.segments.pins)
+    began = time.monotonic()
+    assert engine.pager.read(1024 * PAGE_BYTES, PAGE_BYTES) == raw(1024)
+    assert time.monotonic() - began < 1 and not loaded
+    release.set()
+    await until(lambda: loaded)
+    assert loaded == [raw(0)]
+
+
+async def test_a_page_discarded_while_it_is_read_is_still_read(engine: Engine, tier: FaultyTier) -> None:
+    await store(engine, 0, 64)
+    await engine.shrinker.shrink(ALL)
+    reading = engine.pager.read(0, PAGE_BYTES)
+    await finish(engine.pager.discard(0, 64 * PAGE_BYTES))
+    await engine.shrinker.shrink(ALL)
+    assert tier.inner.extents
+    assert await finish(reading) == raw(0)
+    await engine.shrinker.shrink(ALL)
+    assert not tier.inner.extents
+
+
+async def test_the_limit_is_never_passed(background: None, engine: Engine) -> None:
+    most = 0
+    for first in range(0, 8000, 64):
+        await store(engine, first, 64)
+        most = max(most, engine.tmem.arena.region.resident_bytes())
+    assert most <= LIMIT * SEGMENT_BYTES
+    assert statistics(engine.tmem).pool_peak <= LIMIT * SEGMENT_BYTES
+    await verify(engine, 8000)
+
+
+async def test_a_deadline_ends_a_shrink(engine: Engine, tier: FaultyTier) -> None:
+    await store(engine, 0, 2560)
+    tier.before["write"] = lambda: time.sleep(0.03)
+    answer = await engine.shrinker.shrink(ShrinkRequest.parse("all deadline=50ms"))
+    assert answer.reason == "the deadline passed"
+    assert answer.pages < 2560
+    await verify(engine, 2560)
+
+
+async def test_a_shrink_frees_what_it_was_asked_for(engine: Engine) -> None:
+    await store(engine, 0, 2560)
+    fill_reserve(engine)
+    before = engine.tmem.arena.region.resident_bytes()
+    answer = await engine.shrinker.shrink(ShrinkRequest.parse("3M"))
+    assert (answer.freed, answer.reason) == (3 * SEGMENT_BYTES, None)
+    assert before - engine.tmem.arena.region.resident_bytes() == 3 * SEGMENT_BYTES
+
+
+async def test_the_oldest_segments_leave_first(engine: Engine) -> None:
+    for number in range(2048):
+        await finish(engine.pager.write(number * PAGE_BYTES, memoryview(page_of("half", number))))
+    fill_reserve(engine)
+    await engine.shrinker.shrink(ShrinkRequest.parse("1M"))
+    on_disk = [slot for slot in range(2048) if engine.tmem.load(slot) is None]
+    assert on_disk == list(range(len(on_disk))) and on_disk
+
+
+async def test_incompressible_pages_leave_first(engine: Engine) -> None:
+    for number in range(1024):
+        await finish(engine.pager.write(number * PAGE_BYTES, memoryview(page_of("half", number))))
+    await store(engine, 4096, 1024)
+    fill_reserve(engine)
+    await engine.shrinker.shrink(ShrinkRequest.parse("2M"))
+    assert [slot for slot in range(1024) if engine.tmem.load(slot) is None] == []
+    assert engine.tmem.load(4096) is None
+
+
+async def test_a_shrink_neither_compresses_nor_decompresses(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(1024):
+        await finish(engine.pager.write(number * PAGE_BYTES, memoryview(page_of("half", number))))
+
+    def forbidden(*_: object, **__: object) -> bytes:
+        raise AssertionError("a shrink must not run a codec")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lz4.block.compress", forbidden)
+        patch.setattr("lz4.block.decompress", forbidden)
+        assert (await engine.shrinker.shrink(ALL)).reason is None
+    assert await load(engine, 5) == page_of("half", 5)
+
+
+async def test_a_lower_limit_is_reached_before_it_is_set(background: None, engine: Engine, services: Services) -> None:
+    await store(engine, 0, 2048)
+    await services.limits.set_pool_max("8M")
+    assert engine.tmem.pool_bytes <= 8 * SEGMENT_BYTES
+    assert engine.tmem.arena.region.resident_bytes() <= 8 * SEGMENT_BYTES
+    await verify(engine, 2048)
+
+
+async def test_a_limit_that_cannot_be_reached_stays(engine: Engine, tier: FaultyTier, services: Services) -> None:
+    await store(engine, 0, 2560)
+    tier.fail("write")
+    with pytest.raises(Busy, match="stays 12582912"):
+        await services.limits.set_pool_max("8M")
+    assert services.limits.pool.max == LIMIT * SEGMENT_BYTES
+    assert engine.tmem.arena.limit == LIMIT
+    await verify(engine, 2560)
