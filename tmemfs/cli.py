@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from tmemfs import __version__
-from tmemfs.errors import BadValue, FellShort, TmemfsError
+from tmemfs.errors import BadValue, FellShort, Refused, TmemfsError
 from tmemfs.host.memory import total_ram_bytes
 from tmemfs.units import PAGE_BYTES, parse_size
 
@@ -145,8 +145,10 @@ def _up(arguments: argparse.Namespace) -> int:
 
 def _down(arguments: argparse.Namespace) -> int:
     from tmemfs.host import lifecycle
+    from tmemfs.host.doctor import require_root
     from tmemfs.view import Bar
 
+    require_root()
     mountpoint = arguments.mountpoint.absolute()
     with Bar("swapping in") as bar:
         print(f"{mountpoint}: {lifecycle.down(mountpoint, arguments.force, bar.left)}")
@@ -173,19 +175,24 @@ def _start(arguments: argparse.Namespace, mountpoint: Path) -> None:
 
 
 def _make_default_places(arguments: argparse.Namespace) -> None:
-    """Create the directories that were not given but assumed; given ones have to be there."""
+    """Create the directories that were not given but assumed; given ones have to be there. Raises Refused."""
+    from tmemfs.host.doctor import require_root
+
+    require_root()
     try:
         if arguments.mountpoint == MOUNTPOINT:
             MOUNTPOINT.mkdir(exist_ok=True)
         if arguments.backing == str(BACKING):
             BACKING.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise BadValue(f"cannot create {error.filename} ({error.strerror}): run as root, with sudo") from error
+        raise Refused(f"cannot create {error.filename} ({error.strerror}): give another mountpoint or --backing") from error
 
 
 def _umount(arguments: argparse.Namespace) -> int:
     from tmemfs.host import lifecycle
+    from tmemfs.host.doctor import require_root
 
+    require_root()
     lifecycle.umount(arguments.mountpoint.absolute())
     print(f"{arguments.mountpoint.absolute()}: unmounted")
     return 0

@@ -31,6 +31,7 @@ from tmemfs.fuse.mount import FUSE_DEVICE, mount_fuse
 from tmemfs.fuse.namespace import SWAP, Namespace
 from tmemfs.fuse.relay import Relay
 from tmemfs.host import memory
+from tmemfs.host.doctor import require_root
 from tmemfs.host.notify import notify
 from tmemfs.host.swapdev import is_mounted, loop_devices_of, unmount
 from tmemfs.store.arena import Arena
@@ -69,8 +70,7 @@ class Options:
 def check(options: Options) -> None:
     """Raise BadValue, OutOfRange, Refused or Busy for what `serve` would stumble over; changes nothing."""
     _check_values(options)
-    if os.geteuid():
-        raise Refused("mounting needs root: run it with sudo")
+    require_root()
     if not FUSE_DEVICE.exists():
         raise Refused(f"{FUSE_DEVICE} is not there: load the fuse module (modprobe fuse)")
     _check_mountpoint(options.mountpoint)

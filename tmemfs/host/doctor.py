@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tmemfs.errors import Refused
 from tmemfs.host.memory import total_ram_bytes
 from tmemfs.host.swapdev import swap_entries
 from tmemfs.units import format_size
@@ -45,8 +46,18 @@ def examine(backing: Path) -> list[Check]:
     ]
 
 
+def require_root() -> None:
+    """Raise Refused for whoever may not mount."""
+    if not _is_root():
+        raise Refused("mounting and swapping need root: run it with sudo")
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0 and _has_capability(_CAP_SYS_ADMIN)
+
+
 def _root() -> Check:
-    ok = os.geteuid() == 0 and _has_capability(_CAP_SYS_ADMIN)
+    ok = _is_root()
     return Check("root", ok, "yes" if ok else "no", "" if ok else "mounting and swapon need root: run with sudo")
 
 

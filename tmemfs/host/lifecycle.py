@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -103,7 +104,7 @@ def _refuse_foreign(mountpoint: Path) -> None:
 
 def _unmount_and_wait(mountpoint: Path, lazy: bool = False) -> None:
     """Unmount, and wait until the daemon has let go of its backing."""
-    pid = None if lazy else _daemon_pid(mountpoint)
+    daemon = None if lazy else _daemon_pidfd(mountpoint)
     deadline = time.monotonic() + _DAEMON_ENDS_S
     while True:
         try:
@@ -114,14 +115,16 @@ def _unmount_and_wait(mountpoint: Path, lazy: bool = False) -> None:
             if error.errno != errno.EBUSY or time.monotonic() > deadline:
                 raise Busy(f"cannot unmount {mountpoint} ({error.strerror}): close what has files open there") from error
             time.sleep(_POLL_S)
-    while pid is not None and Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
+    if daemon is not None:
+        select.select([daemon], [], [], max(deadline - time.monotonic(), 0))
+        os.close(daemon)
 
 
-def _daemon_pid(mountpoint: Path) -> int | None:
+def _daemon_pidfd(mountpoint: Path) -> int | None:
+    """A descriptor that becomes readable when the daemon has ended, even if nobody has waited for it yet."""
     with suppress(OSError):
         for line in (mountpoint / "control" / "stat").read_text().splitlines():
             key, _, value = line.partition(" ")
-            if key == "daemon_pid" and os.path.exists(f"/proc/{value}"):
-                return int(value)
+            if key == "daemon_pid":
+                return os.pidfd_open(int(value))
     return None

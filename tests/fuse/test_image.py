@@ -1,0 +1,242 @@
+"""The swap image through a real mount: any offset and length, discards, limits, and what a damaged backing does to it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mounted import Place, mounted, wait_until
+from tests.parts import page_of
+from tmemfs.samples import RealPages
+from tmemfs.tiers.file import HEADER_BYTES as BACKING_HEADER_BYTES
+from tmemfs.units import MIB, PAGE_BYTES
+
+pytestmark = pytest.mark.fuse
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+PUNCH = 3
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> int:
+    """0, or the errno."""
+    return ctypes.get_errno() if _libc.fallocate(fd, mode, offset, length) else 0
+
+
+@pytest.fixture(params=["relay", "pyfuse3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    with mounted(tmp_path, "--datapath", request.param) as place:
+        yield place
+
+
+@pytest.fixture
+def relay(tmp_path: Path) -> Iterator[Place]:
+    with mounted(tmp_path) as place:
+        yield place
+
+
+@pytest.fixture
+def image(place: Place) -> Iterator[int]:
+    fd = os.open(place.image, os.O_RDWR)
+    yield fd
+    os.close(fd)
+
+
+def test_any_offset_and_length_reads_what_was_written(place: Place, image: int) -> None:
+    rng = random.Random(7)
+    model = bytearray(4 * MIB)
+    pages = RealPages(1)
+    for step in range(1200):
+        length = rng.choice([1, 512, 4096, 5000, 65536, 300_000])
+        offset = rng.randrange(len(model) - length)
+        offset -= offset % rng.choice([1, 512, 4096])
+        if rng.random() < 0.5:
+            data = b"".join(pages.page(rng.randrange(9999)) for _ in range(length // PAGE_BYTES + 1))[:length]
+            assert os.pwrite(image, data, offset) == length
+            model[offset : offset + length] = data
+        else:
+            assert os.pread(image, length, offset) == model[offset : offset + length], (step, offset, length)
+        if step % 100 == 99:
+            place.write("shrink", "all")
+    assert place.number("loads_disk") > 100
+
+
+def test_direct_io_of_whole_pages(place: Place) -> None:
+    fd = os.open(place.image, os.O_RDWR | os.O_DIRECT)
+    try:
+        with mmap.mmap(-1, 64 * PAGE_BYTES) as written, mmap.mmap(-1, 64 * PAGE_BYTES) as found:
+            written[:] = b"".join(page_of("half", number) for number in range(64))
+            assert os.pwrite(fd, written, MIB) == len(written)
+            assert os.preadv(fd, [found], MIB) == len(found)
+            assert found[:] == written[:]
+    finally:
+        os.close(fd)
+
+
+def test_several_programs_read_and_write_at_once(place: Place) -> None:
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        fd = os.open(place.image, os.O_RDWR)
+        rng = random.Random(number)
+        held = {slot: b"" for slot in range(number, 4096, 4)}
+        try:
+            for step in range(600):
+                slot = rng.choice(list(held))
+                if rng.random() < 0.5:
+                    held[slot] = page_of("half", step * 4 + number)
+                    os.pwrite(fd, held[slot], slot * PAGE_BYTES)
+                elif os.pread(fd, PAGE_BYTES, slot * PAGE_BYTES) != (held[slot] or bytes(PAGE_BYTES)):
+                    wrong.append(slot)
+        finally:
+            os.close(fd)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        place.write("shrink", "all")
+        for thread in threads:
+            thread.join(0.05)
+    assert not wrong
+
+
+def test_reads_end_at_the_end_of_the_image(place: Place, image: int) -> None:
+    size = os.fstat(image).st_size
+    assert size == 256 * MIB
+    assert os.pread(image, 3 * PAGE_BYTES, size - PAGE_BYTES) == bytes(PAGE_BYTES)
+    assert os.pread(image, PAGE_BYTES, size) == b""
+
+
+def test_writes_past_the_end_are_refused(place: Place, image: int) -> None:
+    with pytest.raises(OSError, match="No space left") as caught:
+        os.pwrite(image, b"x" * PAGE_BYTES, 256 * MIB)
+    assert caught.value.errno == errno.ENOSPC
+    assert place.number("pages_stored") == 0
+
+
+def test_the_image_keeps_its_size(place: Place, image: int) -> None:
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.ftruncate(image, MIB)
+    assert os.fstat(image).st_size == 256 * MIB
+
+
+def test_statfs_tells_size_and_free_space(place: Place, image: int) -> None:
+    before = os.statvfs(place.mountpoint)
+    os.pwrite(image, b"".join(page_of("half", number) for number in range(100)), 0)
+    after = os.statvfs(place.mountpoint)
+    assert (before.f_bsize, before.f_blocks * before.f_frsize) == (PAGE_BYTES, 256 * MIB)
+    assert before.f_bfree - after.f_bfree == 100
+
+
+def test_discards_of_any_place_and_size_read_as_zeros(relay: Place) -> None:
+    fd = os.open(relay.image, os.O_RDWR)
+    model = bytearray(b"".join(page_of("half", number) for number in range(1024)))
+    discards = ((PAGE_BYTES, PAGE_BYTES), (100, 50), (100, 5000), (4000, 9000), (512, 3 * MIB), (0, 4 * MIB))
+    try:
+        for on_disk in (False, True):
+            for offset, length in discards:
+                os.pwrite(fd, model, 0)
+                if on_disk:
+                    relay.write("shrink", "all")
+                assert fallocate(fd, PUNCH, offset, length) == 0
+                expected = model[:offset] + bytes(length) + model[offset + length :]
+                assert os.pread(fd, len(model), 0) == expected, (on_disk, offset, length)
+    finally:
+        os.close(fd)
+
+
+def test_discarding_everything_gives_ram_and_disk_back(relay: Place) -> None:
+    fd = os.open(relay.image, os.O_RDWR)
+    try:
+        for first in range(0, 4096, 64):
+            os.pwrite(fd, b"".join(page_of("raw", number) for number in range(first, first + 64)), first * PAGE_BYTES)
+        relay.write("shrink", "8M")
+        assert relay.backing.stat().st_blocks * 512 >= 8 * MIB
+        assert fallocate(fd, PUNCH, 0, 256 * MIB) == 0
+        relay.write("pool.high", "max")  # the hole is punched in the background; anything that takes a turn will do
+        stat = relay.flat()
+        assert (stat["pages_stored"], stat["compressed_bytes"]) == ("0", "0")
+        assert int(stat["pool_used"]) <= 2 * MIB
+    finally:
+        os.close(fd)
+    relay_settles(relay)
+
+
+def relay_settles(place: Place) -> None:
+    """Everything that was given up is back at the system: at most the reserve and the open segments are left."""
+    wait_until(lambda: place.number("pool_resident") <= 6 * MIB)
+    wait_until(lambda: place.backing.stat().st_blocks * 512 <= MIB)
+
+
+def test_other_kinds_of_fallocate_are_not_supported(relay: Place) -> None:
+    fd = os.open(relay.image, os.O_RDWR)
+    try:
+        assert fallocate(fd, 0, 0, PAGE_BYTES) == errno.EOPNOTSUPP
+    finally:
+        os.close(fd)
+
+
+def test_without_a_backing_a_full_pool_refuses_stores_and_keeps_the_rest(tmp_path: Path) -> None:
+    with mounted(tmp_path, "--backing", "none", pool_max="8M") as place:
+        fd = os.open(place.image, os.O_RDWR)
+        try:
+            stored = 0
+            with pytest.raises(OSError, match="No space left"):
+                for stored in range(4096):
+                    os.pwrite(fd, page_of("raw", stored), stored * PAGE_BYTES)
+            assert stored > 1000
+            assert place.read("state").startswith("degraded: the backing is full")
+            for slot in range(stored):
+                assert os.pread(fd, PAGE_BYTES, slot * PAGE_BYTES) == page_of("raw", slot)
+            assert int(place.flat("events")["stores_refused"]) >= 1
+            assert fallocate(fd, PUNCH, 0, 2 * MIB) == 0
+            os.pwrite(fd, page_of("raw", 9), 0)
+            assert os.pread(fd, PAGE_BYTES, 0) == page_of("raw", 9)
+        finally:
+            os.close(fd)
+
+
+def test_a_damaged_extent_fails_its_loads_and_nothing_else(place: Place, image: int) -> None:
+    for first in range(0, 1024, 64):
+        os.pwrite(image, b"".join(page_of("raw", number) for number in range(first, first + 64)), first * PAGE_BYTES)
+    place.write("shrink", "all")
+    with open(place.backing, "r+b") as backing:
+        backing.seek(BACKING_HEADER_BYTES + 7 * PAGE_BYTES + 1000)
+        backing.write(b"damage")
+    failed = []
+    for slot in range(1024):
+        try:
+            assert os.pread(image, PAGE_BYTES, slot * PAGE_BYTES) == page_of("raw", slot)
+        except OSError as error:
+            assert error.errno == errno.EIO
+            failed.append(slot)
+    assert len(failed) == 1
+    assert place.read("state").startswith("degraded: 1 loads found a damaged record")
+    assert place.flat("events")["corrupt_records"] == "1"
+    os.pwrite(image, page_of("raw", 5), failed[0] * PAGE_BYTES)
+    assert os.pread(image, PAGE_BYTES, failed[0] * PAGE_BYTES) == page_of("raw", 5)
+
+
+def test_a_single_page_load_reads_two_blocks_at_most(relay: Place) -> None:
+    pages = RealPages(3)
+    fd = os.open(relay.image, os.O_RDWR)
+    try:
+        for first in range(0, 8192, 64):
+            os.pwrite(fd, b"".join(pages.page(number) for number in range(first, first + 64)), first * PAGE_BYTES)
+        relay.write("shrink", "all")
+        for slot in random.Random(1).sample(range(8192), 200):
+            before = relay.number("disk_read_bytes")
+            assert os.pread(fd, PAGE_BYTES, slot * PAGE_BYTES) == pages.page(slot)
+            assert relay.number("disk_read_bytes") - before in (PAGE_BYTES, 2 * PAGE_BYTES)
+        assert relay.number("disk_read_bytes") / relay.number("disk_reads") < 1.5 * PAGE_BYTES
+    finally:
+        os.close(fd)
