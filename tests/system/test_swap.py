@@ -1,0 +1,266 @@
+"""A machine that swaps on tmemfs, for real: hogs in memory cgroups that verify every byte, and every way up, down and out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.mounted import Place, mounted, place_for, swap_up, tmemfs, wait_until
+from tmemfs.host import swapdev
+from tmemfs.units import MIB
+from tools.cgroup import MemoryCgroup
+
+pytestmark = pytest.mark.system
+
+HOG = (sys.executable, str(Path(__file__).parents[2] / "tools" / "hog.py"))
+
+
+@contextmanager
+def meanwhile(task: Callable[[], None], every_s: float) -> Iterator[None]:
+    """Call `task` again and again in a thread; its failure fails the test."""
+    end, failures = threading.Event(), list[BaseException]()
+
+    def run() -> None:
+        while not end.wait(every_s):
+            try:
+                task()
+            except BaseException as error:
+                failures.append(error)
+                return
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+    assert not failures, failures
+
+
+@contextmanager
+def limited(name: str, limit: str) -> Iterator[MemoryCgroup]:
+    with MemoryCgroup(name, int(limit.removesuffix("M")) * MIB) as cgroup:
+        yield cgroup
+
+
+def hog(cgroup: MemoryCgroup, size: str, rounds: int, timeout_s: float) -> dict[str, Any]:
+    """Run a hog to its end; what it measured."""
+    command = [*HOG, "--size", size, "--rounds", str(rounds), "--tasks", str(cgroup.tasks)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    assert answer["wrong"] == 0
+    return answer
+
+
+def shrink_now(place: Place, size: str) -> None:
+    with suppress(BlockingIOError):  # less was there than asked for
+        place.write("shrink", size)
+
+
+@pytest.mark.timeout(1000)
+def test_a_hog_of_1_gib_in_256_mib_comes_back_right_while_the_pool_shrinks(tmp_path: Path) -> None:
+    with swap_up(tmp_path) as place, limited("right", "256M") as cgroup:
+        with meanwhile(lambda: shrink_now(place, "24M"), 0.5):
+            hog(cgroup, "1G", rounds=2, timeout_s=900)
+        stat = place.flat()
+        assert int(stat["loads_ram"]) > 10_000 and int(stat["loads_disk"]) > 10_000
+        assert int(stat["pages_written"]) > 10_000
+        events = place.flat("events")
+        assert {events[key] for key in ("stores_refused", "corrupt_records", "read_errors", "write_errors")} == {"0"}
+        assert place.read("state") == "running"
+
+
+@pytest.mark.timeout(400)
+def test_the_limit_of_the_pool_is_never_passed(tmp_path: Path) -> None:
+    limit = 64 * MIB
+    with swap_up(tmp_path, pool_max="64M") as place, limited("limit", "64M") as cgroup:
+        resident = place.number("resident_shmem") - place.number("pool_resident")
+        seen: list[tuple[int, int, int]] = []
+
+        def sample() -> None:
+            stat = place.flat()
+            seen.append((int(stat["pool_current"]), int(stat["pool_resident"]), int(stat["resident_shmem"]) - resident))
+
+        with meanwhile(sample, 0.02):
+            hog(cgroup, "256M", rounds=1, timeout_s=300)
+        assert len(seen) > 50 and max(current for current, _, _ in seen) > limit // 2
+        assert max(max(sampled) for sampled in seen) <= limit
+        assert int(place.read("pool.peak")) <= limit
+
+
+@pytest.mark.timeout(300)
+def test_a_dead_hog_leaves_nothing_behind(tmp_path: Path) -> None:
+    with swap_up(tmp_path) as place, limited("dead", "64M") as cgroup:
+        hog(cgroup, "256M", rounds=0, timeout_s=200)
+        wait_until(lambda: place.number("pages_stored") < 1000, 30)
+        wait_until(lambda: place.number("pool_resident") <= 8 * MIB, 30)
+
+
+@pytest.mark.timeout(300)
+def test_fio_verifies_what_it_wrote_to_the_loop_device(tmp_path: Path) -> None:
+    with mounted(tmp_path, size="256M", pool_max="32M") as place:
+        device = swapdev.attach(place.image)
+        command = ["fio", "--name=verify", f"--filename={device}", "--size=192M", "--rw=randwrite", "--bsrange=4k-128k",
+                   "--direct=1", "--ioengine=libaio", "--iodepth=8", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1",
+                   "--buffer_compress_percentage=50", "--refill_buffers", "--output-format=json"]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads(done.stdout)["jobs"][0]["error"] == 0
+        assert place.number("loads_disk") > 1000
+        assert place.number("pool_peak") <= 32 * MIB
+
+
+@pytest.mark.timeout(300)
+def test_stress_ng_verifies_its_memory(tmp_path: Path) -> None:
+    with swap_up(tmp_path, pool_max="64M") as place, limited("stress", "96M") as cgroup:
+        inside = f"echo $$ > {cgroup.tasks}; exec stress-ng --vm 2 --vm-bytes 256M --vm-keep --verify --timeout 20s --metrics-brief"
+        with meanwhile(lambda: shrink_now(place, "8M"), 0.5):
+            done = subprocess.run(["sh", "-c", inside], capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert place.number("stores") > 10_000
+        assert place.flat("events")["corrupt_records"] == "0"
+
+
+@pytest.mark.timeout(200)
+def test_the_plain_data_path_swaps_too(tmp_path: Path) -> None:
+    with swap_up(tmp_path, "--datapath", "pyfuse3", pool_max="32M") as place, limited("plain", "48M") as cgroup:
+        hog(cgroup, "128M", rounds=1, timeout_s=150)
+        assert place.number("loads_disk") + place.number("loads_ram") > 1000
+
+
+def test_up_and_down_can_be_said_twice(tmp_path: Path) -> None:
+    with swap_up(tmp_path) as place:
+        [device] = swapdev.loop_devices_of(place.image)
+        entry = swapdev.swap_on_device(device)
+        assert entry is not None and entry.priority == 100 and entry.size_bytes > 4095 * MIB
+        again = tmemfs("up", *place.options)
+        assert "already up" in again.stdout and "Try next" in again.stdout
+        assert swapdev.loop_devices_of(place.image) == [device]
+        assert "down" in tmemfs("down", place.mountpoint).stdout
+        assert swapdev.swap_on_device(device) is None and not swapdev.is_mounted(place.mountpoint)
+        assert "nothing is up" in tmemfs("down", place.mountpoint).stdout
+        assert place.backing.stat().st_blocks * 512 <= MIB
+
+
+def test_up_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    with mounted(tmp_path, size="1G") as place:
+        assert "swap is on now" in tmemfs("up", *place.options).stdout
+        assert any(swapdev.swap_on_device(device) for device in swapdev.loop_devices_of(place.image))
+        tmemfs("down", place.mountpoint)
+
+
+def test_an_up_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.mountpoint.mkdir()
+    try:
+        done = tmemfs("up", *place.options, "--size", "8K", check=False)
+        assert done.returncode == 2 and "mkswap" in done.stderr
+        assert not swapdev.is_mounted(place.mountpoint) and not swapdev.loop_devices_of(place.image)
+    finally:
+        place.end()
+
+
+def test_umount_refuses_while_the_image_is_used(tmp_path: Path) -> None:
+    with swap_up(tmp_path) as place:
+        done = tmemfs("umount", place.mountpoint, check=False)
+        assert done.returncode == 2 and "uses the image: run 'tmemfs down" in done.stderr
+        assert place.read("state") == "running"
+
+
+def test_sigterm_is_refused_while_the_swap_is_on_and_obeyed_after(tmp_path: Path) -> None:
+    with swap_up(tmp_path) as place:
+        os.kill(place.pid, signal.SIGTERM)
+        wait_until(lambda: "SIGTERM: not stopping" in place.log.read_text())
+        assert place.read("state") == "running"
+        for device in swapdev.loop_devices_of(place.image):
+            swapdev.swap_off(device)
+            swapdev.detach(device)
+        wait_until(lambda: not swapdev.loop_devices_of(place.image))
+        os.kill(place.pid, signal.SIGTERM)
+        wait_until(lambda: not swapdev.is_mounted(place.mountpoint))
+
+
+def test_down_cleans_up_after_a_daemon_that_was_killed(tmp_path: Path) -> None:
+    with swap_up(tmp_path) as place:
+        pid = place.pid
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: swapdev.mount_is_dead(place.mountpoint))
+        done = tmemfs("stat", place.mountpoint, check=False)
+        assert done.returncode == 2 and "has gone: run 'tmemfs down" in done.stderr
+        assert "cleaned up" in tmemfs("down", place.mountpoint).stdout
+        assert not swapdev.is_mounted(place.mountpoint) and not swapdev.loop_devices_of(place.image)
+        assert "up" in tmemfs("up", *place.options).stdout
+
+
+def test_a_backing_that_fills_up_degrades_and_recovers(tmp_path: Path) -> None:
+    with swap_up(tmp_path, "--backing-max", "16M", pool_max="32M") as place, limited("full", "64M") as cgroup:
+        command = [*HOG, "--size", "512M", "--rounds", "0", "--tasks", str(cgroup.tasks)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            wait_until(lambda: place.read("state").startswith("degraded: the backing is full"), 60)
+            assert place.number("backing_current") <= 16 * MIB
+        finally:
+            process.kill()
+            process.wait(60)
+        place.write("backing.max", "max")
+        wait_until(lambda: place.read("state") == "running")
+        hog(cgroup, "160M", rounds=1, timeout_s=100)
+
+
+def test_the_daemon_stays_small(tmp_path: Path) -> None:
+    with swap_up(tmp_path, pool_max="64M") as place, limited("small", "64M") as cgroup:
+        hog(cgroup, "128M", rounds=1, timeout_s=100)
+        stat = {key: int(value) for key, value in place.flat().items() if value.isdigit()}
+        resident = sum(stat[f"resident_{kind}"] for kind in ("anon", "file", "shmem"))
+        beyond = resident - stat["pool_resident"] - stat["table_bytes"]
+        assert beyond < 40_000_000, beyond
+
+
+def test_the_foreground_daemon_notifies_its_supervisor(tmp_path: Path) -> None:
+    import socket
+
+    place = Place(tmp_path)
+    place.mountpoint.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.bind(str(tmp_path / "notify"))
+        supervisor.settimeout(20)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tmemfs", "mount", "--foreground", *map(str, place.options), "--size", "64M"],
+            env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            assert supervisor.recv(100) == b"READY=1"
+            assert place.read("state") == "running"
+            process.terminate()
+            assert supervisor.recv(100) == b"STOPPING=1"
+            assert process.wait(20) == 0
+        finally:
+            place.end()
+            process.kill()
+
+
+def test_an_idle_daemon_is_quiet(tmp_path: Path) -> None:
+    with place_for("up", tmp_path, "--size", "1G") as place:
+        time.sleep(1.5)
+        tasks = Path(f"/proc/{place.pid}/task")
+
+        def switches() -> int:
+            lines = [line for task in tasks.iterdir() for line in (task / "status").read_text().splitlines()]
+            return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt"))
+
+        before = switches()
+        time.sleep(3)
+        assert switches() - before <= 3
