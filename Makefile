@@ -26,9 +26,11 @@ demo:
 	$(VENV)/bin/python -m tmemfs demo $(ARGS)
 
 fmt: setup
+	$(VENV)/bin/ruff format tmemfs tools tests
 	$(VENV)/bin/ruff check --fix tmemfs tools tests
 
 lint: setup
+	$(VENV)/bin/ruff format --check tmemfs tools tests
 	$(VENV)/bin/ruff check tmemfs tools tests
 	$(VENV)/bin/mypy
 

@@ -129,7 +129,7 @@ def test_not_root(place: Place) -> None:
 
 
 def test_no_fuse_device(place: Place) -> None:
-    inside = "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec \"$@\""
+    inside = 'mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec "$@"'
     command = ["unshare", "--mount", "sh", "-c", inside, "sh", *TMEMFS, "mount", *map(str, place.options)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2 and "modprobe fuse" in done.stderr

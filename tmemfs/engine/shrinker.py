@@ -77,12 +77,11 @@ class ShrinkAnswer:
 
 @dataclass(slots=True)
 class ShrinkCounts:
-    """Since the start. `stored_bytes` are the fills of the segments written; `write_errors` failed writes."""
+    """Since the start; pages that were live when their segment was planned, bytes in whole blocks."""
 
     segments: int = 0
     pages: int = 0
     written_bytes: int = 0
-    stored_bytes: int = 0
     write_errors: int = 0
     discarded: int = 0
     discard_errors: int = 0

@@ -73,11 +73,6 @@ class Arena:
         return len(self._ready) + self._populating < self.reserve and self.held < self.limit and self._has_cold
 
     @property
-    def has_releasing(self) -> bool:
-        """Whether frames wait for their memory to be given back."""
-        return bool(self._releasing)
-
-    @property
     def _has_cold(self) -> bool:
         return bool(self._cold) or self._untouched < self.frames
 

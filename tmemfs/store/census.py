@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tmemfs.errors import TmemfsError
+from tmemfs.store.arena import Frame
 from tmemfs.store.codec import FILL, RAW, ZERO
 from tmemfs.store.record import (
     TAG_MASK,
+    ZERO_HANDLE,
     SegmentId,
     handle_length,
     handle_offset,
     handle_segment,
     record_bytes,
+    scan,
     whole_blocks,
 )
 from tmemfs.store.segments import FREE, LANES, ON_TIER, STATE_NAMES, SegmentTable
@@ -118,6 +121,24 @@ def check(tmem: Tmem) -> None:
         assert on_tier.items() <= tmem.extents.out.items(), "extents in use"
         held = sum(tmem.extents.out.values()) + tmem.extents.dying_bytes
         assert tmem.extents.held_bytes == held, "bytes held on the tier"
+        _check_records(tmem)
+
+
+def _check_records(tmem: Tmem) -> None:
+    """Every handle into a segment in RAM refers to a record that says the same."""
+    segments = tmem.segments
+    records = {
+        (segment, offset): (slot, tag, length)
+        for segment in segments.in_use()
+        if segments.base[segment] >= 0
+        for offset, slot, tag, length in scan(tmem.arena.frame_view(Frame(segments.index(segment))), segments.fill(segment))
+    }
+    for slot in tmem.slots.occupied(0, tmem.slots.count):
+        handle = tmem.slots.handles[slot]
+        segment = handle_segment(handle)
+        if handle > ZERO_HANDLE and segments.base[segment] >= 0:
+            expected = (slot, handle & TAG_MASK, handle_length(handle))
+            assert records.get((segment, handle_offset(handle))) == expected, f"record of slot {slot}"
 
 
 def statistics(tmem: Tmem) -> TmemStatistics:

@@ -51,11 +51,6 @@ CHECKSUM_MASK: Final = 0xFFFF_FFFF_FFFF_0000
 _SEED_MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 
 
-def pack_handle(tag: int, length: int, segment: int, offset: int) -> int:
-    """Handle of a record at `offset` bytes of `segment`."""
-    return tag | length << LENGTH_SHIFT | offset >> 2 << OFFSET_SHIFT | segment << SEGMENT_SHIFT
-
-
 def handle_length(handle: int) -> int:
     """Payload bytes."""
     return handle >> LENGTH_SHIFT & LENGTH_MASK

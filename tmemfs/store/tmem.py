@@ -20,7 +20,6 @@ Invariants (checked by `check`):
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -32,6 +31,7 @@ from tmemfs.errors import Corrupt, TmemfsError
 from tmemfs.store.arena import Arena, Frame
 from tmemfs.store.census import census
 from tmemfs.store.codec import LZ4, RAW, ZERO, ZERO_PAGE, Packed, decode
+from tmemfs.store.lanes import Lane
 from tmemfs.store.plans import Discard, Populate, ReadPlan, RecordAt, Release, WriteBack
 from tmemfs.store.record import (
     CHECKSUM_MASK,
@@ -77,30 +77,6 @@ Version = tuple[int, int]
 _pack_header = HEADER.pack_into
 
 
-class _OpenSegment:
-    """The segment a lane appends to; its `fill` is SEGMENT_BYTES while there is none, so that nothing fits."""
-
-    __slots__ = ("base", "fill", "index", "is_open", "seed", "segment")
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.close()
-
-    def start(self, segment: SegmentId, frame: Frame, sequence: int) -> None:
-        self.is_open = True
-        self.segment = segment
-        self.base = frame * SEGMENT_BYTES
-        self.fill = 0
-        self.seed = segment_seed(sequence)
-
-    def close(self) -> None:
-        self.is_open = False
-        self.segment = SegmentId(0)
-        self.base = 0
-        self.fill = SEGMENT_BYTES
-        self.seed = 0
-
-
 @dataclass(slots=True)
 class Counts:
     """What was done since the start, in pages. Guarded by the lock."""
@@ -127,11 +103,7 @@ class Tmem:
         self.extents = extents
         self.notice: Callable[[], None] = lambda: None
         # guarded by the lock
-        self._open = (_OpenSegment(LANE_PACKED), _OpenSegment(LANE_RAW))
-        self._sealed: tuple[OrderedDict[SegmentId, None], ...] = (
-            OrderedDict(),
-            OrderedDict(),
-        )
+        self._lanes = (Lane(LANE_PACKED), Lane(LANE_RAW))
         self.pages_by_tag = [0] * _TAGS
         self.compressed_bytes = 0
         self.disk_pages = 0
@@ -229,8 +201,7 @@ class Tmem:
             extent = self.extents.take(whole)
             if extent is None:
                 return None
-            lane = self.segments.lane(segment)
-            del self._sealed[lane][segment]
+            del self._lane_of(segment).sealed[segment]
             frame = Frame(self.segments.index(segment))
             self.segments.move(segment, WRITING, frame)
             view = self.arena.frame_view(frame, whole)
@@ -265,9 +236,7 @@ class Tmem:
             self.extents.die(plan.extent)
             if self.segments.live[plan.segment]:
                 self.segments.move(plan.segment, SEALED, plan.frame)
-                sealed = self._sealed[self.segments.lane(plan.segment)]
-                sealed[plan.segment] = None
-                sealed.move_to_end(plan.segment, last=False)
+                self._lane_of(plan.segment).put_first(plan.segment)
             else:
                 self.segments.move(plan.segment, FREE, 0)
                 self.arena.give_back(plan.frame)
@@ -331,7 +300,7 @@ class Tmem:
     @property
     def has_victims(self) -> bool:
         """Whether sealed segments wait in RAM."""
-        return any(self._sealed)
+        return any(lane.sealed for lane in self._lanes)
 
     @property
     def pages_stored(self) -> int:
@@ -359,7 +328,7 @@ class Tmem:
                 handle = ZERO_HANDLE
             else:
                 length = len(payload)
-                lane = self._open[tag == RAW]
+                lane = self._lanes[tag == RAW]
                 at = lane.fill if tag != RAW else start_of(lane.fill, length)
                 end = at + HEADER_BYTES + length
                 if end > SEGMENT_BYTES:
@@ -396,7 +365,7 @@ class Tmem:
         handle = self.slots.handles[slot]
         return handle, self.segments.sequence(handle_segment(handle)) if handle > ZERO_HANDLE else 0
 
-    def _open_next(self, lane: _OpenSegment) -> bool:
+    def _open_next(self, lane: Lane) -> bool:
         """Seal the lane's segment and open another; False, and the lane as it was, if there is no frame."""
         if not self.arena.has_room:
             self.notice()
@@ -409,13 +378,13 @@ class Tmem:
         self.notice()
         return True
 
-    def _seal(self, lane: _OpenSegment) -> None:
+    def _seal(self, lane: Lane) -> None:
         """Close the lane's segment, if it has one; its records become a candidate for write-back."""
         if lane.is_open:
             segment = lane.segment
             lane.close()
             self.segments.move(segment, SEALED, self.segments.index(segment))
-            self._sealed[self.segments.lane(segment)][segment] = None
+            lane.sealed[segment] = None
             if not self.segments.live[segment]:
                 self._died(segment)
 
@@ -440,7 +409,7 @@ class Tmem:
         """No slot refers to `segment`: free it, unless it is open, being written or pinned (then that frees it later)."""
         state = self.segments.state(segment)
         if state == SEALED:
-            del self._sealed[self.segments.lane(segment)][segment]
+            del self._lane_of(segment).sealed[segment]
             frame = Frame(self.segments.index(segment))
             self.segments.move(segment, FREE, 0)
             self.arena.give_back(frame)
@@ -453,12 +422,15 @@ class Tmem:
 
     def _victim(self, include_open: bool) -> SegmentId | None:
         """The next segment to leave RAM: raw before packed, old before new."""
-        raw, packed = self._sealed[LANE_RAW], self._sealed[LANE_PACKED]
-        if include_open and not raw and not packed:
-            for lane in self._open:
-                if lane.is_open and lane.fill:
+        if include_open and not self.has_victims:
+            for lane in self._lanes:
+                if lane.fill:
                     self._seal(lane)
-        return next(iter(raw), next(iter(packed), None))
+        raw = self._lanes[LANE_RAW].oldest
+        return self._lanes[LANE_PACKED].oldest if raw is None else raw
+
+    def _lane_of(self, segment: SegmentId) -> Lane:
+        return self._lanes[self.segments.lane(segment)]
 
     def _pin_record(self, at: int, slot: int) -> RecordAt | None:
         """Pin the segment on a tier that holds the record of `slot`; None if the page is not on a tier any more."""
@@ -491,7 +463,7 @@ class Tmem:
             self.segments.live[segment] = found.live.get(segment, 0)
             self.segments.pages[segment] = found.pages.get(segment, 0)
             if self.segments.state(segment) == SEALED:
-                self._sealed[self.segments.lane(segment)][segment] = None
+                self._lane_of(segment).sealed[segment] = None
         self.pages_by_tag = found.by_tag
         self.compressed_bytes = found.compressed_bytes
         self.disk_pages = found.disk_pages

@@ -1,0 +1,54 @@
+"""A lane: segments of one kind. Its open segment takes records; its sealed ones wait in RAM, oldest first.
+
+Packed and raw records have lanes of their own, because raw ones gain nothing from staying in RAM. Guarded by the store's lock.
+
+Invariant: 1. `sealed` holds the lane's segments in state SEALED, in order of age; what failed to be written is in front again.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from tmemfs.store.arena import Frame
+from tmemfs.store.record import SegmentId, segment_seed
+from tmemfs.units import SEGMENT_BYTES
+
+
+class Lane:
+    """Lane `index`. While no segment is open, `fill` is SEGMENT_BYTES, so that nothing fits.
+
+    `base` is the arena offset of the open segment's frame, `seed` what its sequence adds to its records' checksums.
+    """
+
+    __slots__ = ("base", "fill", "index", "is_open", "sealed", "seed", "segment")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.sealed: OrderedDict[SegmentId, None] = OrderedDict()
+        self.close()
+
+    def start(self, segment: SegmentId, frame: Frame, sequence: int) -> None:
+        """Append to `segment` in `frame` from now on."""
+        self.is_open = True
+        self.segment = segment
+        self.base = frame * SEGMENT_BYTES
+        self.fill = 0
+        self.seed = segment_seed(sequence)
+
+    def close(self) -> None:
+        """No segment is open."""
+        self.is_open = False
+        self.segment = SegmentId(0)
+        self.base = 0
+        self.fill = SEGMENT_BYTES
+        self.seed = 0
+
+    def put_first(self, segment: SegmentId) -> None:
+        """`segment` is next in line."""
+        self.sealed[segment] = None
+        self.sealed.move_to_end(segment, last=False)
+
+    @property
+    def oldest(self) -> SegmentId | None:
+        """The sealed segment next in line."""
+        return next(iter(self.sealed), None)
