@@ -313,6 +313,46 @@ async def test_the_limit_is_never_passed(background: None, engine: Engine) -> No
     await verify(engine, 8000)
 
 
+async def test_pages_behind_a_part_that_fails_are_forgotten_too(engine: Engine, tier: FaultyTier) -> None:
+    await store(engine, 0, 16)
+    await engine.shrinker.shrink(ALL)
+    tier.fail("read")
+    with pytest.raises(TierError):
+        await finish(engine.pager.write(512, memoryview(b"x" * (PAGE_BYTES - 512 + 2 * PAGE_BYTES))))
+    tier.fail()
+    assert [await load(engine, slot) for slot in range(4)] == [raw(0), bytes(PAGE_BYTES), bytes(PAGE_BYTES), raw(3)]
+
+
+async def test_a_shrink_that_tries_nothing_leaves_the_state(engine: Engine, tier: FaultyTier, services: Services) -> None:
+    await store(engine, 0, 1024)
+    tier.fail("write")
+    await engine.shrinker.shrink(ALL)
+    await engine.shrinker.shrink(ShrinkRequest.parse("all deadline=0"))
+    assert services.state() == "degraded: injected: the tier failed"
+
+
+async def test_a_full_pool_is_shrunk_whatever_the_watermarks(background: None, engine: Engine, services: Services) -> None:
+    services.limits.set_pool_high(str(LIMIT * SEGMENT_BYTES))
+    services.limits.set_pool_low(str(LIMIT * SEGMENT_BYTES))
+    with trio.fail_after(30):
+        await store(engine, 0, 6000)
+    await verify(engine, 6000)
+
+
+async def test_a_lower_limit_is_not_shown_before_it_is_reached(
+    engine: Engine, tier: FaultyTier, services: Services, nursery: trio.Nursery
+) -> None:
+    await store(engine, 0, 2560)
+    release = threading.Event()
+    tier.before["write"] = lambda: (release.wait(10), None)[1]
+    nursery.start_soon(services.limits.set_pool_max, "8M")
+    await until(lambda: _being_written(engine))
+    assert services.limits.pool.max == LIMIT * SEGMENT_BYTES
+    release.set()
+    await until(lambda: services.limits.pool.max == 8 * SEGMENT_BYTES)
+    assert engine.tmem.pool_bytes <= 8 * SEGMENT_BYTES
+
+
 async def test_a_deadline_ends_a_shrink(engine: Engine, tier: FaultyTier) -> None:
     await store(engine, 0, 2560)
     tier.before["write"] = lambda: time.sleep(0.03)

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.parts import KINDS, FaultyTier, Kind, Regions, page_of
 from tmemfs.engine.reader import Reader
-from tmemfs.errors import TierError
+from tmemfs.errors import BackingFull, TierError
 from tmemfs.store.census import check, statistics
 from tmemfs.store.codec import ZERO_PAGE, encode, encode_pages, parse_codec
 from tmemfs.store.plans import Discard, Populate, ReadPlan, Release, WriteBack
@@ -123,7 +123,7 @@ class TmemMachine(RuleBasedStateMachine):
     @rule(include_open=st.booleans())
     def plan_write_back(self, include_open: bool) -> None:
         """Begin to write a segment back."""
-        if plan := self.tmem.plan_write_back(include_open):
+        if plan := self._next_write_back(include_open):
             assert len(plan.data) <= SEGMENT_BYTES and len(plan.data) % PAGE_BYTES == 0
             self.write_backs.append(plan)
 
@@ -151,7 +151,7 @@ class TmemMachine(RuleBasedStateMachine):
     @rule()
     def shrink_all(self) -> None:
         """Write back whatever can be written back now, and give its memory back."""
-        while plan := self.tmem.plan_write_back(include_open=True):
+        while plan := self._next_write_back(include_open=True):
             self.tier.write(plan.extent, plan.data)
             self.tmem.commit_write_back(plan)
         while release := self.tmem.plan_release():
@@ -232,6 +232,13 @@ class TmemMachine(RuleBasedStateMachine):
 
     def _expected(self, first: int, count: int) -> list[bytes]:
         return [self.pages.get(slot, ZERO_PAGE) for slot in range(first, first + count)]
+
+    def _next_write_back(self, include_open: bool) -> WriteBack | None:
+        try:
+            return self.tmem.plan_write_back(include_open)
+        except BackingFull:
+            assert self.tmem.has_victims
+            return None
 
     def _release(self, plan: Release) -> None:
         for frame in plan.frames:

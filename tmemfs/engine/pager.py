@@ -4,13 +4,13 @@ What can be answered from RAM is answered at once, in the caller's thread. What 
 `Deferred`, to be run where blocking is allowed: "load" ones by any of several threads, "store" ones in order of arrival by one
 thread. So a slow disk never holds up a RAM hit, and stores that wait hold up no load.
 
-A waiting store holds its pages compressed and no request buffer. Parts of pages are patched into what the page holds at that
+A waiting store holds its pages encoded and no request buffer. Parts of pages are patched into what the page holds at that
 moment: the page's version is compared when it is stored, and the patch made anew if it changed meanwhile.
 
 Invariants:
 1. A request is answered with success only when all of it is stored.
-2. Where a whole page is refused, its old content is forgotten (frontswap's contract: no stale page is ever loaded);
-   where a part of a page is refused, the page is as it was.
+2. Where a whole page is refused or fails, its old content is forgotten (frontswap's contract: no stale page is ever loaded);
+   where a part of a page is refused, the page is as it was. A write past the end of the image changes nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Final, Literal
 
 from tmemfs.engine.reader import Reader
 from tmemfs.engine.room import Room
-from tmemfs.errors import NoRoom
+from tmemfs.errors import NoRoom, TierError
 from tmemfs.store.codec import Codec, Packed, encode, encode_pages
 from tmemfs.store.record import EMPTY
 from tmemfs.store.tmem import Tmem
@@ -89,8 +89,12 @@ class Pager:
         if offset + len(data) > self.swap_bytes:
             raise NoRoom(f"the swap image ends at {self.swap_bytes} bytes: mount it with a larger --size")
         steps = self._steps(offset, data)
-        while steps and not self._waiting and self._apply(steps[0]):
-            del steps[0]
+        try:
+            while steps and not self._waiting and self._apply(steps[0]):
+                del steps[0]
+        except TierError:
+            self._give_up(steps)
+            raise
         if not steps:
             return None
         self._waiting += 1
@@ -160,14 +164,18 @@ class Pager:
         try:
             for step in steps:
                 self._room.wait_until(partial(self._apply, step, may_block=True))
-        except NoRoom:
-            self.refused += 1
-            for step in steps:
-                if isinstance(step, _Run):
-                    self._tmem.invalidate(step.first + step.stored, len(step.packed) - step.stored)
+        except (NoRoom, TierError) as error:
+            self.refused += isinstance(error, NoRoom)
+            self._give_up(steps)
             raise
         finally:
             self._waiting -= 1
+
+    def _give_up(self, steps: list[_Run | _Patch]) -> None:
+        """Forget the whole pages of `steps` that were not stored: what they replace is stale."""
+        for step in steps:
+            if isinstance(step, _Run):
+                self._tmem.invalidate(step.first + step.stored, len(step.packed) - step.stored)
 
     def _finish_discard(self, first: int, last: int, edges: list[_Patch]) -> None:
         self._forget(first, last)

@@ -52,14 +52,13 @@ class Limits:
     async def set_pool_max(self, text: str) -> None:
         """Set pool.max; shrinks down to it first, and leaves it as it was where that fails."""
         limit, old = parse_pool_max(text, self._ram_bytes), self.pool.max
-        self._apply(limit)
-        over = self._tmem.pool_bytes - limit
-        while over > 0:
+        self._tmem.limit_pool(limit)
+        while (over := self._tmem.pool_bytes - limit) > 0:
             answer = await self._shrinker.shrink(ShrinkRequest(over))
-            over = self._tmem.pool_bytes - limit
-            if over > 0 and not answer.written:
-                self._apply(old)
+            if self._tmem.pool_bytes > limit and not answer.written:
+                self._tmem.limit_pool(old)
                 raise Busy(f"the pool cannot shrink to {text.strip()} now ({answer.reason}): pool.max stays {old}")
+        self._apply(limit)
 
     def set_pool_high(self, text: str) -> None:
         """Set pool.high; 'max' lets it follow pool.max again."""

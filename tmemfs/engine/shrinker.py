@@ -1,15 +1,15 @@
 """The shrinker: writes segments back and gives their memory to the system.
 
 One background task keeps the pool below its watermarks, gives back what died, punches holes and keeps the reserve of
-faulted-in frames; `shrink` does on request what the background does by itself. Both perform the store's plans in threads, two
-at a time: while one waits for the disk, the other gives memory back.
+faulted-in frames; `shrink` does on request what the background does by itself. Each performs the store's plans in two threads:
+while one waits for the disk, the other gives memory back.
 
 A write that fails leaves its segment in RAM. The shrinker says so (`Room.stuck`, control/state), refuses waiting stores and
-tries one segment again every RETRY_S, until that succeeds.
+tries again every RETRY_S, until a write succeeds or nothing waits to be written.
 
 Invariants:
 1. Memory is given back only after the write of its segment was committed.
-2. Every plan taken from the store is committed or aborted, whatever fails.
+2. Every plan taken from the store is committed or aborted, whatever the tier or the kernel answers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import trio
 from tmemfs.engine.room import Room
 from tmemfs.errors import BadValue, TierError
 from tmemfs.host.memory import populate, punch
+from tmemfs.store.plans import WriteBack
 from tmemfs.store.policy import Watermarks, background_goal
 from tmemfs.store.tmem import Tmem
 from tmemfs.tiers.tier import Tier
@@ -165,7 +166,7 @@ class Shrinker:
                 self._kick_pending = False
                 await trio.to_thread.run_sync(self._tidy)
                 goal = background_goal(self._tmem.pool_bytes, self.marks, shrinking)
-                if self._room.stuck:
+                if self._room.stuck or not self._tmem.arena.has_room:
                     goal = max(goal, SEGMENT_BYTES)
                 shrinking = goal > 0 and await self._step(goal)
                 if self._room.stuck:
@@ -198,10 +199,16 @@ class Shrinker:
         async with trio.open_nursery() as nursery:
             for _ in range(WRITERS):
                 nursery.start_soon(trio.to_thread.run_sync, self._write_back_while, tally)
+        self._say_whether_stuck(tally)
+        return tally.answer()
+
+    def _say_whether_stuck(self, tally: _Tally) -> None:
+        """A shrink that met the tier knows whether room can be made; one that did not, knows only that none is needed."""
+        if tally.stuck is None and not tally.written and self._tmem.has_victims:
+            return
         if tally.stuck != self._room.stuck:
             log.warning("no room can be made: %s", tally.stuck) if tally.stuck else log.info("room can be made again")
             self._room.set_stuck(tally.stuck)
-        return tally.answer()
 
     def _wake(self) -> None:
         self._kicked.set()
@@ -210,28 +217,24 @@ class Shrinker:
         """Write segments back as long as `tally` wants more; in a thread."""
         while tally.claim():
             try:
-                if not self._write_back(tally):
+                plan = self._tmem.plan_write_back(tally.include_open)
+                if plan is None:
+                    tally.stop(_EMPTY)
                     return
+                self._write_back(plan, tally)
             except TierError as error:
-                with self._lock:
-                    self.counts.write_errors += 1
                 tally.stop(str(error), stuck=True)
                 return
             self._release()
 
-    def _write_back(self, tally: _Tally) -> bool:
-        """Write one segment back; False if there is none, or no extent for it. Raises TierError."""
-        plan = self._tmem.plan_write_back(tally.include_open)
-        if plan is None:
-            if not self._tmem.has_victims:
-                tally.stop(_EMPTY)
-            else:
-                tally.stop("the backing is full: raise backing.max or give it more space", stuck=True)
-            return False
+    def _write_back(self, plan: WriteBack, tally: _Tally) -> None:
+        """Perform `plan`. Raises TierError."""
         try:
             self._tier.write(plan.extent, plan.data)
         except BaseException:
             self._tmem.abort_write_back(plan)
+            with self._lock:
+                self.counts.write_errors += 1
             raise
         goes = self._tmem.commit_write_back(plan)
         tally.done(len(plan.data), plan.pages, SEGMENT_BYTES if goes else 0)
@@ -239,7 +242,6 @@ class Shrinker:
             self.counts.segments += 1
             self.counts.pages += plan.pages
             self.counts.written_bytes += len(plan.data)
-        return True
 
     def _release(self) -> None:
         """Give the memory of frames that are not needed back to the system."""

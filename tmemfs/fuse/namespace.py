@@ -5,8 +5,8 @@
 Beside the relay it never sees a page; with `--datapath pyfuse3` its read and write handlers serve the image from the same
 pager. (pyfuse3 has no fallocate handler, so no discards arrive there.)
 
-An attribute's text is made when it is opened for reading and stays the same while the file is open. A write is one whole value
-at offset 0. errno is made here and in control.py only.
+An attribute's text is made when it is read at offset 0 and stays the same for what is read after that. A write is one whole
+value at offset 0.
 """
 
 from __future__ import annotations

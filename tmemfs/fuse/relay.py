@@ -6,14 +6,16 @@
                                                                  socket --> replies thread --> /dev/fuse
 
 pyfuse3 is given one end of a SEQPACKET pair as /dev/fd/N and never sees a page. A reply goes out with one write(2), from a
-buffer that is faulted in, so any thread may answer. INTERRUPT is dropped: no request here waits for long.
+buffer that is faulted in for a page from RAM, so any thread may answer. INTERRUPT is dropped: a request that waits for room or
+for a disk is finished, not taken back.
 
 Thread-safety: `start`, `join`, `close` and `statistics` from any one thread. Everything else is constant after construction
 or belongs to one thread.
 
 Invariants:
 1. Each request is answered exactly once, by whoever holds its `unique`.
-2. The page path thread never waits for a tier, for room in the pool, or for the lock longer than one page takes.
+2. The page path thread never waits for a tier or for room in the pool, and for the lock no longer than a request of another
+   thread holds it: REQUEST_PAGES stores, or DISCARD_SLOTS slots forgotten.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ import queue
 import socket
 import threading
 import traceback
-from contextlib import suppress
 from typing import Final
 
 import trio
@@ -140,7 +141,10 @@ class Relay:
                         if page is not None:
                             pack_reply(reply, 0, page_reply_bytes, 0, unique)
                             reply[page_at:] = page
-                            write(device, reply)
+                            try:
+                                write(device, reply)
+                            except OSError as error:
+                                self._not_taken(error)
                             continue
                     self._answer(unique, self._pager.read(offset, size), size)
                 elif opcode == wire.WRITE:
@@ -175,8 +179,10 @@ class Relay:
         """Hand a request to pyfuse3, untouched."""
         if opcode != wire.INTERRUPT:
             first = min(count, wire.IO_BYTES)
-            with suppress(BrokenPipeError, ConnectionResetError):
+            try:
                 self._ours.sendmsg([head[:first], data[: count - first]])
+            except OSError:  # pyfuse3 has gone: so will the mount
+                self._reply(wire.error_reply(wire.HEADER.unpack_from(head)[2], errno.ENOTCONN))
 
     def _work(self, work: queue.SimpleQueue[Work | None]) -> None:
         """Finish deferred requests, until told to end."""
@@ -209,8 +215,12 @@ class Relay:
         try:
             os.writev(self._device, parts)
         except OSError as error:
-            if error.errno not in _GONE and error.errno != errno.ENOENT:
-                log.error("a reply was not taken: %s", error)
+            self._not_taken(error)
+
+    def _not_taken(self, error: OSError) -> None:
+        """A reply was not taken: the kernel gave the request up, or has gone, or we have a bug."""
+        if error.errno not in _GONE and error.errno != errno.ENOENT:
+            log.error("bug in tmemfs, please report it: a reply was not taken: %s", error)
 
     def _fail(self, unique: int, error: Exception) -> None:
         """Answer with an error; what is not one of ours is a bug and logged once for each place."""

@@ -37,7 +37,7 @@ WRITTEN: Final = Struct("<IiQII")
 PUNCH_HOLE: Final = 0x03
 ZERO_RANGE: Final = 0x11
 
-#: A request's pages: small enough that a load never waits for more than 64 stores before it (docs/benchmarks.md).
+#: A request's pages at most: how many stores a load waits for when one request stands before it.
 REQUEST_PAGES: Final = 64
 REQUEST_BYTES: Final = REQUEST_PAGES * 4096
 #: Requests the kernel may have under way at once, waiting stores included: what bounds the memory those take.

@@ -2,7 +2,7 @@
 
 Each payload carries a *tag* (three bits of its handle and of its record) that says how to decode it, so that the codec may
 be changed at any time and old pages stay readable. Zero pages and pages of one repeated 8-byte word are found before any
-compressor runs; a payload that saves less than a twentieth is stored raw, which costs at most that twentieth on disk and
+compressor runs; a page that is less than 1.05 times its payload is stored raw, which costs at most that twentieth on disk and
 spares its load the decompression. Knows nothing of slots and segments.
 
 Thread-safety: every function may be called from any thread; zstd contexts are kept per thread, as zstandard demands.

@@ -21,7 +21,6 @@ class WriteBack:
     """Write `data` (borrowed from the frame, whole blocks) to `extent`. `pages` live pages when it was planned."""
 
     segment: SegmentId
-    sequence: int
     frame: Frame
     extent: Extent
     data: memoryview
@@ -34,7 +33,6 @@ class RecordAt:
 
     at: int
     slot: int
-    handle: int
     segment: SegmentId
     seed: int
     extent: Extent

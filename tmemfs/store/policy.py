@@ -1,8 +1,6 @@
 """Policy: pure decisions of the pool. Time and sizes are passed in; nothing is remembered but what is returned.
 
-Watermarks with hysteresis: the background shrinks from above `high` until below `low`; `max` is never passed.
-Victims: raw segments first (keeping them in RAM gains nothing), then the oldest, so that new pages are in RAM and old ones on
-disk.
+Watermarks with hysteresis: the background shrinks from above `high` until below `low`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The segment table: where each segment lies, and the life of a segment as data.
 
     free -> open -> sealed -> writing -> on tier -> free
-              |        ^  |      |  '-> sealed (the write failed)
-              |        |  '-> free (its last page died in RAM)
-              '-> sealed
+                       |         |-> sealed (the write failed)
+                       '-> free  '-> free (its last page died)
 
 One record of 32 bytes a segment, in a region of its own; everything else here is derived from it:
 
@@ -161,10 +160,10 @@ class SegmentTable:
         used: list[SegmentId] = []
         for segment in map(SegmentId, range(self.count)):
             state = self.state(segment)
+            self.next_sequence = max(self.next_sequence, self.sequence(segment) + 1)  # a free one keeps that of its last use
             if state == FREE:
                 continue
             used.append(segment)
-            self.next_sequence = max(self.next_sequence, self.sequence(segment) + 1)
             if state == ON_TIER:
                 continue
             if state != SEALED:

@@ -4,13 +4,14 @@ Pages are appended as records to the open segment of their lane; a full segment 
 write-back. The store is synchronous, does no I/O and starts no thread: whoever performs a plan commits or aborts it, and
 commit re-checks what may have changed meanwhile.
 
-Thread-safety: every public method takes the lock itself and may be called from any thread. Compression happens before
+Thread-safety: every public method takes the lock itself and may be called from any thread; properties read without it, and may
+be outdated when they return. Compression happens before
 `insert`, never under the lock; the one page a load decompresses is decompressed under it, so that its frame cannot go.
 
 Order of a store: record bytes, then fill, then the handle. Order of a write-back: data written, then the segment's place,
 then the frame is given back. So a process killed at any instruction leaves regions from which `Tmem` starts again.
 
-Invariants (checked by `check`):
+Invariants (`check` holds 1 and 2 against a scan):
 1. A handle refers to a record inside the fill of a segment that is not free.
 2. Live bytes, pages by tag and used frames and extents equal what a scan of slots and segments finds.
 3. Pool memory (frames held) stays within the arena's limit; extents out stay within the extents' limit.
@@ -27,7 +28,7 @@ from typing import Final
 import lz4.block
 from xxhash import xxh3_64_intdigest
 
-from tmemfs.errors import Corrupt, TmemfsError
+from tmemfs.errors import BackingFull, Corrupt, TmemfsError
 from tmemfs.store.arena import Arena, Frame
 from tmemfs.store.census import census
 from tmemfs.store.codec import LZ4, RAW, ZERO, ZERO_PAGE, Packed, decode
@@ -176,7 +177,7 @@ class Tmem:
                     if record is not None:
                         records.append(record)
                         break
-                    page = self.load(first + at)  # it came back to RAM between the two
+                    page = self.load(first + at)  # stored anew or forgotten between the two
                 pages.append(page)
         except TmemfsError:
             self.commit_read(ReadPlan(pages, tuple(records)))
@@ -192,7 +193,7 @@ class Tmem:
                     self._died(record.segment)
 
     def plan_write_back(self, include_open: bool = False) -> WriteBack | None:
-        """The next victim: raw segments first, then the oldest. None if there is no victim or no extent for it."""
+        """The next victim: raw segments first, then the oldest; None if there is none. Raises BackingFull without an extent."""
         with self.lock:
             segment = self._victim(include_open)
             if segment is None:
@@ -200,19 +201,12 @@ class Tmem:
             whole = whole_blocks(self.segments.fill(segment))
             extent = self.extents.take(whole)
             if extent is None:
-                return None
+                raise BackingFull("the backing is full: raise backing.max or give it more space")
             del self._lane_of(segment).sealed[segment]
             frame = Frame(self.segments.index(segment))
             self.segments.move(segment, WRITING, frame)
             view = self.arena.frame_view(frame, whole)
-            return WriteBack(
-                segment,
-                self.segments.sequence(segment),
-                frame,
-                extent,
-                view,
-                self.segments.pages[segment],
-            )
+            return WriteBack(segment, frame, extent, view, self.segments.pages[segment])
 
     def commit_write_back(self, plan: WriteBack) -> bool:
         """The data of `plan` is on the tier: flip the segment's place and give its frame back; loads go to the tier now.
@@ -231,7 +225,7 @@ class Tmem:
             return goes
 
     def abort_write_back(self, plan: WriteBack) -> None:
-        """The data of `plan` is not on the tier: the segment stays in RAM, next in line; its extent is free again."""
+        """The data of `plan` is not on the tier: the segment stays in RAM, next in line; its extent will be punched."""
         with self.lock:
             self.extents.die(plan.extent)
             if self.segments.live[plan.segment]:
@@ -443,7 +437,6 @@ class Tmem:
             return RecordAt(
                 at=at,
                 slot=slot,
-                handle=handle,
                 segment=segment,
                 seed=segment_seed(self.segments.sequence(segment)),
                 extent=Extent(self.segments.index(segment)),

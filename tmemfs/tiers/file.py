@@ -42,11 +42,12 @@ class FileTier:
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
-        self._fd = _open(path)
+        is_new = not path.exists()
+        self._fd = _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL if is_new else os.O_RDWR)
         try:
             self.is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
             _lock(self._fd, path)
-            self._claim(path)
+            self._claim(path, is_new)
             self.capacity_bytes = self._capacity()
         except BaseException:
             os.close(self._fd)
@@ -99,21 +100,17 @@ class FileTier:
             self._forget()
         os.close(self._fd)
 
-    def _claim(self, path: Path) -> None:
+    def _claim(self, path: Path, is_new: bool) -> None:
+        """Write our header, where it is or may be."""
         with mmap.mmap(-1, BLOCK_BYTES) as block:
-            found = os.preadv(self._fd, [block], 0)
-            header = bytes(block[:found])
-            blank = not header if not self.is_device else not any(header)
-            if not blank and not header.startswith(MAGIC):
-                raise Refused(f"{path} was not made by tmemfs: give another --backing, or move it away yourself")
-            if blank and not self.is_device and os.fstat(self._fd).st_size:
-                raise Refused(f"{path} was not made by tmemfs: give another --backing, or move it away yourself")
+            if not is_new:
+                _refuse_foreign(path, block[: os.preadv(self._fd, [block], 0)], self.is_device)
             block[:] = MAGIC.ljust(BLOCK_BYTES, b"\0")
             try:
                 os.pwrite(self._fd, block, 0)
                 self._forget()
             except OSError as error:
-                if blank and not self.is_device:
+                if is_new:
                     os.unlink(path)
                 raise Refused(f"cannot write to {path} ({error.strerror}): free space there or give another --backing") from error
 
@@ -164,19 +161,22 @@ def check_backing(path: Path) -> None:
     try:
         _lock(fd, path)
         with mmap.mmap(-1, BLOCK_BYTES) as block:
-            header = bytes(block[: os.preadv(fd, [block], 0)])
-        device = stat.S_ISBLK(os.fstat(fd).st_mode)
-        if not header.startswith(MAGIC) and not (device and not any(header)):
-            raise Refused(f"{path} was not made by tmemfs: give another --backing, or move it away yourself")
+            _refuse_foreign(path, block[: os.preadv(fd, [block], 0)], stat.S_ISBLK(os.fstat(fd).st_mode))
     finally:
         os.close(fd)
 
 
-def _open(path: Path, mode: int = os.O_RDWR | os.O_CREAT) -> int:
-    device = path.is_block_device()
-    flags = mode & ~os.O_CREAT | os.O_EXCL if device else mode
+def _refuse_foreign(path: Path, header: bytes, is_device: bool) -> None:
+    """Raise Refused unless the header is ours, or that of a device which begins with zeros."""
+    if not header.startswith(MAGIC) and not (is_device and not any(header)):
+        raise Refused(f"{path} was not made by tmemfs: give another --backing, or move it away yourself")
+
+
+def _open(path: Path, mode: int) -> int:
+    if path.is_block_device():
+        mode |= os.O_EXCL
     try:
-        return os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC, 0o600)
+        return os.open(path, mode | os.O_DIRECT | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
         raise Refused(f"{path.parent} does not exist: create it or give another --backing") from None
     except OSError as error:

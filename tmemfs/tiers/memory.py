@@ -1,4 +1,4 @@
-"""A tier in ordinary memory: for tests and the demonstration; nothing of it touches a disk."""
+"""A tier in ordinary memory: for tests, and with no capacity for a pool without a backing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MemoryTier:
         self.extents[extent] = bytes(data)
 
     def read(self, extent: Extent, offset: int, into: memoryview) -> None:
-        """Copy from the extent; what was never written is zeros."""
+        """Copy from the extent; what lies behind its last write is zeros."""
         if extent not in self.extents:
             raise TierError(f"extent {extent} holds nothing: this is a bug in tmemfs, please report it")
         found = self.extents[extent][offset : offset + len(into)]
