@@ -160,7 +160,8 @@ class _Server:
         if self._datapath == "relay":
             self._run_relay()
         else:
-            pyfuse3.init(self._namespace, os.fspath(self._mountpoint), _fuse_options("fsname=tmemfs", "allow_other"))
+            options = _fuse_options("fsname=tmemfs", "subtype=tmemfs", "allow_other")
+            pyfuse3.init(self._namespace, os.fspath(self._mountpoint), options)
             self._lock_future()
             self._run_pyfuse3()
 

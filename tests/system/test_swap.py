@@ -73,7 +73,7 @@ def shrink_now(place: Place, size: str) -> None:
 @pytest.mark.timeout(1000)
 def test_a_hog_of_1_gib_in_256_mib_comes_back_right_while_the_pool_shrinks(tmp_path: Path) -> None:
     with swap_up(tmp_path) as place, limited("right", "256M") as cgroup:
-        with meanwhile(lambda: shrink_now(place, "24M"), 0.5):
+        with meanwhile(lambda: shrink_now(place, "4M"), 0.5):
             hog(cgroup, "1G", rounds=2, timeout_s=900)
         stat = place.flat()
         assert int(stat["loads_ram"]) > 10_000 and int(stat["loads_disk"]) > 10_000
@@ -139,6 +139,7 @@ def test_the_plain_data_path_swaps_too(tmp_path: Path) -> None:
     with swap_up(tmp_path, "--datapath", "pyfuse3", pool_max="32M") as place, limited("plain", "48M") as cgroup:
         hog(cgroup, "128M", rounds=1, timeout_s=150)
         assert place.number("loads_disk") + place.number("loads_ram") > 1000
+        assert "down" in tmemfs("down", place.mountpoint).stdout
 
 
 def test_up_and_down_can_be_said_twice(tmp_path: Path) -> None:
