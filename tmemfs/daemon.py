@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 _STACK_BYTES: Final = 512 << 10
 #: How long a thread keeps the interpreter while another waits: a request should not wait for a report.
 _SWITCH_S: Final = 0.0005
+#: Libraries that imports of imports map, 5 MB of them: locking them would keep what nobody calls.
+_NEVER_CALLED: Final = ("libcrypto.", "libssl.")
 #: Slots are numbered by 32 bits (store/record.py).
 _MOST_SWAP_BYTES: Final = PAGE_BYTES << 32
 
@@ -135,6 +137,7 @@ def _build(options: Options, tier: Tier, outcomes: dict[str, int]) -> Services:
     if isinstance(tier, FileTier) and tier.is_device:
         extents = min(extents, tier.capacity_bytes // SEGMENT_BYTES)
     locked = [memory.lock_current()]
+    memory.drop_code(_NEVER_CALLED)
     arena = Arena(frames, pool_bytes // SEGMENT_BYTES)
     slots, segments = SlotTable(options.swap_bytes // PAGE_BYTES), SegmentTable(frames + extents)
     locked += [memory.lock_region(region.map, region.size_bytes) for region in (slots.region, segments.region)]

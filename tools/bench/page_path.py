@@ -14,6 +14,7 @@ from typing import Final
 import lz4.block
 
 from tmemfs.engine.engine import Engine
+from tmemfs.host.memory import heap_settings
 from tmemfs.samples import RealPages
 from tmemfs.store.arena import Arena
 from tmemfs.store.codec import parse_codec
@@ -37,7 +38,8 @@ class Paired:
 
 
 def measure(rounds: int) -> dict[str, Paired]:
-    """'store' and 'load'."""
+    """'store' and 'load', with the daemon's heap settings."""
+    heap_settings()
     frames = PAGES * PAGE_BYTES * 2 >> 20
     tmem = Tmem(SlotTable(PAGES), SegmentTable(4 * frames), Arena(2 * frames, 2 * frames), Extents(frames))
     engine = Engine.over(tmem, MemoryTier(0), parse_codec("lz4"))
