@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -46,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
     up = _command(commands, "up", _up, "mount, attach a loop device and turn the swap on")
     _add_mount_options(up)
-    up.add_argument("--priority", type=int, default=100, help="swap priority (100: before other swaps)")
+    up.add_argument("--priority", type=int, default=100, help="swap priority (100); swaps with a lower one are filled after it")
     down = _command(commands, "down", _down, "swap off, detach and unmount, or clean up after a crash")
     down.add_argument("--force", action="store_true", help="even if RAM may not take the pages back")
     mount = _command(commands, "mount", _mount, "mount the file system only")
@@ -126,9 +127,36 @@ def _serve(arguments: argparse.Namespace) -> Callable[[Callable[[], None]], None
             codec=arguments.codec,
             datapath=arguments.datapath,
         )
-        daemon.serve(options, ready)
+        with _default_places(arguments):
+            daemon.serve(options, ready)
 
     return serve
+
+
+@contextmanager
+def _default_places(arguments: argparse.Namespace) -> Iterator[None]:
+    """The directories that were not given but assumed, created; gone again if it comes to nothing. Given ones have to be there."""
+    assumed = [MOUNTPOINT] if arguments.mountpoint == MOUNTPOINT else []
+    assumed += [BACKING.parent] if arguments.backing == str(BACKING) else []
+    created = [place for place in assumed if _make_directory(place)]
+    try:
+        yield
+    except TmemfsError:
+        for place in created:
+            with suppress(OSError):
+                place.rmdir()
+        raise
+
+
+def _make_directory(place: Path) -> bool:
+    """Whether `place` had to be created. Raises Refused."""
+    try:
+        place.mkdir(parents=True, mode=0o700)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise Refused(f"cannot create {place} ({error.strerror}): give another mountpoint or --backing") from error
+    return True
 
 
 def _up(arguments: argparse.Namespace) -> int:
@@ -136,7 +164,7 @@ def _up(arguments: argparse.Namespace) -> int:
     from tmemfs.view import print_stat, print_what_next
 
     mountpoint = arguments.mountpoint.absolute()
-    done = lifecycle.up(mountpoint, arguments.priority, lambda: _start(arguments, mountpoint))
+    done = lifecycle.up(mountpoint, arguments.priority, lambda: _start(arguments))
     print(f"{mountpoint}: {done}")
     print_stat(mountpoint)
     print_what_next(mountpoint)
@@ -156,36 +184,26 @@ def _down(arguments: argparse.Namespace) -> int:
 
 
 def _mount(arguments: argparse.Namespace) -> int:
+    from tmemfs.host.doctor import require_root
+
     if arguments.foreground:
-        _make_default_places(arguments)
-        _serve(arguments)(lambda: None)
+        serve = _serve(arguments)
+        require_root()
+        serve(lambda: None)
     else:
-        _start(arguments, arguments.mountpoint.absolute())
+        _start(arguments)
         print(f"{arguments.mountpoint.absolute()}: mounted")
     return 0
 
 
-def _start(arguments: argparse.Namespace, mountpoint: Path) -> None:
+def _start(arguments: argparse.Namespace) -> None:
     """Start a daemon in the background; returns when its mount answers."""
     from tmemfs.host.background import run_in_background
-
-    serve = _serve(arguments)
-    _make_default_places(arguments)
-    run_in_background(serve, arguments.log.absolute())
-
-
-def _make_default_places(arguments: argparse.Namespace) -> None:
-    """Create the directories that were not given but assumed; given ones have to be there. Raises Refused."""
     from tmemfs.host.doctor import require_root
 
+    serve = _serve(arguments)
     require_root()
-    try:
-        if arguments.mountpoint == MOUNTPOINT:
-            MOUNTPOINT.mkdir(exist_ok=True)
-        if arguments.backing == str(BACKING):
-            BACKING.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise Refused(f"cannot create {error.filename} ({error.strerror}): give another mountpoint or --backing") from error
+    run_in_background(serve, arguments.log.absolute())
 
 
 def _umount(arguments: argparse.Namespace) -> int:

@@ -71,26 +71,32 @@ class Control:
         return (
             Attribute("pool.max", "bytes", "Hard limit of pool RAM. Write bytes, K/M/G/T, N% of RAM, or max; "
                 "a lower limit is reached before the write returns, or EBUSY.", _number(lambda: marks.pool.max), self._pool_max),
-            Attribute("pool.high", "bytes", "Shrinking in the background starts above it. 'max' follows pool.max (90%).",
+            Attribute("pool.high", "bytes", "Shrinking in the background starts above it. Bytes, K/M/G/T, N% of RAM; "
+                "'max': 90% of pool.max.",
                 _number(lambda: marks.pool.high), self._pool_high),
-            Attribute("pool.low", "bytes", "Shrinking in the background stops below it. 'max' follows pool.max (80%).",
+            Attribute("pool.low", "bytes", "Shrinking in the background stops there. Bytes, K/M/G/T, N% of RAM; "
+                "'max': 80% of pool.max.",
                 _number(lambda: marks.pool.low), self._pool_low),
             Attribute("pool.current", "bytes", "RAM the pool holds: whole frames, the reserve included.", _number(pool)),
             Attribute("pool.peak", "bytes", "The most RAM the pool ever held.", _number(lambda: s.statistics().pool_peak)),
-            Attribute("backing.max", "bytes", "Limit of disk use. Write bytes, K/M/G/T, N% of what the backing can hold, or max.",
+            Attribute("backing.max", "bytes", "Limit of disk use. Write bytes, K/M/G/T, max, or N% of what was free at the start "
+                "(a device: of its size).",
                 _number(lambda: marks.backing), self._backing_max),
             Attribute("backing.current", "bytes", "Disk in use by segments.", _number(lambda: s.statistics().backing_current)),
-            Attribute("shrink", "-", "Write '64M', '64M deadline=2s' or 'all' to free that much pool RAM; returns when done, "
-                "EAGAIN if it fell short. Read: the last answer.", lambda: shrink_answer(s), self._shrink),
-            Attribute("codec", "-", "How pages stored from now on are compressed: lz4, zstd, zstd:1 to zstd:19, none.",
+            Attribute("shrink", "-", "Write bytes, K/M/G/T, '64M deadline=2s' or 'all' to free that much pool RAM; "
+                "returns when done, EAGAIN if it fell short. Read: the last answer.",
+                lambda: shrink_answer(s), self._shrink),
+            Attribute("codec", "-", "How pages stored from now on are compressed: lz4, zstd, zstd:1 to zstd:19, none. "
+                "Read: the choices, the current one in [brackets].",
                 lambda: _choices(s.engine.pager.codec.name), self._codec),
             Attribute("state", "-", "running, degraded: WHY, or draining.", lambda: s.state() + "\n"),
             Attribute("stat", "flat keyed", "Everything that is counted.", lambda: _flat(stat(s))),
             Attribute("events", "flat keyed", "How often something noteworthy happened.", lambda: _flat(events(s))),
-            Attribute("mm_stat", "zram", "zram's fields in zram's order.", lambda: mm_stat(s)),
-            Attribute("io_stat", "zram", "zram's fields in zram's order.", lambda: io_stat(s)),
-            Attribute("bd_stat", "zram", "zram's fields in zram's order, in units of 4 KiB.", lambda: bd_stat(s)),
-            Attribute("metrics", "Prometheus", "The same figures as Prometheus text.", lambda: metrics(s)),
+            Attribute("mm_stat", "zram", "orig_data_size compr_data_size mem_used_total mem_limit mem_used_max same_pages "
+                "pages_compacted huge_pages huge_pages_since, as zram; sizes include pages on disk.", lambda: mm_stat(s)),
+            Attribute("io_stat", "zram", "failed_reads failed_writes invalid_io notify_free, as zram.", lambda: io_stat(s)),
+            Attribute("bd_stat", "zram", "bd_count bd_reads bd_writes, as zram, in units of 4 KiB.", lambda: bd_stat(s)),
+            Attribute("metrics", "Prometheus", "The numbers of stat and events as Prometheus text.", lambda: metrics(s)),
             Attribute("segments", "lines", "One line a segment, oldest first: segment state lane sequence fill live pages.",
                 lambda: segments(s)),
         )  # fmt: skip

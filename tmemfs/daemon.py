@@ -165,30 +165,31 @@ class _Server:
         else:
             options = _fuse_options("fsname=tmemfs", "subtype=tmemfs", "allow_other")
             pyfuse3.init(self._namespace, os.fspath(self._mountpoint), options)
-            self._lock_future()
+            self._note_lock(memory.lock_future())
             self._run_pyfuse3()
 
     def _run_relay(self) -> None:
         device = mount_fuse(self._mountpoint)
         try:
             relay = Relay(device, self._services.engine.pager, SWAP)
-            memory.lock_region(relay.buffers.map, relay.buffers.size_bytes)
+            self._note_lock(memory.lock_region(relay.buffers.map, relay.buffers.size_bytes))
             self._services.request_counts = relay.statistics
             pyfuse3.init(self._namespace, f"/dev/fd/{relay.namespace_fd}", _fuse_options())
-            self._lock_future()
+            self._note_lock(memory.lock_future())  # before the first thread starts
             relay.start()
             try:
                 self._run_pyfuse3(relay.wait_ended)
             finally:
                 self._unmount_at_last()
+                self._services.engine.room.set_stuck("the file system was unmounted")  # nobody makes room any more
                 relay.join()
                 relay.close()
         finally:
             os.close(device)
 
-    def _lock_future(self) -> None:
-        """Lock what is mapped from now on, before the first thread starts."""
-        self._services.outcomes["memory_locked"] &= int(memory.lock_future().ok)
+    def _note_lock(self, outcome: memory.Outcome) -> None:
+        """Memory is locked only if all of it is."""
+        self._services.outcomes["memory_locked"] &= int(outcome.ok)
 
     def _run_pyfuse3(self, ended: Callable[[], Awaitable[None]] = trio.sleep_forever) -> None:
         """Serve until pyfuse3 is told of the unmount, or `ended` returns."""

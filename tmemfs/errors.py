@@ -9,7 +9,7 @@ TmemfsError
   FellShort     a shrink freed less than it was asked for                             (EAGAIN, exit code 1)
   TierError     a tier failed to read or write                                        (EIO)
   Corrupt       what a tier returned is not what was written there                    (EIO)
-  BackingFull   a tier has no space for a write                                       (counted, never answered)
+  BackingFull   a tier has no space for a write                                       (state says so; the store waits)
 """
 
 from __future__ import annotations

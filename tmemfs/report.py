@@ -16,7 +16,7 @@ from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES
 
 _COUNTERS: Final = frozenset(
     ("stores", "loads_ram", "loads_disk", "invalidates", "pages_written", "bytes_written", "bytes_released", "disk_reads",
-     "disk_read_bytes", "requests", "deferred", "discards")
+     "disk_read_bytes", "requests", "deferred")
 )  # fmt: skip
 
 Values = dict[str, int | str]
@@ -77,7 +77,7 @@ def events(services: Services) -> Values:
         "stores_refused": services.engine.pager.refused,
         "write_errors": done.write_errors,
         "read_errors": reads.failed,
-        "corrupt_records": reads.corrupt,
+        "corrupt_records": reads.corrupt + services.engine.tmem.counts.damaged_in_ram,
         "discard_errors": done.discard_errors,
     }
 
@@ -128,7 +128,7 @@ def bd_stat(services: Services) -> str:
 
 
 def metrics(services: Services) -> str:
-    """Prometheus text exposition: every number of `stat` and `events`, and the state as a label."""
+    """Prometheus text exposition: every number of `stat` and `events`, and whether all is well."""
     lines: list[str] = []
     for key, value in {**stat(services), **events(services)}.items():
         if isinstance(value, int) and key != "daemon_pid":

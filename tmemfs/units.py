@@ -19,9 +19,11 @@ SEGMENT_BYTES: Final = 1 << 20
 MIB: Final = 1 << 20
 
 _EXPONENT = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
-_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
-_SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|)")
+_SIZE = re.compile(r"(\d{1,40}(?:\.\d{1,40})?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
+_PERCENT = re.compile(r"(\d{1,40}(?:\.\d{1,40})?)\s*%")
+_SECONDS = re.compile(r"(\d{1,40}(?:\.\d{1,40})?)\s*(ms|s|m|)")
+#: From here on three digits round to 1000.
+_THREE_DIGITS: Final = 999.5
 _SECONDS_PER = {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0}
 
 
@@ -51,9 +53,10 @@ def parse_seconds(text: str) -> float:
 
 
 def format_size(size_bytes: float) -> str:
-    """A size for people: three significant digits, powers of 1024 ('1.50 GiB')."""
+    """A size for people: three significant digits, powers of 1024 ('1.5 GiB')."""
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
-    while abs(size_bytes) >= 1000 and len(units) > 1:
+    while abs(size_bytes) >= _THREE_DIGITS and len(units) > 1:
         size_bytes /= 1024
         del units[0]
-    return f"{size_bytes:.0f} B" if units[0] == "B" else f"{size_bytes:.3g} {units[0]}"
+    is_whole = units[0] == "B" or abs(size_bytes) >= _THREE_DIGITS
+    return f"{size_bytes:.0f} {units[0]}" if is_whole else f"{size_bytes:.3g} {units[0]}"

@@ -107,7 +107,7 @@ def print_what_next(mountpoint: Path) -> None:
 
 def shrink(mountpoint: Path, size: str, deadline_s: float | None) -> int:
     """Ask for a shrink and show its answer; gives the exit code."""
-    value = size if deadline_s is None else f"{size} deadline={deadline_s}s"
+    value = size if deadline_s is None else f"{size} deadline={deadline_s:f}s"
     failed: list[TmemfsError] = []
 
     def ask() -> None:
@@ -163,7 +163,7 @@ def _path(mountpoint: Path, key: str) -> Path:
     return mountpoint / "control" / key
 
 
-def _translated(error: OSError, mountpoint: Path, key: str, value: str = "") -> TmemfsError:
+def _translated(error: OSError, mountpoint: Path, key: str, value: str | None = None) -> TmemfsError:
     """What an errno of a control file means, and what to do."""
     control = mountpoint / "control"
     if error.errno == errno.ENOENT:
@@ -171,7 +171,7 @@ def _translated(error: OSError, mountpoint: Path, key: str, value: str = "") -> 
             return Refused(f"nothing is mounted at {mountpoint}: run 'tmemfs up' or give the mountpoint")
         return BadValue(f"no control file {key!r}: choose from {', '.join(sorted(os.listdir(control)))}")
     if error.errno in (errno.EACCES, errno.EPERM):
-        return Refused(f"{key} cannot be {'written' if value else 'read'}: see 'ls -l {control}', and run as root")
+        return Refused(f"{key} cannot be {'read' if value is None else 'written'}: see 'ls -l {control}', and run as root")
     if error.errno == errno.EINVAL:
         return BadValue(f"{value!r} is not a value of {key}: see docs/control.md for what it takes")
     if error.errno == errno.ERANGE:
@@ -179,7 +179,7 @@ def _translated(error: OSError, mountpoint: Path, key: str, value: str = "") -> 
     if error.errno == errno.EBUSY:
         return Busy(f"{key} cannot become {value} now: see {control}/state and {control}/shrink for why")
     if error.errno == errno.EAGAIN:
-        return FellShort(f"less than {value} was freed: the reason is in {control}/shrink")
+        return FellShort(f"less than {str(value).split()[0]} was freed: the reason is in {control}/shrink")
     if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
         return Refused(f"the daemon of {mountpoint} has gone: run 'tmemfs down {mountpoint}' to clean up")
     return Refused(f"{control / key}: {error.strerror}: see 'tmemfs doctor'")

@@ -42,7 +42,7 @@ def test_a_size_that_is_no_number_of_pages(place: Place, size: str) -> None:
     ("option", "says"),
     [
         ("--pool-max=4000G", "is above RAM"),
-        ("--pool-max=1M", "is below the reserve"),
+        ("--pool-max=1M", "is too small to swap with"),
         ("--pool-max=x", "is not a size"),
         ("--codec=gzip", "choose lz4, zstd"),
         ("--codec=zstd:77", "give zstd:1 to zstd:19"),

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import trio
+
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import Busy, OutOfRange
@@ -26,7 +28,7 @@ def parse_pool_max(text: str, ram_bytes: int) -> int:
     limit = parse_size(text, ram_bytes) // SEGMENT_BYTES * SEGMENT_BYTES
     if limit < SMALLEST_POOL_BYTES:
         smallest = format_size(SMALLEST_POOL_BYTES)
-        raise OutOfRange(f"a pool limit of {text.strip()} is below the reserve: give {smallest} or more")
+        raise OutOfRange(f"a pool limit of {text.strip()} is too small to swap with: give {smallest} or more")
     if limit > ram_bytes:
         raise OutOfRange(f"a pool limit of {text.strip()} is above RAM ({format_size(ram_bytes)}): give N% or max")
     return limit
@@ -41,6 +43,7 @@ class Limits:
         self._tier = engine.tier
         self._shrinker = engine.shrinker
         self._ram_bytes = ram_bytes
+        self._one_at_a_time = trio.Lock()
         self._high: int | None = None
         self._low: int | None = None
 
@@ -51,13 +54,18 @@ class Limits:
 
     async def set_pool_max(self, text: str) -> None:
         """Set pool.max; shrinks down to it first, and leaves it as it was where that fails."""
-        limit, old = parse_pool_max(text, self._ram_bytes), self.pool.max
+        limit = parse_pool_max(text, self._ram_bytes)
+        async with self._one_at_a_time:
+            await self._shrink_to(limit, text.strip())
+
+    async def _shrink_to(self, limit: int, text: str) -> None:
+        old = self.pool.max
         self._tmem.limit_pool(limit)
         while (over := self._tmem.pool_bytes - limit) > 0:
             answer = await self._shrinker.shrink(ShrinkRequest(over))
             if self._tmem.pool_bytes > limit and not answer.written:
                 self._tmem.limit_pool(old)
-                raise Busy(f"the pool cannot shrink to {text.strip()} now ({answer.reason}): pool.max stays {old}")
+                raise Busy(f"the pool cannot shrink to {text} now ({answer.reason}): pool.max stays {old}")
         self._apply(limit)
 
     def set_pool_high(self, text: str) -> None:
@@ -80,7 +88,7 @@ class Limits:
         self._shrinker.look_again()
 
     def _mark(self, text: str) -> int | None:
-        if text.strip() == "max":
+        if text.strip().lower() == "max":
             return None
         mark = parse_size(text, self._ram_bytes)
         if not 0 < mark <= self.pool.max:
@@ -113,6 +121,8 @@ class Services:
         if self.is_draining:
             return "draining"
         reasons = [self.engine.room.stuck] if self.engine.room.stuck else []
+        if self.engine.tmem.counts.damaged_in_ram:
+            reasons.append(f"{self.engine.tmem.counts.damaged_in_ram} loads found a record damaged in RAM: test the memory")
         if self.engine.reader.counts.corrupt:
             reasons.append(f"{self.engine.reader.counts.corrupt} loads found a damaged record: check the backing device")
         if self.engine.reader.counts.failed:

@@ -166,7 +166,7 @@ class Shrinker:
                 self._kicked = trio.Event()
                 self._kick_pending = False
                 await trio.to_thread.run_sync(self._tidy)
-                goal = background_goal(self._tmem.pool_bytes, self.marks, shrinking)
+                goal = background_goal(self._tmem.pool_bytes, self.marks, shrinking) if self._tier.capacity_bytes else 0
                 if self._room.stuck or not self._tmem.arena.has_room:
                     goal = max(goal, SEGMENT_BYTES)
                 shrinking = goal > 0 and await self._step(goal)

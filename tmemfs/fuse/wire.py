@@ -19,7 +19,6 @@ from typing import Final
 
 READ: Final = 15
 WRITE: Final = 16
-INIT: Final = 26
 INTERRUPT: Final = 36
 FALLOCATE: Final = 43
 

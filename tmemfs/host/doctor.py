@@ -87,8 +87,12 @@ def _programs() -> Check:
 
 def _disk(backing: Path) -> Check:
     place = next(parent for parent in (backing, *backing.parents) if parent.exists())
-    space = os.statvfs(place)
-    free = space.f_bavail * space.f_frsize
+    if place.is_block_device():
+        with open(place, "rb") as device:
+            free = device.seek(0, os.SEEK_END)
+    else:
+        space = os.statvfs(place)
+        free = space.f_bavail * space.f_frsize
     ok = True if free > 1 << 30 else None
     return Check("free disk", ok, f"{format_size(free)} at {place}", "" if ok else "little to shrink to: give another --backing")
 

@@ -30,6 +30,8 @@ def up(mountpoint: Path, priority: int, start: Callable[[], None]) -> str:
     image = mountpoint / "swap"
     if swapdev.is_mounted(mountpoint):
         _refuse_foreign(mountpoint)
+        if swapdev.mount_is_dead(mountpoint):
+            raise Busy(f"the daemon of {mountpoint} has gone: run 'tmemfs down {mountpoint}' first")
         if any(swapdev.swap_on_device(device) for device in swapdev.loop_devices_of(image)):
             return "already up"
         _turn_on(image, priority)

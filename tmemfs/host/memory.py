@@ -58,8 +58,8 @@ def lock_current() -> Outcome:
 
 
 def lock_future() -> Outcome:
-    """Lock what will be mapped, each page when it is first touched: thread stacks are mostly room that nobody uses."""
-    return _outcome("memory_locked", _libc.mlockall(_MCL_FUTURE | _MCL_ONFAULT))
+    """Lock what is there and what will be mapped, each page when it is first touched: most of a thread's stack never is."""
+    return _outcome("memory_locked", _libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT))
 
 
 def drop_code(libraries: tuple[str, ...]) -> None:

@@ -23,6 +23,8 @@ PROC_SWAPS: Final = Path("/proc/swaps")
 PROC_MOUNTS: Final = Path("/proc/self/mounts")
 _POLL_S: Final = 0.2
 _MNT_DETACH: Final = 2
+#: How the kernel's tables write what would part a line.
+_ESCAPES: Final = {" ": "\\040", "\t": "\\011", "\n": "\\012", "\\": "\\134"}
 _libc = ctypes.CDLL(None, use_errno=True)
 #: What taking pages back needs beside the pages: page tables and the reclaim that goes on meanwhile.
 _MARGIN: Final = 1.05
@@ -51,13 +53,13 @@ def swap_on_device(device: str) -> SwapEntry | None:
 
 def loop_devices_of(image: Path, sys_block: Path = SYS_BLOCK) -> list[str]:
     """Loop devices attached to `image`, whether or not its mount still lives."""
-    devices = []
+    devices, wanted = [], os.path.realpath(image)
     for backing in sorted(sys_block.glob("loop*/loop/backing_file")):
         try:
             name = backing.read_text().strip().removesuffix(" (deleted)")
         except OSError:
             continue
-        if name == os.fspath(image):
+        if name == wanted:
             devices.append(f"/dev/{backing.parent.parent.name}")
     return devices
 
@@ -69,7 +71,7 @@ def is_mounted(mountpoint: Path, table: Path = PROC_MOUNTS) -> bool:
 
 def mount_type(mountpoint: Path, table: Path = PROC_MOUNTS) -> str | None:
     """Type of the file system at `mountpoint`, or None."""
-    wanted = os.path.abspath(mountpoint).replace(" ", "\\040")
+    wanted = "".join(_ESCAPES.get(character, character) for character in os.path.realpath(mountpoint))
     kinds = [fields[2] for fields in map(str.split, table.read_text().splitlines()) if fields[1] == wanted]
     return kinds[-1] if kinds else None
 
@@ -112,7 +114,10 @@ def swap_on(device: str, priority: int) -> None:
 
 def swap_off(device: str, progress: Callable[[int], None] | None = None) -> None:
     """Turn the swap off; every page in it comes back to RAM. `progress` is told the bytes left. Raises Refused."""
-    process = subprocess.Popen(["swapoff", device], stderr=subprocess.PIPE, text=True)
+    try:
+        process = subprocess.Popen(["swapoff", device], stderr=subprocess.PIPE, text=True)
+    except FileNotFoundError:
+        raise _not_installed("swapoff") from None
     while True:
         try:
             _, said = process.communicate(timeout=_POLL_S)
@@ -141,7 +146,11 @@ def _run(*command: str, hint: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     except FileNotFoundError:
-        raise Refused(f"{command[0]} is not installed: apt-get install util-linux mount") from None
+        raise _not_installed(command[0]) from None
     if done.returncode:
         raise Refused(f"{' '.join(command)} failed ({done.stderr.strip()}): {hint}")
     return done.stdout
+
+
+def _not_installed(program: str) -> Refused:
+    return Refused(f"{program} is not installed: apt-get install util-linux mount")

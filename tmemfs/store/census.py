@@ -92,7 +92,7 @@ def census(slots: SlotTable, segments: SegmentTable) -> Census:
             continue
         segment = handle_segment(handle)
         size = record_bytes(handle_length(handle))
-        if segments.state(segment) == FREE or handle_offset(handle) + size > segments.fill(segment):
+        if segment >= segments.count or segments.state(segment) == FREE or handle_offset(handle) + size > segments.fill(segment):
             raise TmemfsError(f"bug in tmemfs: the handle of slot {slot} refers to no record; please report it")
         live[segment] += size
         pages[segment] += 1

@@ -106,6 +106,7 @@ def decode(tag: int, payload: Buffer) -> bytes:
         lz4.block.LZ4BlockError,
         zstandard.ZstdError,
         ValueError,
+        MemoryError,
     ) as error:
         raise Corrupt(f"a record does not decode ({TAG_NAMES.get(tag, tag)}: {error}): restore the page's owner") from error
     if len(page) != PAGE_BYTES:

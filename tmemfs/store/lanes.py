@@ -43,7 +43,7 @@ class Lane:
         self.fill = SEGMENT_BYTES
         self.seed = 0
 
-    def put_first(self, segment: SegmentId) -> None:
+    def to_front(self, segment: SegmentId) -> None:
         """`segment` is next in line."""
         self.sealed[segment] = None
         self.sealed.move_to_end(segment, last=False)

@@ -87,6 +87,7 @@ class Counts:
     loads_disk: int = 0
     invalidates: int = 0
     raw_stores: int = 0
+    damaged_in_ram: int = 0
 
 
 class Tmem:
@@ -145,13 +146,16 @@ class Tmem:
             at = base + (handle >> _OFFSET_BYTES_SHIFT & _OFFSET_BYTES_MASK) + HEADER_BYTES
             payload = self.arena.view[at : at + (handle >> LENGTH_SHIFT & LENGTH_MASK)]
             self.counts.loads_ram += 1
-            if handle & TAG_MASK == LZ4:
-                try:
-                    page: bytes = lz4.block.decompress(payload, PAGE_BYTES)
+            try:
+                if handle & TAG_MASK != LZ4:
+                    return decode(handle & TAG_MASK, payload)
+                page: bytes = lz4.block.decompress(payload, PAGE_BYTES)
+                if len(page) == PAGE_BYTES:
                     return page
-                except lz4.block.LZ4BlockError as error:
-                    raise Corrupt(f"the record of slot {slot} is damaged in RAM: test the machine's memory") from error
-            return decode(handle & TAG_MASK, payload)
+            except (lz4.block.LZ4BlockError, Corrupt):
+                pass
+            self.counts.damaged_in_ram += 1
+            raise Corrupt(f"the record of slot {slot} is damaged in RAM: test the machine's memory")
 
     def invalidate(self, first: int, count: int) -> None:
         """Forget the pages of slots [first, first + count)."""
@@ -230,7 +234,7 @@ class Tmem:
             self.extents.die(plan.extent)
             if self.segments.live[plan.segment]:
                 self.segments.move(plan.segment, SEALED, plan.frame)
-                self._lane_of(plan.segment).put_first(plan.segment)
+                self._lane_of(plan.segment).to_front(plan.segment)
             else:
                 self.segments.move(plan.segment, FREE, 0)
                 self.arena.give_back(plan.frame)

@@ -4,10 +4,10 @@
     0                 header block: MAGIC, then zeros
     1 MiB + n * 1 MiB extent n, of the layout of a segment (store/record.py)
 
-The file is locked (flock) while it is used, so a second daemon is refused; a file or device without our header is never
-written to, unless the file does not exist yet or the device begins with zeros. Contents do not outlive the daemon: nothing is
-fsynced, and the file is cut back to its header at start and end. Freed extents are punched out of the file or discarded from
-the device.
+The file is locked (flock) while it is used, so a second daemon is refused; a file or device without our header is never written
+to, unless the file does not exist yet, or the first and the last MiB of the device are zeros. Contents do not outlive the
+daemon: nothing is fsynced, and the file is cut back to its header at start and end. Freed extents are punched out of the file
+or discarded from the device.
 
 Thread-safety: all methods may run at once; the descriptor is constant after construction.
 """
@@ -51,6 +51,9 @@ class FileTier:
             self.capacity_bytes = self._capacity()
         except BaseException:
             os.close(self._fd)
+            if is_new:
+                with suppress(FileNotFoundError):
+                    path.unlink()
             raise
 
     def write(self, extent: Extent, data: memoryview) -> None:
@@ -104,14 +107,12 @@ class FileTier:
         """Write our header, where it is or may be."""
         with mmap.mmap(-1, BLOCK_BYTES) as block:
             if not is_new:
-                _refuse_foreign(path, block[: os.preadv(self._fd, [block], 0)], self.is_device)
+                _refuse_foreign(path, self._fd)
             block[:] = MAGIC.ljust(BLOCK_BYTES, b"\0")
             try:
                 os.pwrite(self._fd, block, 0)
                 self._forget()
             except OSError as error:
-                if is_new:
-                    os.unlink(path)
                 raise Refused(f"cannot write to {path} ({error.strerror}): free space there or give another --backing") from error
 
     def _forget(self) -> None:
@@ -160,15 +161,23 @@ def check_backing(path: Path) -> None:
     fd = _open(path, os.O_RDONLY)
     try:
         _lock(fd, path)
-        with mmap.mmap(-1, BLOCK_BYTES) as block:
-            _refuse_foreign(path, block[: os.preadv(fd, [block], 0)], stat.S_ISBLK(os.fstat(fd).st_mode))
+        _refuse_foreign(path, fd)
     finally:
         os.close(fd)
 
 
-def _refuse_foreign(path: Path, header: bytes, is_device: bool) -> None:
-    """Raise Refused unless the header is ours, or that of a device which begins with zeros."""
-    if not header.startswith(MAGIC) and not (is_device and not any(header)):
+def _refuse_foreign(path: Path, fd: int) -> None:
+    """Raise Refused unless our header and nothing else is there, or a device whose both ends are zeros.
+
+    Other formats begin or end there, at 1 KiB (ext4), 4 KiB (md), 64 KiB (btrfs) or in the last block (GPT, md).
+    """
+    with mmap.mmap(-1, HEADER_BYTES) as data:
+        start = data[: os.preadv(fd, [data], 0)]
+        is_ours = start.startswith(MAGIC) and not any(start[len(MAGIC) :])
+        if not is_ours and stat.S_ISBLK(os.fstat(fd).st_mode) and not any(start):
+            last = max(_device_bytes(fd) - HEADER_BYTES, 0) // BLOCK_BYTES * BLOCK_BYTES
+            is_ours = not any(data[: os.preadv(fd, [data], last)])
+    if not is_ours:
         raise Refused(f"{path} was not made by tmemfs: give another --backing, or move it away yourself")
 
 

@@ -1,0 +1,276 @@
+"""The control directory's table: documented as it is, an errno for every error, nothing changed by what is refused."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.parts import FaultyTier, Regions, page_of
+from tmemfs import control, errors, report
+from tmemfs.control import Attribute, Control, document, errno_of
+from tmemfs.engine.engine import Engine
+from tmemfs.engine.services import SMALLEST_POOL_BYTES, Limits, Services, parse_pool_max
+from tmemfs.errors import BadValue, OutOfRange, TmemfsError
+from tmemfs.store.codec import encode, parse_codec
+from tmemfs.units import MIB
+
+DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "control.md"
+TABLE: Final = Control(Services.placeholder()).attributes
+ERRORS: Final = [
+    found
+    for found in vars(errors).values()
+    if isinstance(found, type) and issubclass(found, TmemfsError) and found is not TmemfsError
+]
+LIMIT: Final = 12 * MIB
+RAM: Final = 64 * MIB
+
+
+@pytest.fixture
+def services() -> Iterator[Services]:
+    regions = Regions.new(slots=1024, frames=16, extents=16)
+    engine = Engine.over(regions.start(limit=LIMIT // MIB, slots=1024), FaultyTier(), parse_codec("lz4"))
+    yield Services(engine, Limits(engine, RAM, 16 * MIB), "none")
+    regions.close()
+
+
+@pytest.fixture
+def files(services: Services) -> dict[str, Attribute]:
+    return {attribute.name: attribute for attribute in Control(services).attributes}
+
+
+def read(files: dict[str, Attribute], name: str) -> str:
+    found = files[name].read
+    assert found is not None
+    return found()
+
+
+async def write(files: dict[str, Attribute], name: str, value: str) -> None:
+    found = files[name].write
+    assert found is not None
+    await found(value)
+
+
+def values(files: dict[str, Attribute]) -> dict[str, str]:
+    """What every file says that is not of this very moment."""
+    return {name: read(files, name) for name in files if name not in ("stat", "metrics")}
+
+
+def test_the_document_is_made_from_the_table() -> None:
+    assert DOCUMENT.exists(), "docs/control.md is not there: run make docs"
+    assert DOCUMENT.read_text() == document(), "docs/control.md is not of this table: run make docs"
+
+
+def test_the_document_has_a_row_for_every_file() -> None:
+    rows = [line for line in document().splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == [attribute.name for attribute in TABLE]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}
+
+
+@pytest.mark.parametrize("attribute", TABLE, ids=lambda attribute: attribute.name)
+def test_every_file_says_what_it_is(attribute: Attribute) -> None:
+    assert attribute.help.endswith(".") and len(attribute.help) > 10
+    assert attribute.unit
+    assert re.fullmatch(r"[a-z_]+(\.[a-z]+)?", attribute.name)
+    assert attribute.read is not None or attribute.write is not None
+
+
+def test_names_are_unique() -> None:
+    names = [attribute.name for attribute in TABLE]
+    assert len(set(names)) == len(names)
+
+
+def test_the_mode_is_what_can_be_done() -> None:
+    def reads() -> str:
+        return "1\n"
+
+    async def writes(text: str) -> None:
+        return None
+
+    modes = [Attribute("a", "-", "A file.", *pair).mode for pair in ((reads, None), (None, writes), (reads, writes))]
+    assert modes == [0o444, 0o200, 0o644]
+    assert {attribute.name for attribute in TABLE if attribute.mode == 0o644} == {
+        "pool.max", "pool.high", "pool.low", "backing.max", "shrink", "codec",
+    }  # fmt: skip
+
+
+def documented_errnos() -> dict[str, int]:
+    """The errno of each error that has one, from the docstring of the errors."""
+    assert errors.__doc__
+    return {name: getattr(errno, number) for name, number in re.findall(r"^  (\w+) .*\((E[A-Z]+)", errors.__doc__, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_every_error_has_its_documented_errno(kind: type[TmemfsError]) -> None:
+    assert kind in control._ERRNO
+    assert errno_of(kind("why: what next")) == documented_errnos().get(kind.__name__, errno_of(kind("")))
+
+
+def test_the_errnos_are_these() -> None:
+    assert {kind.__name__: errno.errorcode[errno_of(kind(""))] for kind in ERRORS} == {
+        "BadValue": "EINVAL",
+        "OutOfRange": "ERANGE",
+        "Busy": "EBUSY",
+        "Refused": "EACCES",
+        "NoRoom": "ENOSPC",
+        "FellShort": "EAGAIN",
+        "TierError": "EIO",
+        "BackingFull": "EIO",
+        "Corrupt": "EIO",
+    }
+
+
+def test_an_error_without_an_errno_is_eio() -> None:
+    class Unheard(TmemfsError):
+        pass
+
+    assert errno_of(Unheard("new")) == errno.EIO
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("pool.max", "lots", errno.EINVAL),
+        ("pool.max", "", errno.EINVAL),
+        ("pool.max", "-5M", errno.EINVAL),
+        ("pool.max", "1M", errno.ERANGE),
+        ("pool.max", "0%", errno.ERANGE),
+        ("pool.max", "65M", errno.ERANGE),
+        ("pool.max", "200%", errno.ERANGE),
+        ("pool.high", "high", errno.EINVAL),
+        ("pool.high", "0", errno.ERANGE),
+        ("pool.high", "13M", errno.ERANGE),
+        ("pool.low", "", errno.EINVAL),
+        ("pool.low", "0", errno.ERANGE),
+        ("pool.low", "12M", errno.ERANGE),
+        ("backing.max", "x", errno.EINVAL),
+        ("codec", "lzma", errno.EINVAL),
+        ("codec", "zstd:99", errno.EINVAL),
+        ("shrink", "0", errno.EINVAL),
+        ("shrink", "1M now", errno.EINVAL),
+        ("shrink", "1M deadline=soon", errno.EINVAL),
+    ],
+)
+async def test_a_bad_value_has_its_errno_and_changes_nothing(
+    files: dict[str, Attribute], name: str, value: str, expected: int
+) -> None:
+    before = values(files)
+    with pytest.raises(TmemfsError) as caught:
+        await write(files, name, value)
+    assert errno_of(caught.value) == expected
+    assert ": " in str(caught.value)  # what is wrong: what to do next
+    assert values(files) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("pool.high", "11M\n", f"{11 * MIB}\n"),
+        ("pool.high", "12.5%", f"{8 * MIB}\n"),
+        ("pool.low", "4M", f"{4 * MIB}\n"),
+        ("backing.max", "5M", f"{5 * MIB}\n"),
+        ("backing.max", "max", f"{1 << 30}\n"),
+        ("backing.max", "50%", f"{1 << 29}\n"),
+        ("codec", "zstd:7\n", "lz4 [zstd:7] none\n"),
+        ("codec", "none", "lz4 zstd [none]\n"),
+        ("codec", "lz4", "[lz4] zstd none\n"),
+    ],
+)
+async def test_a_value_takes_effect_at_once(files: dict[str, Attribute], name: str, value: str, text: str) -> None:
+    await write(files, name, value)
+    assert read(files, name) == text
+
+
+async def test_a_higher_pool_max_is_whole_frames_and_its_watermarks_follow(files: dict[str, Attribute]) -> None:
+    await write(files, "pool.max", "15.5M")
+    found = [int(read(files, name)) for name in ("pool.max", "pool.high", "pool.low")]
+    assert found == [15 * MIB, int(13.5 * MIB), 12 * MIB]
+
+
+async def test_a_watermark_that_was_set_stays_until_it_follows_again(files: dict[str, Attribute]) -> None:
+    await write(files, "pool.high", "10M")
+    await write(files, "pool.max", "15M")
+    assert read(files, "pool.high") == f"{10 * MIB}\n"
+    await write(files, "pool.high", "max")
+    assert read(files, "pool.high") == f"{int(13.5 * MIB)}\n"
+
+
+async def test_low_falls_with_high(files: dict[str, Attribute]) -> None:
+    await write(files, "pool.high", "2M")
+    assert read(files, "pool.low") == f"{2 * MIB}\n"
+
+
+def test_max_may_be_written_in_capitals(services: Services) -> None:
+    services.limits.set_pool_high("MAX")
+    services.limits.set_pool_low("MAX")
+    assert services.limits.pool.high == int(LIMIT * 0.9)
+
+
+def test_every_file_reads_as_whole_lines(services: Services, files: dict[str, Attribute]) -> None:
+    services.engine.tmem.insert(0, [encode(page_of("half", 1), parse_codec("lz4"))])
+    assert [name for name in files if not re.fullmatch(r"(.+\n)+", read(files, name))] == []
+
+
+def test_an_empty_pool_has_no_segments(files: dict[str, Attribute]) -> None:
+    assert read(files, "segments") == ""
+    assert read(files, "pool.current") == "0\n"
+
+
+def test_a_segment_is_a_line(services: Services, files: dict[str, Attribute]) -> None:
+    services.engine.tmem.insert(0, [encode(page_of("raw", number), parse_codec("lz4")) for number in range(128)])
+    services.engine.tmem.invalidate(0, 64)
+    assert read(files, "segments") == "0 open raw 1 50% 25% 64\n"
+
+
+def test_flat_keyed_files_have_a_value_for_every_key(files: dict[str, Attribute], services: Services) -> None:
+    makers: dict[str, Callable[[Services], report.Values]] = {"stat": report.stat, "events": report.events}
+    for name, make in makers.items():
+        pairs = [line.split(" ") for line in read(files, name).splitlines()]
+        assert [key for key, _ in pairs] == list(make(services))
+
+
+def test_the_three_files_of_zram_have_its_number_of_fields(files: dict[str, Attribute]) -> None:
+    assert {name: len(read(files, name).split()) for name in ("mm_stat", "io_stat", "bd_stat")} == {
+        "mm_stat": 9,
+        "io_stat": 4,
+        "bd_stat": 3,
+    }
+
+
+def test_the_state_says_why_it_is_degraded(services: Services, files: dict[str, Attribute]) -> None:
+    assert read(files, "state") == "running\n"
+    services.engine.room.set_stuck("the backing is full: raise it")
+    services.engine.reader.counts.corrupt = 2
+    assert read(files, "state") == (
+        "degraded: the backing is full: raise it; 2 loads found a damaged record: check the backing device\n"
+    )
+    services.is_draining = True
+    assert read(files, "state") == "draining\n"
+
+
+def test_a_shrink_never_asked_for_has_an_answer(files: dict[str, Attribute]) -> None:
+    assert read(files, "shrink") == "requested 0\nfreed 0\nwritten 0\npages 0\nseconds 0\nreason -\n"
+
+
+def test_metrics_have_a_type_for_every_figure(files: dict[str, Attribute]) -> None:
+    lines = read(files, "metrics").splitlines()
+    types = [line.split()[2:] for line in lines if line.startswith("# TYPE ")]
+    figures = [line.split()[0] for line in lines if not line.startswith("#")]
+    assert [name for name, _ in types] == figures
+    assert all((kind == "counter") == name.endswith("_total") for name, kind in types)
+    assert len(set(figures)) == len(figures)
+
+
+def test_the_smallest_pool_is_eight_frames() -> None:
+    assert SMALLEST_POOL_BYTES == 8 * MIB
+    assert parse_pool_max("8M", RAM) == 8 * MIB
+    with pytest.raises(OutOfRange, match="give 8 MiB or more"):
+        parse_pool_max(str(8 * MIB - 1), RAM)
+
+
+def test_a_bad_value_is_a_value_error_too() -> None:
+    assert issubclass(BadValue, ValueError) and issubclass(OutOfRange, ValueError)

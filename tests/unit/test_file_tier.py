@@ -1,0 +1,311 @@
+"""The file tier: nobody else's file is touched, one daemon at a time, and what is discarded is given back to the file system."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tmemfs.errors import BackingFull, Busy, Refused, TierError
+from tmemfs.tiers.file import HEADER_BYTES, MAGIC, FileTier, check_backing
+from tmemfs.tiers.tier import Extent
+from tmemfs.units import BLOCK_BYTES, SEGMENT_BYTES
+
+HEADER = MAGIC.ljust(BLOCK_BYTES, b"\0")
+#: The file of a daemon that was killed.
+LEFT_BEHIND = HEADER.ljust(HEADER_BYTES, b"\0") + b"pages that nobody wants" * 1000
+#: What a file system may take for itself when it cuts an extent of its own in two.
+METADATA_BYTES = 64 << 10
+#: What a file may hold that is not ours.
+FOREIGN = {
+    "empty": b"",
+    "short": b"mine",
+    "zeros": bytes(8192),
+    "text": b"something else\n" * 1000,
+    "nearly": MAGIC[:-2] + b"2\n" + bytes(BLOCK_BYTES),
+    "about us": MAGIC + b"is what such a file begins with\n",
+    "ours once": HEADER + b"something else",
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a backing may be, on a file system with direct I/O."""
+    probe = tmp_path / "probe"
+    try:
+        os.close(os.open(probe, os.O_RDWR | os.O_CREAT | os.O_DIRECT))
+    except OSError as error:
+        pytest.skip(f"the file system of {tmp_path} has no direct I/O ({error.strerror}): give pytest another --basetemp")
+    probe.unlink()
+    return tmp_path / "backing"
+
+
+@pytest.fixture
+def tier(path: Path) -> Iterator[FileTier]:
+    tier = FileTier(path)
+    yield tier
+    tier.close()
+
+
+def buffer(size: int = SEGMENT_BYTES) -> memoryview:
+    """Page-aligned memory."""
+    return memoryview(mmap.mmap(-1, size))
+
+
+def noise(seed: int, size: int = SEGMENT_BYTES) -> memoryview:
+    view = buffer(size)
+    view[:] = Random(seed).randbytes(size)
+    return view
+
+
+def read(tier: FileTier, extent: int, offset: int, size: int) -> bytes:
+    into = buffer(size)
+    tier.read(Extent(extent), offset, into)
+    return bytes(into)
+
+
+def allocated(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+def test_a_new_file_has_our_header_and_nothing_else(path: Path, tier: FileTier) -> None:
+    assert path.read_bytes() == HEADER
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert (tier.name, tier.is_device) == (str(path), False)
+
+
+def test_the_header_is_the_documented_one() -> None:
+    assert MAGIC == b"tmemfs backing, format 1\n"
+    assert HEADER_BYTES == SEGMENT_BYTES
+
+
+def test_what_is_written_is_read_back(tier: FileTier) -> None:
+    first, second = noise(1), noise(2, 3 * BLOCK_BYTES)
+    tier.write(Extent(0), first)
+    tier.write(Extent(5), second)
+    assert read(tier, 0, 0, SEGMENT_BYTES) == first
+    assert read(tier, 5, 0, 3 * BLOCK_BYTES) == second
+    assert read(tier, 0, 7 * BLOCK_BYTES, 2 * BLOCK_BYTES) == first[7 * BLOCK_BYTES : 9 * BLOCK_BYTES]
+
+
+def test_an_extent_lies_behind_the_header_at_its_number(path: Path, tier: FileTier) -> None:
+    tier.write(Extent(2), noise(3, BLOCK_BYTES))
+    with path.open("rb") as file:
+        file.seek(SEGMENT_BYTES * 3)
+        assert file.read(BLOCK_BYTES) == noise(3, BLOCK_BYTES)
+    assert path.read_bytes()[:BLOCK_BYTES] == HEADER
+
+
+def test_an_extent_that_is_written_again_has_the_new_data(tier: FileTier) -> None:
+    tier.write(Extent(0), noise(1))
+    tier.write(Extent(0), noise(2, BLOCK_BYTES))
+    assert read(tier, 0, 0, 2 * BLOCK_BYTES) == bytes(noise(2, BLOCK_BYTES)) + bytes(noise(1)[BLOCK_BYTES : 2 * BLOCK_BYTES])
+
+
+def test_a_read_past_the_end_of_the_file_fails(tier: FileTier) -> None:
+    tier.write(Extent(0), noise(1, BLOCK_BYTES))
+    with pytest.raises(TierError, match="ends before extent 0: something else cut it"):
+        read(tier, 0, 0, 2 * BLOCK_BYTES)
+    with pytest.raises(TierError, match="ends before extent 9"):
+        read(tier, 9, 0, BLOCK_BYTES)
+
+
+@pytest.mark.parametrize("number", ["ENOSPC", "EDQUOT", "EFBIG"])
+def test_a_disk_without_space_is_full_not_broken(tier: FileTier, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
+    fails(monkeypatch, "pwrite", number)
+    with pytest.raises(BackingFull, match=r"is full: free space on its file system or lower backing\.max"):
+        tier.write(Extent(0), noise(1, BLOCK_BYTES))
+
+
+def test_a_disk_that_writes_nothing_is_full(tier: FileTier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, position: 0)
+    with pytest.raises(BackingFull, match="takes no more"):
+        tier.write(Extent(0), noise(1, BLOCK_BYTES))
+
+
+def test_a_disk_that_fails_is_said(tier: FileTier, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails(monkeypatch, "pwrite", "EIO")
+    fails(monkeypatch, "preadv", "EIO")
+    with pytest.raises(TierError, match=r"writing to .* failed \(.*\): check the disk") as caught:
+        tier.write(Extent(0), noise(1, BLOCK_BYTES))
+    assert not isinstance(caught.value, BackingFull)
+    with pytest.raises(TierError, match=r"reading from .* failed \(.*\): check the disk"):
+        read(tier, 0, 0, BLOCK_BYTES)
+
+
+def fails(patch: pytest.MonkeyPatch, call: str, number: str) -> None:
+    def failing(*_: object) -> int:
+        raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
+
+    patch.setattr(os, call, failing)
+
+
+def test_a_short_write_is_finished(tier: FileTier, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pwrite
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", lambda fd, data, position: real(fd, data[:BLOCK_BYTES], position))
+        tier.write(Extent(1), noise(4, 4 * BLOCK_BYTES))
+    assert read(tier, 1, 0, 4 * BLOCK_BYTES) == noise(4, 4 * BLOCK_BYTES)
+
+
+def test_a_short_read_is_finished(tier: FileTier, monkeypatch: pytest.MonkeyPatch) -> None:
+    tier.write(Extent(1), noise(4, 4 * BLOCK_BYTES))
+    real = os.preadv
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", lambda fd, into, position: real(fd, [into[0][:BLOCK_BYTES]], position))
+        assert read(tier, 1, 0, 4 * BLOCK_BYTES) == noise(4, 4 * BLOCK_BYTES)
+
+
+def test_a_discard_gives_the_disk_back_and_leaves_the_neighbours(path: Path, tier: FileTier) -> None:
+    for number in range(5):
+        tier.write(Extent(number), noise(number))
+    before = allocated(path)
+    tier.discard((Extent(3), Extent(1), Extent(2)))
+    given_back = before - allocated(path)
+    assert 3 * SEGMENT_BYTES - given_back <= METADATA_BYTES
+    assert read(tier, 2, 0, BLOCK_BYTES) == bytes(BLOCK_BYTES)
+    for number in (0, 4):
+        assert read(tier, number, 0, SEGMENT_BYTES) == noise(number)
+
+
+def test_neighbours_are_discarded_with_one_hole(tier: FileTier, monkeypatch: pytest.MonkeyPatch) -> None:
+    holes: list[tuple[int, int]] = []
+    monkeypatch.setattr("tmemfs.tiers.file.punch", lambda fd, offset, length: holes.append((offset, length)))
+    tier.discard(tuple(map(Extent, (9, 0, 1, 4, 5, 6))))
+    assert [(offset // SEGMENT_BYTES - 1, length // SEGMENT_BYTES) for offset, length in holes] == [(0, 2), (4, 3), (9, 1)]
+
+
+def test_a_discard_of_what_was_never_written_is_nothing(path: Path, tier: FileTier) -> None:
+    tier.discard((Extent(100),))
+    assert path.stat().st_size == BLOCK_BYTES
+
+
+def test_a_hole_that_cannot_be_punched_is_an_error_of_the_tier(tier: FileTier, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(fd: int, offset: int, length: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("tmemfs.tiers.file.punch", refuses)
+    with pytest.raises(TierError, match=r"punching holes into .* \(Operation not supported\): check the file system"):
+        tier.discard((Extent(0),))
+
+
+def test_nothing_is_left_at_the_end_but_the_header(path: Path) -> None:
+    tier = FileTier(path)
+    tier.write(Extent(3), noise(1))
+    tier.close()
+    assert path.read_bytes() == HEADER
+
+
+def test_what_an_earlier_daemon_left_is_cut_off(path: Path) -> None:
+    path.write_bytes(LEFT_BEHIND)
+    FileTier(path).close()
+    assert path.read_bytes() == HEADER
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_a_file_that_is_not_ours_is_refused_and_untouched(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    before = path.stat()
+    for use in (FileTier, check_backing):
+        with pytest.raises(Refused, match=r"was not made by tmemfs: give another --backing, or move it away yourself"):
+            use(path)
+    assert path.read_bytes() == content
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_a_second_daemon_is_refused_by_name(path: Path, tier: FileTier) -> None:
+    tier.write(Extent(0), noise(1))
+    for use in (FileTier, check_backing):
+        with pytest.raises(Busy, match=f"{path} is in use by another tmemfs daemon: give another --backing, or stop that one"):
+            use(path)
+    assert read(tier, 0, 0, SEGMENT_BYTES) == noise(1)
+
+
+def test_the_lock_ends_with_the_tier(path: Path) -> None:
+    FileTier(path).close()
+    check_backing(path)
+    FileTier(path).close()
+
+
+def test_a_refused_file_is_not_kept_open(path: Path) -> None:
+    path.write_bytes(b"mine")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(Refused):
+            FileTier(path)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_capacity_is_what_is_free_in_whole_segments(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 5 * SEGMENT_BYTES + 4096)
+    tier = FileTier(path)
+    assert tier.capacity_bytes == 5 * SEGMENT_BYTES
+    tier.close()
+
+
+def free(patch: pytest.MonkeyPatch, size: int) -> None:
+    """The file system has `size` bytes free."""
+
+    class Space:
+        f_bavail, f_frsize, f_flag = size // 4096, 4096, 0
+
+    patch.setattr(os, "fstatvfs", lambda fd: Space)
+    patch.setattr(os, "statvfs", lambda path: Space)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_file_system_without_room_for_a_segment_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool) -> None:
+    if exists:
+        path.write_bytes(HEADER)
+    free(monkeypatch, 512 << 10)
+    with pytest.raises(Refused, match="has room for 512 KiB, not even one segment: free space there"):
+        FileTier(path)
+    assert not exists or path.read_bytes() == HEADER
+
+
+def test_a_new_file_that_is_refused_is_not_left_behind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 0)
+    with pytest.raises(Refused):
+        FileTier(path)
+    assert not path.exists()
+
+
+def test_a_new_file_that_cannot_be_written_is_not_left_behind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails(monkeypatch, "pwrite", "ENOSPC")
+    with pytest.raises(Refused, match=r"cannot write to .* \(No space left on device\): free space there"):
+        FileTier(path)
+    assert not path.exists()
+
+
+def test_a_check_creates_nothing(path: Path) -> None:
+    check_backing(path)
+    assert not path.exists()
+
+
+def test_a_check_changes_nothing(path: Path) -> None:
+    path.write_bytes(LEFT_BEHIND)
+    check_backing(path)
+    assert path.read_bytes() == LEFT_BEHIND
+
+
+@pytest.mark.parametrize("use", [FileTier, check_backing])
+def test_a_directory_that_is_not_there_is_refused_with_what_to_do(path: Path, use: type) -> None:
+    with pytest.raises(Refused, match=r"does not exist: create it"):
+        use(path / "deeper" / "backing")
+
+
+@pytest.mark.parametrize("use", [FileTier, check_backing])
+def test_a_directory_is_no_backing(tmp_path: Path, use: type) -> None:
+    with pytest.raises(Refused):
+        use(tmp_path)
+
+
+def test_a_check_finds_a_full_file_system(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, SEGMENT_BYTES)
+    with pytest.raises(Refused, match="is full: free space there or give another --backing"):
+        check_backing(path)

@@ -1,0 +1,751 @@
+"""The store: what it says when it is full, which page leaves first, what a version is, and what is left of one that was killed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+
+from tests.parts import FaultyTier, Regions, page_of
+from tmemfs.engine.reader import Reader
+from tmemfs.errors import BackingFull, Corrupt, TierError, TmemfsError
+from tmemfs.store import tmem as tmem_module
+from tmemfs.store.census import census, check, segment_lines, statistics
+from tmemfs.store.codec import LZ4, ZERO_PAGE, Packed, encode, parse_codec
+from tmemfs.store.plans import WriteBack
+from tmemfs.store.record import HEADER_BYTES, SEGMENT_SHIFT, handle_length, handle_offset, handle_segment, whole_blocks
+from tmemfs.store.segments import FREE, ON_TIER, OPEN, SEALED, WRITING
+from tmemfs.store.tmem import Tmem
+from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
+
+SLOTS = 2048
+#: Raw pages of one segment.
+FULL = 255
+LZ4_CODEC = parse_codec("lz4")
+
+
+class Killed(BaseException):
+    """The process ended here."""
+
+
+class Place:
+    """A store over regions that outlive it, its tier, and what every slot has to give."""
+
+    def __init__(self, frames: int = 8, extents: int = 8) -> None:
+        self.regions = Regions.new(SLOTS, frames, extents)
+        self.tier = FaultyTier()
+        self.pages: dict[int, bytes] = {}
+        self.start()
+
+    def start(self) -> None:
+        """A store from the regions as they are: the only one, or after a kill the next one."""
+        self.tmem = self.regions.start(self.regions.frames, SLOTS)
+        self.reader = Reader(self.tmem, self.tier)
+
+    def insert(self, first: int, pages: list[bytes]) -> int:
+        """Store pages; what was stored is what has to be there."""
+        stored = self.tmem.insert(first, packed(pages))
+        self.pages |= {first + number: page for number, page in enumerate(pages[:stored])}
+        return stored
+
+    def write_back(self) -> WriteBack:
+        """Write the next victim back."""
+        plan = planned(self.tmem)
+        self.tier.write(plan.extent, plan.data)
+        self.tmem.commit_write_back(plan)
+        return plan
+
+    def load(self, slot: int) -> bytes:
+        """The page, wherever it is."""
+        return self.reader.perform(self.tmem.plan_read(slot, 1))[0]
+
+    def verify(self) -> None:
+        """Every page is as it has to be, and the store's figures as a scan finds them."""
+        check(self.tmem)
+        for first in range(0, SLOTS, 32):
+            expected = [self.pages.get(slot, ZERO_PAGE) for slot in range(first, first + 32)]
+            assert self.reader.perform(self.tmem.plan_read(first, 32)) == expected, f"slots from {first} on"
+        assert self.tmem.pages_stored == len(self.pages)
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    place = Place()
+    yield place
+    place.regions.close()
+
+
+@pytest.fixture
+def tmem(place: Place) -> Tmem:
+    return place.tmem
+
+
+@cache
+def encoded(page: bytes) -> Packed:
+    return encode(page, LZ4_CODEC)
+
+
+cached_page_of = cache(page_of)
+
+
+def packed(pages: list[bytes]) -> list[Packed]:
+    return [encoded(page) for page in pages]
+
+
+def raw(first: int, count: int) -> list[bytes]:
+    return [cached_page_of("raw", number) for number in range(first, first + count)]
+
+
+def halves(first: int, count: int) -> list[bytes]:
+    return [cached_page_of("half", number) for number in range(first, first + count)]
+
+
+def planned(tmem: Tmem, include_open: bool = True) -> WriteBack:
+    plan = tmem.plan_write_back(include_open)
+    assert plan is not None
+    return plan
+
+
+# ---- a full pool ---------------------------------------------------------------------------------------------------
+
+
+def test_a_store_stops_at_a_full_pool_and_tells_how_far_it_came(place: Place) -> None:
+    place.tmem.limit_pool(2 * SEGMENT_BYTES)
+    assert place.insert(100, raw(0, 600)) == 2 * FULL
+    assert not place.tmem.arena.has_room
+    place.verify()
+
+
+def test_a_store_goes_on_from_where_it_stopped(place: Place) -> None:
+    place.tmem.limit_pool(2 * SEGMENT_BYTES)
+    pages = raw(0, 600)
+    assert place.insert(0, pages) == 510
+    place.write_back()
+    assert place.tmem.insert(0, packed(pages), 510) == 600
+    place.pages |= dict(enumerate(pages))
+    place.verify()
+    assert place.tmem.counts.stores == 600
+
+
+def test_what_found_no_room_has_its_old_page(place: Place) -> None:
+    place.insert(0, raw(0, 10))
+    place.tmem.limit_pool(SEGMENT_BYTES)
+    assert place.insert(1000, raw(1000, FULL - 10)) == FULL - 10
+    assert place.insert(5, raw(2000, 1)) == 0
+    assert place.tmem.load(5) == page_of("raw", 5)
+    place.verify()
+
+
+def test_pages_behind_one_that_found_no_room_are_not_stored_out_of_order(place: Place) -> None:
+    place.tmem.limit_pool(0)
+    assert place.insert(0, [ZERO_PAGE, ZERO_PAGE, page_of("half", 1), ZERO_PAGE]) == 2
+    assert place.tmem.pages_stored == 2
+
+
+def test_zero_pages_need_no_room(place: Place) -> None:
+    place.tmem.limit_pool(0)
+    assert place.insert(0, [ZERO_PAGE] * 100) == 100
+    assert (place.tmem.pool_bytes, place.tmem.pages_stored) == (0, 100)
+
+
+def test_a_page_fits_into_the_open_segment_of_a_full_pool(place: Place) -> None:
+    place.tmem.limit_pool(SEGMENT_BYTES)
+    place.insert(0, halves(0, 1))
+    assert place.insert(1, halves(1, 1)) == 1
+    assert place.insert(2, raw(2, 1)) == 0  # another lane, which would need a frame of its own
+    place.verify()
+
+
+def test_a_limit_is_whole_frames_and_no_more_than_there_are(tmem: Tmem) -> None:
+    tmem.limit_pool(3 * SEGMENT_BYTES + 4096)
+    assert tmem.arena.limit == 3
+    tmem.limit_pool(1000 * SEGMENT_BYTES)
+    assert tmem.arena.limit == tmem.arena.frames == 8
+
+
+def test_a_lower_limit_sheds_the_reserve(tmem: Tmem) -> None:
+    for _ in range(4):
+        plan = tmem.plan_populate()
+        assert plan is not None
+        tmem.commit_populate(plan)
+    tmem.limit_pool(SEGMENT_BYTES)
+    release = tmem.plan_release()
+    assert release is not None and len(release.frames) == 3
+
+
+# ---- versions ------------------------------------------------------------------------------------------------------
+
+
+def test_a_store_with_the_version_of_now_is_done(place: Place) -> None:
+    place.insert(7, halves(0, 1))
+    assert place.tmem.insert_if(7, place.tmem.version(7), encode(page_of("half", 1), LZ4_CODEC)) is True
+    assert place.tmem.load(7) == page_of("half", 1)
+
+
+@pytest.mark.parametrize("kind", ["half", "raw", "fill", "zero"])
+def test_a_store_with_the_version_of_an_older_page_changes_nothing(place: Place, kind: Any) -> None:
+    place.insert(7, halves(0, 1))
+    old = place.tmem.version(7)
+    place.insert(7, [page_of(kind, 1)])
+    assert place.tmem.insert_if(7, old, encode(page_of("half", 2), LZ4_CODEC)) is False
+    place.verify()
+
+
+def test_a_store_with_the_version_of_a_page_that_was_forgotten_changes_nothing(place: Place) -> None:
+    place.insert(7, halves(0, 1))
+    old = place.tmem.version(7)
+    place.tmem.invalidate(7, 1)
+    assert place.tmem.insert_if(7, old, encode(page_of("half", 2), LZ4_CODEC)) is False
+    assert place.tmem.load(7) == ZERO_PAGE
+
+
+def test_the_same_place_in_a_later_use_of_the_segment_is_another_version(place: Place) -> None:
+    place.insert(7, halves(0, 1))
+    old = place.tmem.version(7)
+    place.write_back()
+    place.tmem.invalidate(7, 1)
+    place.insert(7, halves(0, 1))
+    assert place.tmem.version(7)[0] == old[0]
+    assert place.tmem.version(7) != old
+    assert place.tmem.insert_if(7, old, encode(page_of("half", 2), LZ4_CODEC)) is False
+
+
+def test_a_write_back_leaves_the_version(place: Place) -> None:
+    place.insert(7, halves(0, 1))
+    version = place.tmem.version(7)
+    place.write_back()
+    assert place.tmem.version(7) == version
+    assert place.tmem.insert_if(7, version, encode(page_of("half", 2), LZ4_CODEC)) is True
+    assert place.tmem.load(7) == page_of("half", 2)
+
+
+def test_an_empty_slot_has_a_version_too(tmem: Tmem) -> None:
+    version = tmem.version(7)
+    assert tmem.insert_if(7, version, encode(page_of("half", 2), LZ4_CODEC)) is True
+    assert tmem.insert_if(7, version, encode(page_of("half", 3), LZ4_CODEC)) is False
+
+
+def test_a_store_if_unchanged_that_finds_no_room_is_told_from_one_that_came_too_late(place: Place) -> None:
+    place.tmem.limit_pool(0)
+    assert place.tmem.insert_if(7, place.tmem.version(7), encode(page_of("half", 2), LZ4_CODEC)) is None
+    assert place.tmem.load(7) == ZERO_PAGE
+
+
+# ---- what leaves first ---------------------------------------------------------------------------------------------
+
+
+def test_raw_pages_have_segments_of_their_own(place: Place) -> None:
+    place.insert(0, [page for number in range(20) for page in (page_of("raw", number), page_of("half", number))])
+    lines = segment_lines(place.tmem)
+    assert [(line.lane, line.state, line.pages) for line in lines] == [("raw", "open", 20), ("packed", "open", 20)]
+    assert statistics(place.tmem).raw_pages == 20
+
+
+def test_raw_pages_leave_before_older_packed_ones(place: Place) -> None:
+    place.insert(0, halves(0, 600))
+    place.insert(1000, raw(0, 2 * FULL))
+    order = []
+    while plan := place.tmem.plan_write_back(include_open=False):
+        order.append((place.tmem.segments.lane(plan.segment), place.tmem.segments.sequence(plan.segment)))
+        place.tmem.commit_write_back(plan)
+    assert order == [(1, 3), (0, 1)]
+
+
+def test_an_open_segment_leaves_only_when_asked_for_and_nothing_else_is_left(place: Place) -> None:
+    place.insert(0, halves(0, 600))
+    assert [len(place.tmem.load(slot) or b"") for slot in (0, 599)] == [PAGE_BYTES, PAGE_BYTES]
+    sealed = planned(place.tmem)
+    assert place.tmem.segments.sequence(sealed.segment) == 1
+    assert place.tmem.plan_write_back(include_open=False) is None
+    assert place.tmem.segments.sequence(planned(place.tmem).segment) == 2
+
+
+def test_an_empty_store_has_no_victim(tmem: Tmem) -> None:
+    assert tmem.plan_write_back(include_open=True) is None
+    assert (tmem.has_victims, tmem.plan_release(), tmem.plan_discard()) == (False, None, None)
+
+
+def test_a_segment_is_written_in_whole_blocks(place: Place) -> None:
+    place.insert(0, halves(0, 3))
+    plan = planned(place.tmem)
+    fill = place.tmem.segments.fill(plan.segment)
+    assert (len(plan.data), plan.pages, plan.extent) == (whole_blocks(fill), 3, 0)
+    assert plan.data == place.tmem.arena.frame_view(plan.frame)[: whole_blocks(fill)]
+
+
+def test_a_write_that_failed_is_next_again(place: Place) -> None:
+    place.insert(0, halves(0, 1100))
+    plan = planned(place.tmem)
+    place.tmem.abort_write_back(plan)
+    assert place.tmem.segments.state(plan.segment) == SEALED
+    again = planned(place.tmem)
+    assert (again.segment, again.frame) == (plan.segment, plan.frame)
+    assert again.extent != plan.extent
+    place.tmem.abort_write_back(again)
+    place.verify()
+
+
+def test_a_full_backing_is_said_and_the_victim_waits(place: Place) -> None:
+    place.insert(0, halves(0, 600))
+    place.tmem.limit_backing(SEGMENT_BYTES - 1)
+    with pytest.raises(BackingFull, match=r"raise backing\.max or give it more space"):
+        place.tmem.plan_write_back()
+    assert place.tmem.has_victims
+    place.tmem.limit_backing(SEGMENT_BYTES)
+    place.write_back()
+    place.verify()
+
+
+def test_the_engine_is_told_when_a_segment_is_opened_and_when_one_goes(tmem: Tmem) -> None:
+    told = []
+    tmem.notice = lambda: told.append(len(told))
+    tmem.insert(0, packed(halves(0, 2)))
+    assert len(told) == 1
+    tmem.commit_write_back(planned(tmem))
+    assert len(told) == 2
+    tmem.invalidate(0, 2)
+    assert len(told) == 3
+
+
+def test_the_engine_is_told_that_the_pool_is_full(tmem: Tmem) -> None:
+    tmem.limit_pool(0)
+    told = []
+    tmem.notice = lambda: told.append("full")
+    tmem.insert(0, packed(raw(0, 1)))
+    assert told == ["full"]
+
+
+# ---- loads ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_slot_never_stored_reads_as_zeros(tmem: Tmem) -> None:
+    assert tmem.load(1234) == ZERO_PAGE
+    assert tmem.plan_read(0, 3).pages == [ZERO_PAGE] * 3
+
+
+def test_the_load_of_a_page_on_the_tier_gives_nothing(place: Place) -> None:
+    place.insert(0, halves(0, 5))
+    assert place.tmem.load(3) == page_of("half", 3)
+    place.write_back()
+    assert place.tmem.load(3) is None
+    place.insert(3, halves(9, 1))
+    assert place.tmem.load(3) == page_of("half", 9)
+    place.verify()
+
+
+def test_a_page_is_in_ram_until_its_write_is_committed(place: Place) -> None:
+    place.insert(0, raw(0, 5))
+    plan = planned(place.tmem)
+    assert place.tmem.segments.state(plan.segment) == WRITING
+    assert place.tmem.load(3) == page_of("raw", 3)
+    place.tmem.commit_write_back(plan)
+    assert place.tmem.load(3) is None
+
+
+def test_a_read_takes_pages_from_ram_and_says_where_the_others_are(place: Place) -> None:
+    place.insert(10, raw(0, 4))
+    place.write_back()
+    place.insert(11, raw(7, 1))
+    place.tmem.invalidate(12, 1)
+    plan = place.tmem.plan_read(9, 6)
+    assert [page and page[:8] for page in plan.pages] == [
+        bytes(8),
+        None,
+        page_of("raw", 7)[:8],
+        bytes(8),
+        None,
+        bytes(8),
+    ]
+    assert [(record.at, record.slot) for record in plan.records] == [(1, 10), (4, 13)]
+    assert [record.length for record in plan.records] == [PAGE_BYTES, PAGE_BYTES]
+    assert place.tmem.segments.pins == {plan.records[0].segment: 2}
+    place.tmem.commit_read(plan)
+    assert place.tmem.segments.pins == {}
+
+
+def test_a_segment_being_read_outlives_its_last_page(place: Place) -> None:
+    place.insert(0, raw(0, 2))
+    extent = place.write_back().extent
+    plan = place.tmem.plan_read(0, 2)
+    segment = plan.records[0].segment
+    place.tmem.invalidate(0, 2)
+    assert (place.tmem.segments.state(segment), place.tmem.plan_discard()) == (ON_TIER, None)
+    assert place.reader.perform(plan) == raw(0, 2)
+    assert place.tmem.segments.state(segment) == FREE
+    discard = place.tmem.plan_discard()
+    assert discard is not None and discard.extents == (extent,)
+
+
+def test_a_read_that_fails_while_it_is_planned_pins_nothing(place: Place) -> None:
+    place.insert(0, raw(0, 1))
+    place.write_back()
+    place.insert(1, halves(0, 1))
+    payload = payload_of(place.tmem, 1)
+    payload[:] = b"\xff" * len(payload)
+    with pytest.raises(Corrupt, match="the record of slot 1 is damaged in RAM: test the machine's memory"):
+        place.tmem.plan_read(0, 2)
+    assert place.tmem.segments.pins == {}
+
+
+def test_a_read_from_the_tier_that_fails_leaves_the_page_there(place: Place) -> None:
+    place.insert(0, raw(0, 1))
+    place.write_back()
+    place.tier.fail("read")
+    with pytest.raises(TierError):
+        place.load(0)
+    place.tier.fail()
+    place.verify()
+
+
+def payload_of(tmem: Tmem, slot: int) -> memoryview:
+    handle = tmem.slots.handles[slot]
+    at = tmem.segments.base[handle_segment(handle)] + handle_offset(handle) + HEADER_BYTES
+    return tmem.arena.view[at : at + handle_length(handle)]
+
+
+@pytest.mark.parametrize("codec", ["lz4", "zstd"])
+def test_a_record_found_damaged_in_ram_is_counted(place: Place, codec: str) -> None:
+    place.tmem.insert(0, [encode(page_of("half", 1), parse_codec(codec))])
+    payload = payload_of(place.tmem, 0)
+    payload[3:] = b"\xff" * (len(payload) - 3)
+    with pytest.raises(Corrupt):
+        place.tmem.load(0)
+    assert place.tmem.counts.damaged_in_ram == 1
+
+
+def test_a_record_damaged_in_ram_never_loads_as_less_than_a_page(place: Place) -> None:
+    place.insert(0, halves(0, 1))
+    payload = payload_of(place.tmem, 0)
+    lengths = set()
+    for at in range(len(payload) - 16, len(payload)):
+        for bit in range(8):
+            payload[at] ^= 1 << bit
+            try:
+                lengths.add(len(place.tmem.load(0) or b""))
+            except Corrupt:
+                lengths.add(PAGE_BYTES)
+            payload[at] ^= 1 << bit
+    assert lengths == {PAGE_BYTES}
+
+
+# ---- what dies -----------------------------------------------------------------------------------------------------
+
+
+def test_a_sealed_segment_is_freed_with_its_last_page(place: Place) -> None:
+    place.insert(0, raw(0, FULL + 1))
+    [sealed, opened] = place.tmem.segments.in_use()
+    place.tmem.invalidate(0, FULL - 1)
+    assert place.tmem.segments.state(sealed) == SEALED
+    place.tmem.invalidate(FULL - 1, 1)
+    assert place.tmem.segments.in_use() == [opened]
+    assert place.tmem.pages_stored == 1
+
+
+def test_an_open_segment_without_a_page_goes_on_being_filled(place: Place) -> None:
+    place.insert(0, raw(0, 1))
+    place.tmem.invalidate(0, 1)
+    [segment] = place.tmem.segments.in_use()
+    place.insert(0, raw(1, 1))
+    assert place.tmem.segments.in_use() == [segment]
+    assert place.tmem.segments.state(segment) == OPEN
+    place.verify()
+
+
+def test_a_segment_that_dies_while_it_is_written_is_freed_by_the_commit(place: Place) -> None:
+    place.insert(0, raw(0, 2))
+    plan = planned(place.tmem)
+    place.tmem.invalidate(0, 2)
+    assert place.tmem.segments.state(plan.segment) == WRITING
+    place.tmem.commit_write_back(plan)
+    assert place.tmem.segments.state(plan.segment) == FREE
+    assert (statistics(place.tmem).segments_on_disk, place.tmem.extents.dying_bytes) == (0, len(plan.data))
+    check(place.tmem)
+
+
+def test_a_segment_that_dies_while_its_write_fails_is_freed_by_the_abort(place: Place) -> None:
+    place.insert(0, raw(0, 2))
+    plan = planned(place.tmem)
+    place.tmem.invalidate(0, 2)
+    place.tmem.abort_write_back(plan)
+    assert place.tmem.segments.state(plan.segment) == FREE
+    assert not place.tmem.has_victims
+    check(place.tmem)
+
+
+def test_an_extent_is_not_used_again_before_its_hole_is_punched(place: Place) -> None:
+    place.insert(0, raw(0, 1))
+    first = place.write_back().extent
+    place.tmem.invalidate(0, 1)
+    place.insert(0, raw(0, 1))
+    second = place.write_back().extent
+    assert (first, second) == (0, 1)
+    discard = place.tmem.plan_discard()
+    assert discard is not None
+    place.tmem.abort_discard(discard)
+    discard = place.tmem.plan_discard()
+    assert discard is not None and discard.extents == (first,)
+    place.tmem.commit_discard(discard)
+    place.insert(1, raw(1, 1))
+    assert place.write_back().extent == first
+
+
+def test_memory_is_released_in_parts(place: Place) -> None:
+    place.insert(0, raw(0, 7 * FULL))
+    place.tmem.invalidate(0, 6 * FULL)
+    held = place.tmem.pool_bytes
+    first, second = place.tmem.plan_release(1), place.tmem.plan_release()
+    assert first is not None and second is not None
+    assert (len(first.frames), len(second.frames)) == (1, 1)  # of six frames the reserve keeps four
+    place.tmem.commit_release(first)
+    place.tmem.abort_release(second)
+    assert place.tmem.pool_bytes == held - SEGMENT_BYTES
+    again = place.tmem.plan_release()
+    assert again is not None and again.frames == second.frames
+
+
+def test_the_reserve_is_populated_up_to_its_size(tmem: Tmem) -> None:
+    plans = [tmem.plan_populate() for _ in range(5)]
+    assert [plan is not None for plan in plans] == [True] * 4 + [False]
+    for plan in plans[:4]:
+        assert plan is not None
+        tmem.commit_populate(plan, ok=plan is not plans[0])
+    assert tmem.pool_bytes == 3 * SEGMENT_BYTES
+    assert tmem.plan_populate() is not None
+
+
+# ---- figures -------------------------------------------------------------------------------------------------------
+
+
+def test_statistics_are_of_the_pages_that_are_live(place: Place) -> None:
+    place.insert(0, [page_of(kind, 3) for kind in ("zero", "fill", "raw", "half", "text")])
+    place.tmem.plan_read(0, 5)
+    place.tmem.invalidate(1, 1)
+    place.tmem.invalidate(1, 1)
+    found = statistics(place.tmem)
+    assert (found.pages_stored, found.zero_pages, found.fill_pages, found.raw_pages) == (4, 1, 0, 1)
+    assert (found.stores, found.loads_ram, found.invalidates) == (5, 4, 1)
+    live = [encode(page_of(kind, 3), LZ4_CODEC)[1] for kind in ("raw", "half", "text")]
+    assert found.compressed_bytes == sum(map(len, live))
+    place.write_back()
+    found = statistics(place.tmem)
+    assert (found.pages_in_ram, found.pages_on_disk, found.segments_on_disk) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "tamper"),
+    [
+        ("live bytes of segment 0", lambda tmem: tmem.segments.live.__setitem__(0, 1)),
+        ("pages of segment 0", lambda tmem: tmem.segments.pages.__setitem__(0, 1)),
+        ("base of segment 0", lambda tmem: tmem.segments.base.__setitem__(0, -1)),
+        ("pages by tag", lambda tmem: tmem.pages_by_tag.__setitem__(LZ4, 0)),
+        ("compressed bytes", lambda tmem: setattr(tmem, "compressed_bytes", 0)),
+        ("pages on the tier", lambda tmem: setattr(tmem, "disk_pages", 1)),
+        ("frames in use", lambda tmem: tmem.arena.used.clear()),
+        ("bytes held on the tier", lambda tmem: setattr(tmem.extents, "held_bytes", 1)),
+        ("record of slot 2", lambda tmem: tmem.arena.view.__setitem__(8, 9)),
+    ],
+)
+def test_a_check_names_the_figure_that_differs(place: Place, name: str, tamper: Callable[[Tmem], None]) -> None:
+    place.insert(2, halves(0, 2))
+    check(place.tmem)
+    tamper(place.tmem)
+    with pytest.raises(AssertionError, match=name):
+        check(place.tmem)
+
+
+@pytest.mark.parametrize("segment", [0, 5], ids=["behind the fill", "in a free segment"])
+def test_a_scan_calls_a_handle_that_refers_to_no_record_a_bug(place: Place, segment: int) -> None:
+    place.insert(0, halves(0, 1))
+    handle = place.tmem.slots.handles[0] & (1 << SEGMENT_SHIFT) - 1
+    place.tmem.slots.handles[9] = handle | segment << SEGMENT_SHIFT | 1 << 30
+    with pytest.raises(TmemfsError, match="bug in tmemfs: the handle of slot 9 refers to no record; please report it"):
+        census(place.tmem.slots, place.tmem.segments)
+
+
+def test_a_scan_calls_a_handle_outside_of_the_table_a_bug(place: Place) -> None:
+    place.tmem.slots.handles[9] = LZ4 | 100 << 3 | (1 << 29) << SEGMENT_SHIFT
+    with pytest.raises(TmemfsError):
+        census(place.tmem.slots, place.tmem.segments)
+
+
+# ---- a kill at any point -------------------------------------------------------------------------------------------
+
+
+def kill(patch: pytest.MonkeyPatch, owner: object, name: str, after: bool = False, call: int = 1) -> None:
+    """The process ends at the `call`-th call of `name`: before it does anything, or `after` it is done."""
+    real, calls = getattr(owner, name), iter(range(1, 1 << 30))
+
+    def ends(*arguments: Any, **more: Any) -> Any:
+        if next(calls) != call:
+            return real(*arguments, **more)
+        if after:
+            real(*arguments, **more)
+        raise Killed
+
+    patch.setattr(owner, name, ends)
+
+
+def furnish(place: Place) -> None:
+    """Pages of every kind in RAM, in segments open and sealed, and on the tier."""
+    place.insert(0, raw(0, FULL))
+    place.write_back()
+    place.insert(300, halves(0, 520))
+    place.insert(900, raw(1000, FULL))
+    place.insert(1200, [page_of("zero", 0), page_of("fill", 1), page_of("text", 2)])
+    place.insert(0, raw(5000, 3))  # three of the first ones are dead
+
+
+def go_on(place: Place) -> None:
+    """After a kill: every page is there, and storing, writing back and loading go on."""
+    place.start()
+    place.verify()
+    place.insert(1500, halves(7000, 300) + raw(7000, 100))
+    while plan := place.tmem.plan_write_back(include_open=True):
+        place.tier.write(plan.extent, plan.data)
+        place.tmem.commit_write_back(plan)
+    place.verify()
+
+
+Point = Callable[[pytest.MonkeyPatch, Tmem], None]
+STORE_POINTS: dict[str, Point] = {
+    "before the record": lambda patch, _: kill(patch, tmem_module, "xxh3_64_intdigest"),
+    "behind the header": lambda patch, _: kill(patch, tmem_module, "_pack_header", after=True),
+    "before the fill": lambda patch, tmem: kill(patch, tmem.segments, "set_fill"),
+    "behind the fill": lambda patch, tmem: kill(patch, tmem.segments, "set_fill", after=True),
+}
+OPEN_POINTS: dict[str, Point] = {
+    "before the old one is sealed": lambda patch, tmem: kill(patch, tmem.segments, "move"),
+    "when the old one is sealed": lambda patch, tmem: kill(patch, tmem.segments, "move", after=True),
+    "before fill and sequence": lambda patch, tmem: kill(patch, tmem.segments, "open"),
+    "before the place": lambda patch, tmem: kill(patch, tmem.segments, "move", call=2),
+    "when it is open and empty": lambda patch, tmem: kill(patch, tmem.segments, "open", after=True),
+}
+COMMIT_POINTS: dict[str, Point] = {
+    "before the place": lambda patch, tmem: kill(patch, tmem.segments, "move"),
+    "behind the place": lambda patch, tmem: kill(patch, tmem.segments, "move", after=True),
+    "before the frame goes": lambda patch, tmem: kill(patch, tmem.arena, "give_back"),
+    "when the frame has gone": lambda patch, tmem: kill(patch, tmem.arena, "give_back", after=True),
+}
+
+
+@pytest.mark.parametrize("slot", [400, 1000, 0, 20, 1200, 1300], ids=["open", "raw", "rewritten", "on the tier", "zero", "empty"])
+@pytest.mark.parametrize("point", STORE_POINTS)
+def test_a_store_killed_before_its_handle_leaves_the_old_page(
+    place: Place, monkeypatch: pytest.MonkeyPatch, point: str, slot: int
+) -> None:
+    furnish(place)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        STORE_POINTS[point](patch, place.tmem)
+        place.tmem.insert(slot, packed(halves(9000, 1)))
+    go_on(place)
+
+
+def test_a_store_killed_behind_its_handle_leaves_the_new_page(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    furnish(place)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill(patch, place.tmem, "_drop")
+        place.tmem.insert(400, packed(halves(9000, 1)))
+    place.pages[400] = page_of("half", 9000)
+    go_on(place)
+
+
+def test_a_store_of_many_pages_killed_within_leaves_those_before(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    furnish(place)
+    pages = halves(9000, 10)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill(patch, place.tmem.segments, "set_fill", call=5)
+        place.tmem.insert(1400, packed(pages))
+    place.pages |= {1400 + number: page for number, page in enumerate(pages[:4])}
+    go_on(place)
+
+
+@pytest.mark.parametrize("point", OPEN_POINTS)
+def test_a_store_killed_while_it_opens_a_segment_loses_nothing(place: Place, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
+    furnish(place)
+    place.insert(900, raw(2000, FULL - 3))  # the raw lane's open segment is full now
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        OPEN_POINTS[point](patch, place.tmem)
+        place.tmem.insert(900, packed(raw(9000, 1)))
+    go_on(place)
+
+
+@pytest.mark.parametrize("written", [0.0, 0.5, 1.0])
+def test_a_write_back_killed_while_it_writes_leaves_the_pages_in_ram(place: Place, written: float) -> None:
+    furnish(place)
+    plan = planned(place.tmem)
+    place.tier.write(plan.extent, plan.data[: int(len(plan.data) * written)])
+    on_disk = place.tmem.disk_pages
+    place.start()
+    assert place.tmem.disk_pages == on_disk
+    go_on(place)
+
+
+@pytest.mark.parametrize("point", COMMIT_POINTS)
+def test_a_write_back_killed_while_it_is_committed_loses_nothing(place: Place, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
+    furnish(place)
+    plan = planned(place.tmem)
+    place.tier.write(plan.extent, plan.data)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        COMMIT_POINTS[point](patch, place.tmem)
+        place.tmem.commit_write_back(plan)
+    go_on(place)
+
+
+def test_a_write_back_killed_while_it_fails_loses_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    furnish(place)
+    plan = planned(place.tmem)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill(patch, place.tmem.segments, "move")
+        place.tmem.abort_write_back(plan)
+    go_on(place)
+
+
+@pytest.mark.parametrize("call", [1, 2, 100])
+def test_an_invalidate_killed_within_forgets_the_first_pages_only(place: Place, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    furnish(place)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill(patch, place.tmem, "_drop", call=call)
+        place.tmem.invalidate(900, FULL)
+    for slot in range(900, 900 + call):
+        del place.pages[slot]
+    go_on(place)
+
+
+@pytest.mark.parametrize("name", ["move", "die"])
+def test_a_death_on_the_tier_killed_within_frees_the_segment_at_the_next_start(
+    place: Place, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    furnish(place)
+    owner = place.tmem.segments if name == "move" else place.tmem.extents
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill(patch, owner, name)
+        place.tmem.invalidate(0, FULL)
+    for slot in range(FULL):
+        place.pages.pop(slot, None)
+    place.start()
+    assert ON_TIER not in [place.tmem.segments.state(segment) for segment in place.tmem.segments.in_use()]
+    go_on(place)
+
+
+def test_plans_of_a_store_that_was_killed_are_forgotten(place: Place) -> None:
+    furnish(place)
+    place.tmem.plan_read(10, 8)
+    place.tmem.plan_populate()
+    place.tmem.plan_release()
+    planned(place.tmem)
+    place.start()
+    assert place.tmem.segments.pins == {}
+    assert place.tmem.extents.dying_bytes == 0
+    assert place.tmem.arena.idle == 0
+    go_on(place)
+
+
+def test_a_start_after_a_start_is_the_same(place: Place) -> None:
+    furnish(place)
+    place.start()
+    before = statistics(place.tmem), segment_lines(place.tmem), bytes(place.regions.segments.view)
+    place.start()
+    assert (statistics(place.tmem), segment_lines(place.tmem), bytes(place.regions.segments.view)) == before
+    place.verify()

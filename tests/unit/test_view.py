@@ -1,0 +1,334 @@
+"""What the command shows, from a directory of plain files instead of a mount; and what it makes of an errno."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.parts import FaultyTier, Regions, page_of
+from tmemfs import view
+from tmemfs.control import Control, errno_of
+from tmemfs.engine.engine import Engine
+from tmemfs.engine.services import Limits, Services
+from tmemfs.engine.shrinker import ShrinkRequest
+from tmemfs.errors import BadValue, Busy, FellShort, OutOfRange, Refused, TmemfsError
+from tmemfs.store.codec import encode, parse_codec
+from tmemfs.units import MIB, parse_seconds
+
+STAT = {
+    "daemon_pid": 4711,
+    "codec": "zstd:3",
+    "swap_size": 8 << 30,
+    "pages_stored": 1000,
+    "pages_in_ram": 700,
+    "pages_on_disk": 200,
+    "same_filled_pages": 110,
+    "incompressible_pages": 30,
+    "compressed_bytes": 2048000,
+    "pool_current": 3 * MIB,
+    "pool_max": 64 * MIB,
+    "pool_peak": 5 * MIB,
+    "backing_current": MIB,
+    "backing_max": 80 << 30,
+    "loads_ram": 12,
+    "loads_disk": 34,
+    "memory_locked": 1,
+    "io_flusher": 0,
+    "oom_score_adj_set": 1,
+}
+ANSWER = "requested 67108864\nfreed 1048576\nreason the pool holds no more pages\n"
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Path:
+    """A directory that looks like a mount."""
+    control = tmp_path / "control"
+    control.mkdir()
+    (control / "stat").write_text("".join(f"{key} {value}\n" for key, value in STAT.items()))
+    (control / "state").write_text("running\n")
+    (control / "pool.current").write_text("3145728\n")
+    (control / "shrink").write_text(ANSWER)
+    return tmp_path
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+def test_numbers_are_read_as_numbers(mount: Path) -> None:
+    assert view.read_stat(mount) == STAT
+
+
+def test_the_lines_for_people(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    view.print_stat(mount)
+    assert lines(capsys) == [
+        "state:       running",
+        "swapped out: 3.91 MiB of 8 GiB",
+        "compressed:  1.95 MiB (ratio 2.00), zstd:3",
+        "pool:        3 MiB of 64 MiB, peak 5 MiB",
+        "backing:     1 MiB of 80 GiB",
+        "pages:       700 in RAM, 200 on disk, 110 same-filled, 30 incompressible",
+        "loads:       12 from RAM, 34 from disk",
+        "protection:  memory locked 1, I/O flusher 0, OOM score 1",
+    ]
+
+
+def test_the_lines_for_people_in_bytes_and_without_headings(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    view.print_stat(mount, in_bytes=True, headings=False)
+    shown = lines(capsys)
+    assert shown[:5] == [
+        "running",
+        "4096000 of 8589934592",
+        "2048000 (ratio 2.00), zstd:3",
+        "3145728 of 67108864, peak 5242880",
+        "1048576 of 85899345920",
+    ]
+
+
+def test_an_empty_pool_has_no_ratio(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stat = mount / "control" / "stat"
+    stat.write_text(stat.read_text().replace("compressed_bytes 2048000", "compressed_bytes 0"))
+    view.print_stat(mount)
+    assert lines(capsys)[2] == "compressed:  0 B, zstd:3"
+
+
+def test_json_has_the_state_and_every_figure(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    view.print_json(mount)
+    assert json.loads(capsys.readouterr().out) == {"state": "running", **STAT}
+
+
+def test_columns_stand_below_their_names(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    view.print_columns(mount, ["pool_current", "codec", "loads_ram"], in_bytes=False, headings=True)
+    assert lines(capsys) == [
+        "pool_current   codec  loads_ram",
+        "       3 MiB  zstd:3         12",
+    ]
+
+
+def test_columns_without_names_are_as_wide_as_their_figures(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    view.print_columns(mount, ["loads_disk", "pool_current", "daemon_pid"], in_bytes=True, headings=False)
+    assert lines(capsys) == ["34  3145728  4711"]
+
+
+@pytest.mark.parametrize("columns", [["pool_current", "nothing", "never"], [""]])
+def test_a_column_there_is_none_of_is_refused_with_those_there_are(
+    mount: Path, capsys: pytest.CaptureFixture[str], columns: list[str]
+) -> None:
+    with pytest.raises(BadValue, match=r"no column .*: choose from daemon_pid, codec, swap_size"):
+        view.print_columns(mount, columns, in_bytes=False, headings=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_what_a_daemon_says_can_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    regions = Regions.new(slots=64, frames=10, extents=10)
+    engine = Engine.over(regions.start(10, 64), FaultyTier(), parse_codec("lz4"))
+    engine.tmem.insert(0, [encode(page_of("text", 1), parse_codec("lz4"))])
+    outcomes = {"memory_locked": 1, "io_flusher": 1, "oom_score_adj_set": 1}
+    services = Services(engine, Limits(engine, 64 * MIB, 10 * MIB), "none", outcomes)
+    (tmp_path / "control").mkdir()
+    for attribute in Control(services).attributes:
+        assert attribute.read is not None
+        (tmp_path / "control" / attribute.name).write_text(attribute.read())
+    view.print_stat(tmp_path)
+    assert lines(capsys)[:2] == ["state:       running", "swapped out: 4 KiB of 256 KiB"]
+    assert view.read_stat(tmp_path).keys() >= view._SIZES
+    regions.close()
+
+
+def test_what_to_try_next_names_a_mountpoint_that_is_not_the_usual_one(capsys: pytest.CaptureFixture[str]) -> None:
+    view.print_what_next(Path("/run/tmemfs"))
+    usual = capsys.readouterr().out
+    view.print_what_next(Path("/mnt/other"))
+    other = capsys.readouterr().out
+    assert "  tmemfs stat\n  tmemfs shrink 64M\n" in usual and "  tmemfs down\n" in usual
+    assert "  tmemfs stat /mnt/other\n  tmemfs shrink 64M --mountpoint /mnt/other\n" in other and "down /mnt/other\n" in other
+
+
+@pytest.mark.parametrize("key", ["stat", "pool.max"])
+def test_a_directory_that_is_no_mount_is_said_with_the_next_step(tmp_path: Path, key: str) -> None:
+    with pytest.raises(Refused, match=f"nothing is mounted at {tmp_path}: run 'tmemfs up' or give the mountpoint"):
+        view.read_control(tmp_path, key)
+    with pytest.raises(Refused, match="nothing is mounted"):
+        view.write_control(tmp_path, key, "1")
+
+
+def test_an_unknown_file_is_said_with_those_there_are(mount: Path) -> None:
+    with pytest.raises(BadValue, match=r"no control file 'pool': choose from pool\.current, shrink, stat, state"):
+        view.read_control(mount, "pool")
+
+
+@pytest.mark.parametrize("key", ["", "../swap", "/etc/passwd", "a/b"])
+def test_a_name_that_leaves_the_directory_is_refused(mount: Path, key: str) -> None:
+    with pytest.raises(BadValue, match=f"is not a control file: see 'ls {mount}/control'"):
+        view.read_control(mount, key)
+    with pytest.raises(BadValue, match="is not a control file"):
+        view.write_control(mount, key, "1")
+
+
+def test_a_value_is_written_as_a_line(mount: Path) -> None:
+    (mount / "control" / "pool.max").write_text("")
+    view.write_control(mount, "pool.max", "2G")
+    assert (mount / "control" / "pool.max").read_text() == "2G\n"
+
+
+def failing(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Every write from now on has errno `number`."""
+
+    def fails(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    patch.setattr(os, "write", fails)
+
+
+@pytest.mark.parametrize("kind", [BadValue, OutOfRange, Busy, Refused, FellShort])
+def test_an_error_crosses_the_control_file_and_stays_what_it_is(
+    mount: Path, monkeypatch: pytest.MonkeyPatch, kind: type[TmemfsError]
+) -> None:
+    with monkeypatch.context() as patch:
+        failing(patch, errno_of(kind("")))
+        with pytest.raises(kind) as caught:
+            view.write_control(mount, "shrink", "64M")
+    assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.EINVAL, "'64M' is not a value of shrink: see docs/control.md"),
+        (errno.ERANGE, "64M is out of range for shrink: it now is requested"),
+        (errno.EBUSY, "shrink cannot become 64M now: see"),
+        (errno.EAGAIN, "less than 64M was freed: the reason is in"),
+        (errno.EACCES, "shrink cannot be written: see 'ls -l"),
+        (errno.EPERM, "shrink cannot be written: see 'ls -l"),
+        (errno.ENOTCONN, "the daemon of .* has gone: run 'tmemfs down"),
+        (errno.ECONNABORTED, "the daemon of .* has gone: run 'tmemfs down"),
+        (errno.EIO, "Input/output error: see 'tmemfs doctor'"),
+    ],
+)
+def test_every_errno_is_said_with_the_next_step(mount: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str) -> None:
+    with monkeypatch.context() as patch:
+        failing(patch, number)
+        with pytest.raises(TmemfsError, match=message):
+            view.write_control(mount, "shrink", "64M")
+
+
+def test_an_empty_value_that_may_not_be_written_is_said_so(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        failing(patch, errno.EACCES)
+        with pytest.raises(Refused, match="state cannot be written"):
+            view.write_control(mount, "state", "")
+
+
+# `shrink` asks in a thread of its own, to show a bar meanwhile; the files here answer at once.
+
+
+def asked(patch: pytest.MonkeyPatch, error: TmemfsError | None = None) -> list[str]:
+    """What is written to control/shrink, which answers with `error`."""
+    values: list[str] = []
+
+    def write(mountpoint: Path, key: str, value: str) -> None:
+        assert key == "shrink"
+        values.append(value)
+        if error:
+            raise error
+
+    patch.setattr(view, "write_control", write)
+    return values
+
+
+def test_a_shrink_shows_its_answer(mount: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    values = asked(monkeypatch)
+    assert view.shrink(mount, "64M", None) == 0
+    assert (values, capsys.readouterr().out) == (["64M"], ANSWER)
+
+
+def test_a_shrink_that_fell_short_shows_its_answer_too(
+    mount: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked(monkeypatch, FellShort("less"))
+    with pytest.raises(FellShort):
+        view.shrink(mount, "64M", None)
+    assert capsys.readouterr().out == ANSWER
+
+
+def test_a_shrink_that_was_refused_shows_no_old_answer(
+    mount: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked(monkeypatch, BadValue("no"))
+    with pytest.raises(BadValue):
+        view.shrink(mount, "lots", None)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_shrink_where_nothing_is_mounted_asks_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = asked(monkeypatch)
+    with pytest.raises(Refused, match="nothing is mounted"):
+        view.shrink(tmp_path, "64M", None)
+    assert values == []
+
+
+def deadline_asked(mount: Path, patch: pytest.MonkeyPatch, text: str) -> ShrinkRequest:
+    values = asked(patch)
+    view.shrink(mount, "64M", parse_seconds(text))
+    return ShrinkRequest.parse(values[0])
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("0", 0.0), ("2", 2.0), ("500ms", 0.5), ("1.5m", 90.0), ("1ms", 0.001)])
+def test_a_deadline_is_understood_by_the_daemon(mount: Path, monkeypatch: pytest.MonkeyPatch, text: str, seconds: float) -> None:
+    assert deadline_asked(mount, monkeypatch, text) == ShrinkRequest(64 * MIB, seconds)
+
+
+@pytest.mark.parametrize("text", ["0.05ms", "10000000000000000"])
+def test_any_deadline_the_command_takes_is_understood_by_the_daemon(
+    mount: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    assert deadline_asked(mount, monkeypatch, text).deadline_s == parse_seconds(text)
+
+
+class Terminal(io.StringIO):
+    """A terminal that keeps what it was sent."""
+
+    def isatty(self) -> bool:
+        """It is one."""
+        return True
+
+
+def bar_after(patch: pytest.MonkeyPatch, stream: io.StringIO, seconds: float, *steps: tuple[int, int]) -> str:
+    """What a bar writes that is told `steps` when `seconds` have passed."""
+    now = [100.0]
+    with patch.context() as inner:
+        inner.setattr(sys, "stderr", stream)
+        inner.setattr(time, "monotonic", lambda: now[0])
+        with view.Bar("shrinking") as bar:
+            now[0] += seconds
+            for left, whole in steps:
+                bar.left(left, whole)
+    return stream.getvalue()
+
+
+def test_a_bar_shows_what_is_left_and_wipes_itself_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = bar_after(monkeypatch, Terminal(), 2.0, (75 * MIB, 100 * MIB), (0, 100 * MIB))
+    first, second, last = shown.split("\r")[1:]
+    assert first.startswith("shrinking [########......................] 75 MiB left")
+    assert second.startswith(f"shrinking [{'#' * 30}] 0 B left")
+    assert last == "\033[K"
+
+
+def test_a_bar_that_is_told_more_than_all_shows_nothing_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert f"[{'.' * 30}]" in bar_after(monkeypatch, Terminal(), 2.0, (200, 100))
+
+
+@pytest.mark.parametrize(("seconds", "whole"), [(0.5, 100), (2.0, 0)], ids=["soon", "nothing to do"])
+def test_a_bar_is_silent_where_it_would_say_nothing(monkeypatch: pytest.MonkeyPatch, seconds: float, whole: int) -> None:
+    assert bar_after(monkeypatch, Terminal(), seconds, (0, whole)) == ""
+
+
+def test_a_bar_is_silent_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bar_after(monkeypatch, io.StringIO(), 2.0, (50, 100)) == ""
