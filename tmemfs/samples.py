@@ -1,13 +1,16 @@
-"""Real process pages: anonymous memory of this interpreter, read from /proc/self/mem, and as many different ones as wanted.
+"""Real process pages: anonymous memory of a Python interpreter, and as many different ones as wanted.
 
 Patterns compress like nothing a machine ever swaps. So tests and benchmarks take the heap of a Python that has imported a good
-part of the standard library, pages that are all zero left out, and stamp each copy with its number so that no two are alike.
+part of the standard library, pages that are all zero left out, and stamp each copy with its number so that no two are alike. It is
+a process of its own (`python -m tmemfs.samples MOST` writes its pages), so that the pages do not depend on who asks for them.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -24,7 +27,13 @@ _STAMP_BYTES: Final = 16
 
 
 def heap_pages(most: int = 8192) -> list[bytes]:
-    """Up to `most` different anonymous pages of this process, none of them zero."""
+    """Up to `most` different anonymous pages of another interpreter, none of them zero."""
+    command = [sys.executable, "-m", "tmemfs.samples", str(most)]
+    heap = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=Path(__file__).parents[1]).stdout
+    return [heap[at : at + PAGE_BYTES] for at in range(0, len(heap), PAGE_BYTES)]
+
+
+def _own_heap_pages(most: int) -> list[bytes]:
     for name in _MODULES:
         try:
             importlib.import_module(name)
@@ -74,3 +83,7 @@ class RealPages:
         at = number * 64 % (PAGE_BYTES - _STAMP_BYTES)
         stamp = number.to_bytes(8, "little") + self._seed.to_bytes(8, "little")
         return base[:at] + stamp + base[at + _STAMP_BYTES :]
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(b"".join(_own_heap_pages(int(sys.argv[1]))))

@@ -7,6 +7,8 @@ import mmap
 import os
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -18,6 +20,7 @@ from tmemfs.units import PAGE_BYTES
 from tools.bench.mounts import Mount, mounted
 
 _BATCH: Final = 64
+_SETTLE_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,8 @@ def shrinks(directory: Path, pool_bytes: int, rounds: int) -> tuple[list[Shrink]
         for _ in range(rounds):
             count = _fill(mount, pages, most, pool_bytes)
             compressed = int(mount.stat()["compressed_bytes"])
-            fio_rate = _fio(directory)
-            mount.write("shrink", "all")
+            with _fio(directory) as fio_rate:
+                mount.write("shrink", "all")
             answer = mount.flat("shrink")
             seconds, written = float(answer["seconds"]), int(answer["written"])
             done.append(Shrink(written / seconds, count * PAGE_BYTES / seconds, fio_rate, written / compressed))
@@ -112,16 +115,23 @@ def _fill(mount: Mount, pages: RealPages, most: int, pool_bytes: int) -> int:
     return most
 
 
-def _fio(directory: Path) -> float:
-    """Bytes a second that fio writes sequentially: O_DIRECT, 1 MiB, to the same file system."""
+@contextmanager
+def _fio(directory: Path) -> Iterator[float]:
+    """Bytes a second that fio writes sequentially: O_DIRECT, 1 MiB, to a new file on the same file system.
+
+    The file is removed afterwards and not before what is compared: a file system that discards is busy with that for a while.
+    Before, it comes to rest.
+    """
+    os.sync()
+    time.sleep(_SETTLE_S)
     file = directory / "fio"
     command = ["fio", "--name=seq", f"--filename={file}", "--rw=write", "--bs=1M", "--size=512M", "--direct=1",
                "--ioengine=psync", "--output-format=json"]  # fmt: skip
     try:
         answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        yield float(answer["jobs"][0]["write"]["bw_bytes"])
     finally:
         file.unlink(missing_ok=True)
-    return float(answer["jobs"][0]["write"]["bw_bytes"])
 
 
 def _read(mount: Mount, pages: RealPages, slots: list[int]) -> list[float]:
