@@ -226,7 +226,7 @@ class _Server:
 
     async def _stop(self, name: str) -> None:
         """Unmount, if nobody uses the image."""
-        devices = loop_devices_of(self._mountpoint / "swap")
+        devices = await trio.to_thread.run_sync(loop_devices_of, self._mountpoint / "swap")
         if devices:
             log.error("%s: not stopping, %s uses the image: run 'tmemfs down %s'", name, " ".join(devices), self._mountpoint)
             return

@@ -53,7 +53,7 @@ def swap_on_device(device: str) -> SwapEntry | None:
 
 def loop_devices_of(image: Path, sys_block: Path = SYS_BLOCK) -> list[str]:
     """Loop devices attached to `image`, whether or not its mount still lives."""
-    devices, wanted = [], os.path.realpath(image)
+    devices, wanted = [], os.fspath(_resolved(image.parent) / image.name)
     for backing in sorted(sys_block.glob("loop*/loop/backing_file")):
         try:
             name = backing.read_text().strip().removesuffix(" (deleted)")
@@ -71,9 +71,21 @@ def is_mounted(mountpoint: Path, table: Path = PROC_MOUNTS) -> bool:
 
 def mount_type(mountpoint: Path, table: Path = PROC_MOUNTS) -> str | None:
     """Type of the file system at `mountpoint`, or None."""
-    wanted = "".join(_ESCAPES.get(character, character) for character in os.path.realpath(mountpoint))
+    wanted = "".join(_ESCAPES.get(character, character) for character in str(_resolved(mountpoint)))
     kinds = [fields[2] for fields in map(str.split, table.read_text().splitlines()) if fields[1] == wanted]
     return kinds[-1] if kinds else None
+
+
+def _resolved(mountpoint: Path) -> Path:
+    """`mountpoint` as the kernel's tables name it, without symbolic links.
+
+    It is not asked what it is itself: that is a request to its daemon, which may be dead, or the one that asks.
+    """
+    place = Path(os.path.realpath(mountpoint.absolute().parent)) / mountpoint.name
+    try:
+        return _resolved(place.parent / os.readlink(place))
+    except OSError:
+        return place
 
 
 def mount_is_dead(mountpoint: Path) -> bool:
