@@ -9,12 +9,13 @@ from typing import Final, Literal
 
 from tmemfs.errors import TierError
 from tmemfs.store.arena import Arena
+from tmemfs.store.merges import Copied, Merge
 from tmemfs.store.region import Region
 from tmemfs.store.segments import RECORD_BYTES, Extents, SegmentTable
 from tmemfs.store.slots import SLOT_BYTES, SlotTable
 from tmemfs.store.tmem import Tmem
 from tmemfs.tiers.memory import MemoryTier
-from tmemfs.tiers.tier import Extent
+from tmemfs.tiers.tier import Extent, Tier
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
 Kind = Literal["zero", "fill", "raw", "half", "text"]
@@ -61,19 +62,38 @@ class Regions:
         for region in (self.slots, self.segments, self.arena):
             region.close()
 
-    def start(self, limit: int, slots: int) -> Tmem:
-        """A store over these regions, with at most `limit` frames held."""
+    def start(self, limit: int, slots: int, spare: int = 0, reserve_bytes: int = 0) -> Tmem:
+        """A store over these regions, with at most `limit` frames held, `spare` of them and `reserve_bytes` for merges."""
         return Tmem(
             SlotTable(slots, self.slots),
             SegmentTable(self.frames + self.extents, self.segments),
-            Arena(self.frames, limit, self.arena),
-            Extents(self.extents),
+            Arena(self.frames, limit, self.arena, spare=spare),
+            Extents(self.extents, reserve_bytes=reserve_bytes),
         )
 
 
 def new_tmem(slots: int = 4096, frames: int = 32, limit: int = 16, extents: int = 32) -> Tmem:
     """An empty store."""
     return Regions.new(slots, frames, extents).start(limit, slots)
+
+
+def copy_for(tmem: Tmem, plan: Merge, tier: Tier) -> Copied:
+    """Copy what lives for `plan`, and write it, where it is one to clean."""
+    copied = Copied(plan.into if plan.into is not None else memoryview(bytearray(SEGMENT_BYTES)))
+    for source in plan.sources:
+        data = source.data
+        if data is None:
+            data = memoryview(bytearray(source.size_bytes))
+            tier.read(source.extent, 0, data)
+        tmem.merges.copy(plan, source, data, copied)
+    if plan.extent is not None:
+        tier.write(plan.extent, copied.data, for_cleaning=True)
+    return copied
+
+
+def merge(tmem: Tmem, plan: Merge, tier: Tier) -> None:
+    """Perform `plan`."""
+    tmem.merges.commit(plan, copy_for(tmem, plan, tier))
 
 
 @dataclass(slots=True)
@@ -87,7 +107,7 @@ class FaultyTier:
     name = "faulty"
     capacity_bytes = 1 << 30
 
-    def write(self, extent: Extent, data: memoryview) -> None:
+    def write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
         """Write; when it `tears`, only the first half arrives before the fault."""
         if self.tears:
             self.inner.write(extent, data[: len(data) // 2])

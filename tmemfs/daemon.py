@@ -34,9 +34,9 @@ from tmemfs.host import memory
 from tmemfs.host.doctor import require_root
 from tmemfs.host.notify import notify
 from tmemfs.host.swapdev import is_mounted, loop_devices_of, unmount
-from tmemfs.store.arena import Arena
+from tmemfs.store.arena import SPARE_FRAMES, Arena
 from tmemfs.store.codec import parse_codec
-from tmemfs.store.segments import Extents, SegmentTable
+from tmemfs.store.segments import CLEANING_RESERVE_BYTES, Extents, SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem
 from tmemfs.tiers.file import FileTier, check_backing
@@ -138,12 +138,12 @@ def _build(options: Options, tier: Tier, outcomes: dict[str, int]) -> Services:
         extents = min(extents, tier.capacity_bytes // SEGMENT_BYTES)
     locked = [memory.lock_current()]
     memory.drop_code(_NEVER_CALLED)
-    arena = Arena(frames, pool_bytes // SEGMENT_BYTES)
+    arena = Arena(frames, pool_bytes // SEGMENT_BYTES, spare=SPARE_FRAMES)
     slots, segments = SlotTable(options.swap_bytes // PAGE_BYTES), SegmentTable(frames + extents)
     locked += [memory.lock_region(region.map, region.size_bytes) for region in (slots.region, segments.region)]
     locked += [memory.lock_on_fault(arena.region.map, arena.region.size_bytes)]
     outcomes["memory_locked"] = int(all(outcome.ok for outcome in locked))
-    tmem = Tmem(slots, segments, arena, Extents(extents, backing_bytes))
+    tmem = Tmem(slots, segments, arena, Extents(extents, backing_bytes, CLEANING_RESERVE_BYTES))
     engine = Engine.over(tmem, tier, parse_codec(options.codec))
     return Services(engine, Limits(engine, ram, backing_bytes), options.datapath, outcomes)
 
@@ -205,7 +205,7 @@ class _Server:
                 await end()
                 nursery.cancel_scope.cancel()
 
-            nursery.start_soon(self._services.engine.shrinker.run)
+            nursery.start_soon(self._services.engine.run)
             nursery.start_soon(self._obey_signals)
             nursery.start_soon(self._announce)
             nursery.start_soon(until, ended)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,11 +11,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.parts import KINDS, FaultyTier, Kind, Regions, page_of
+from tests.parts import KINDS, FaultyTier, Kind, Regions, copy_for, merge, page_of
 from tmemfs.engine.reader import Reader
 from tmemfs.errors import BackingFull, TierError
 from tmemfs.store.census import check, statistics
 from tmemfs.store.codec import ZERO_PAGE, encode, encode_pages, parse_codec
+from tmemfs.store.merges import Copied, Merge
 from tmemfs.store.plans import Discard, Populate, ReadPlan, Release, WriteBack
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
@@ -26,6 +28,10 @@ SLOT = st.integers(0, SLOTS - 1)
 CODEC = st.sampled_from(["lz4", "zstd:1", "none"])
 SEED = st.integers(0, 1 << 20)
 WHICH = st.integers(0, 99)
+
+
+class _Killed(Exception):
+    """The worker died here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +55,15 @@ class TmemMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         """Start a store; also after a crash, from the same regions."""
-        self.tmem: Tmem = self.regions.start(self.limit, SLOTS)
+        self.tmem: Tmem = self.regions.start(self.limit, SLOTS, spare=1, reserve_bytes=SEGMENT_BYTES)
         self.reader = Reader(self.tmem, self.tier)
         self.write_backs: list[WriteBack] = []
         self.readings: list[_Reading] = []
         self.releases: list[Release] = []
         self.discards: list[Discard] = []
         self.populates: list[Populate] = []
+        self.merges: list[Merge] = []
+        self.copied: list[tuple[Merge, Copied]] = []
 
     @rule(first=SLOT, count=st.integers(1, 800), kind=st.sampled_from((*KINDS, "raw")), seed=SEED, codec=CODEC)
     def store(self, first: int, count: int, kind: Kind, seed: int, codec: str) -> None:
@@ -85,6 +93,14 @@ class TmemMachine(RuleBasedStateMachine):
         self.tmem.invalidate(first, end - first)
         for slot in range(first, end):
             self.pages.pop(slot, None)
+
+    @rule(first=SLOT, left=st.integers(1, 7))
+    def thin_out(self, first: int, left: int) -> None:
+        """Forget `left` of every eight pages: segments become sparse."""
+        for slot in range(first, min(first + 2000, SLOTS)):
+            if slot % 8 < left:
+                self.tmem.invalidate(slot, 1)
+                self.pages.pop(slot, None)
 
     @rule(first=SLOT, count=st.integers(1, 8))
     def load(self, first: int, count: int) -> None:
@@ -154,8 +170,59 @@ class TmemMachine(RuleBasedStateMachine):
         while plan := self._next_write_back(include_open=True):
             self.tier.write(plan.extent, plan.data)
             self.tmem.commit_write_back(plan)
+            self._merge_all_in_ram()
         while release := self.tmem.plan_release():
             self._release(release)
+
+    @rule()
+    def plan_compact(self) -> None:
+        """Begin to merge sparse segments in RAM."""
+        if plan := self.tmem.merges.plan_compact():
+            assert len(plan.sources) > 1
+            self.merges.append(plan)
+
+    @rule()
+    def plan_clean(self) -> None:
+        """Begin to clean segments on the tier."""
+        if plan := self.tmem.merges.plan_clean(PAGE_BYTES):
+            self.merges.append(plan)
+
+    @precondition(lambda self: self.merges)
+    @rule(which=WHICH)
+    def copy_merge(self, which: int) -> None:
+        """Copy what lives, and write it to the tier where it came from there."""
+        plan = self.merges.pop(which % len(self.merges))
+        self.copied.append((plan, copy_for(self.tmem, plan, self.tier)))
+
+    @precondition(lambda self: self.copied)
+    @rule(which=WHICH)
+    def commit_merge(self, which: int) -> None:
+        """Move the handles of what has not changed since."""
+        self.tmem.merges.commit(*self.copied.pop(which % len(self.copied)))
+
+    @precondition(lambda self: self.merges or self.copied)
+    @rule(which=WHICH)
+    def abort_merge(self, which: int) -> None:
+        """It could not be read or written."""
+        plans = self.merges + [plan for plan, _ in self.copied]
+        plan = plans[which % len(plans)]
+        self.merges = [other for other in self.merges if other is not plan]
+        self.copied = [(other, copied) for other, copied in self.copied if other is not plan]
+        self.tmem.merges.abort(plan)
+
+    @precondition(lambda self: self.copied)
+    @rule(which=WHICH, steps=st.integers(0, 12))
+    def crash_in_merge(self, which: int, steps: int) -> None:
+        """The worker dies while a merge moves its handles."""
+        left = iter(range(steps))
+
+        def breathe() -> None:
+            if next(left, None) is None:
+                raise _Killed
+
+        with suppress(_Killed):
+            self.tmem.merges.commit(*self.copied[which % len(self.copied)], breathe)
+        self.start()
 
     @rule()
     def plan_release(self) -> None:
@@ -235,10 +302,19 @@ class TmemMachine(RuleBasedStateMachine):
 
     def _next_write_back(self, include_open: bool) -> WriteBack | None:
         try:
-            return self.tmem.plan_write_back(include_open)
+            plan = self.tmem.plan_write_back(include_open)
+            if isinstance(plan, Merge):
+                self.merges.append(plan)
+                return None
+            return plan
         except BackingFull:
             assert self.tmem.has_victims
             return None
+
+    def _merge_all_in_ram(self) -> None:
+        for plan in [plan for plan in self.merges if plan.extent is None]:
+            self.merges.remove(plan)
+            merge(self.tmem, plan, self.tier)
 
     def _release(self, plan: Release) -> None:
         for frame in plan.frames:

@@ -81,7 +81,7 @@ def test_a_new_file_has_our_header_and_nothing_else(path: Path, tier: FileTier) 
 
 def test_the_header_is_the_documented_one() -> None:
     assert MAGIC == b"tmemfs backing, format 1\n"
-    assert HEADER_BYTES == SEGMENT_BYTES
+    assert HEADER_BYTES == 2 * SEGMENT_BYTES
 
 
 def test_what_is_written_is_read_back(tier: FileTier) -> None:
@@ -96,7 +96,7 @@ def test_what_is_written_is_read_back(tier: FileTier) -> None:
 def test_an_extent_lies_behind_the_header_at_its_number(path: Path, tier: FileTier) -> None:
     tier.write(Extent(2), noise(3, BLOCK_BYTES))
     with path.open("rb") as file:
-        file.seek(SEGMENT_BYTES * 3)
+        file.seek(SEGMENT_BYTES * 4)
         assert file.read(BLOCK_BYTES) == noise(3, BLOCK_BYTES)
     assert path.read_bytes()[:BLOCK_BYTES] == HEADER
 
@@ -177,7 +177,7 @@ def test_neighbours_are_discarded_with_one_hole(tier: FileTier, monkeypatch: pyt
     holes: list[tuple[int, int]] = []
     monkeypatch.setattr("tmemfs.tiers.file.punch", lambda fd, offset, length: holes.append((offset, length)))
     tier.discard(tuple(map(Extent, (9, 0, 1, 4, 5, 6))))
-    assert [(offset // SEGMENT_BYTES - 1, length // SEGMENT_BYTES) for offset, length in holes] == [(0, 2), (4, 3), (9, 1)]
+    assert [(offset // SEGMENT_BYTES - 2, length // SEGMENT_BYTES) for offset, length in holes] == [(0, 2), (4, 3), (9, 1)]
 
 
 def test_a_discard_of_what_was_never_written_is_nothing(path: Path, tier: FileTier) -> None:

@@ -19,6 +19,7 @@ from tmemfs.store.segments import (
     IN_RAM,
     LANE_PACKED,
     LANE_RAW,
+    MERGING,
     ON_TIER,
     OPEN,
     RECORD_BYTES,
@@ -60,7 +61,14 @@ def use(table: SegmentTable, state: int, index: int = 0, lane: int = LANE_PACKED
     segment = table.take()
     table.open(segment, lane, index)
     table.set_fill(segment, fill)
-    for step in (SEALED, WRITING, ON_TIER)[: {OPEN: 0, SEALED: 1, WRITING: 2, ON_TIER: 3}[state]]:
+    steps = {
+        OPEN: (),
+        SEALED: (SEALED,),
+        MERGING: (SEALED, MERGING),
+        WRITING: (SEALED, WRITING),
+        ON_TIER: (SEALED, WRITING, ON_TIER),
+    }
+    for step in steps[state]:
         table.move(segment, step, index)
     return segment
 
@@ -85,14 +93,14 @@ def test_a_segment_can_reach_every_state_and_become_free_again() -> None:
     while more := {new for old, new in TRANSITIONS if old in reached} - reached:
         reached |= more
     assert reached == set(STATES)
-    assert {old for old, new in TRANSITIONS if new == FREE} == {SEALED, WRITING, ON_TIER}
+    assert {old for old, new in TRANSITIONS if new == FREE} == {OPEN, SEALED, WRITING, MERGING, ON_TIER}
 
 
 def test_an_opened_segment_is_empty_and_in_its_frame(table: SegmentTable, region: Region) -> None:
     segment = table.take()
     table.set_fill(segment, 12345)
     assert table.open(segment, LANE_RAW, 3) == 1
-    assert record_in(region, segment) == (OPEN | LANE_RAW << 8 | 3 << 16, 0, 1, 0)
+    assert record_in(region, segment) == (OPEN | LANE_RAW << 8 | 3 << 16, 0, 1, 1)
     assert table.base[segment] == 3 * SEGMENT_BYTES
 
 
@@ -114,7 +122,7 @@ def test_a_segment_on_the_tier_has_no_base_and_keeps_lane_fill_and_sequence(tabl
     segment = use(table, WRITING, index=2, lane=LANE_RAW, fill=777)
     table.move(segment, ON_TIER, 9)
     assert table.base[segment] == -1
-    assert record_in(region, segment) == (ON_TIER | LANE_RAW << 8 | 9 << 16, 777, 1, 0)
+    assert record_in(region, segment) == (ON_TIER | LANE_RAW << 8 | 9 << 16, 777, 1, 1)
 
 
 def test_a_failed_write_leaves_the_segment_where_it_was(table: SegmentTable) -> None:

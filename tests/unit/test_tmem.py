@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.parts import FaultyTier, Regions, page_of
+from tests.parts import FaultyTier, Regions, merge, page_of
 from tmemfs.engine.reader import Reader
 from tmemfs.errors import BackingFull, Corrupt, TierError, TmemfsError
 from tmemfs.store import tmem as tmem_module
 from tmemfs.store.census import census, check, segment_lines, statistics
 from tmemfs.store.codec import LZ4, ZERO_PAGE, Packed, encode, parse_codec
+from tmemfs.store.merges import Merge
 from tmemfs.store.plans import WriteBack
 from tmemfs.store.record import HEADER_BYTES, SEGMENT_SHIFT, handle_length, handle_offset, handle_segment, whole_blocks
 from tmemfs.store.segments import FREE, ON_TIER, OPEN, SEALED, WRITING
@@ -104,7 +105,7 @@ def halves(first: int, count: int) -> list[bytes]:
 
 def planned(tmem: Tmem, include_open: bool = True) -> WriteBack:
     plan = tmem.plan_write_back(include_open)
-    assert plan is not None
+    assert isinstance(plan, WriteBack)
     return plan
 
 
@@ -248,6 +249,7 @@ def test_raw_pages_leave_before_older_packed_ones(place: Place) -> None:
     place.insert(1000, raw(0, 2 * FULL))
     order = []
     while plan := place.tmem.plan_write_back(include_open=False):
+        assert isinstance(plan, WriteBack)
         order.append((place.tmem.segments.lane(plan.segment), place.tmem.segments.sequence(plan.segment)))
         place.tmem.commit_write_back(plan)
     assert order == [(1, 3), (0, 1)]
@@ -603,6 +605,9 @@ def go_on(place: Place) -> None:
     place.verify()
     place.insert(1500, halves(7000, 300) + raw(7000, 100))
     while plan := place.tmem.plan_write_back(include_open=True):
+        if isinstance(plan, Merge):
+            merge(place.tmem, plan, place.tier)
+            continue
         place.tier.write(plan.extent, plan.data)
         place.tmem.commit_write_back(plan)
     place.verify()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import trio
+
+from tmemfs.engine.cleaner import Cleaner
 from tmemfs.engine.pager import Pager
 from tmemfs.engine.reader import Reader
 from tmemfs.engine.room import Room
@@ -17,13 +20,14 @@ from tmemfs.units import SEGMENT_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A store, its tier, and what works between the two. `shrinker.run` is the caller's to start."""
+    """A store, its tier, and what works between the two. `run` is the caller's to start."""
 
     tmem: Tmem
     tier: Tier
     room: Room
     reader: Reader
     pager: Pager
+    cleaner: Cleaner
     shrinker: Shrinker
 
     @classmethod
@@ -31,4 +35,12 @@ class Engine:
         """An engine with watermarks below the arena's limit."""
         room, reader = Room(), Reader(tmem, tier)
         marks = Watermarks.below(tmem.arena.limit * SEGMENT_BYTES)
-        return cls(tmem, tier, room, reader, Pager(tmem, reader, room, codec), Shrinker(tmem, tier, room, marks))
+        pager, cleaner = Pager(tmem, reader, room, codec), Cleaner(tmem, tier, room, reader)
+        cleaner.refused = lambda: pager.refused
+        return cls(tmem, tier, room, reader, pager, cleaner, Shrinker(tmem, tier, room, cleaner, marks))
+
+    async def run(self) -> None:
+        """What goes on in the background, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.cleaner.run)
+            nursery.start_soon(self.shrinker.run)

@@ -51,9 +51,12 @@ class Reader:
         self._buffers = _Buffers()
         self._lock = threading.Lock()
         self.counts = ReadCounts()
+        self.waiting = 0
 
     def perform(self, plan: ReadPlan) -> list[bytes]:
         """The pages of `plan`, complete. Commits the plan. Raises TierError, Corrupt."""
+        with self._lock:
+            self.waiting += 1
         try:
             pages = plan.pages
             for run in _runs(plan.records):
@@ -64,6 +67,8 @@ class Reader:
                 self.counts.failed += not isinstance(error, Corrupt)
             raise
         finally:
+            with self._lock:
+                self.waiting -= 1
             self._tmem.commit_read(plan)
         return [page for page in pages if page is not None]
 

@@ -25,8 +25,9 @@ from typing import Final
 
 import trio
 
+from tmemfs.engine.cleaner import Cleaner
 from tmemfs.engine.room import Room
-from tmemfs.errors import BadValue, TierError
+from tmemfs.errors import BackingFull, BadValue, TierError
 from tmemfs.host.memory import populate, punch
 from tmemfs.store.plans import WriteBack
 from tmemfs.store.policy import Watermarks, background_goal
@@ -143,13 +144,14 @@ _EMPTY: Final = "the pool holds no more pages"
 class Shrinker:
     """Shrinks the pool of `tmem` onto `tier`, in the background by `marks`. `run` must be running in trio."""
 
-    def __init__(self, tmem: Tmem, tier: Tier, room: Room, marks: Watermarks) -> None:
+    def __init__(self, tmem: Tmem, tier: Tier, room: Room, cleaner: Cleaner, marks: Watermarks) -> None:
         self.counts = ShrinkCounts()
         self.last: ShrinkAnswer | None = None
         self.marks = marks
         self._tmem = tmem
         self._tier = tier
         self._room = room
+        self._cleaner = cleaner
         self._lock = threading.Lock()
         self._kicked = trio.Event()
         self._kick: Callable[[], None] = lambda: None
@@ -166,6 +168,7 @@ class Shrinker:
                 self._kicked = trio.Event()
                 self._kick_pending = False
                 await trio.to_thread.run_sync(self._tidy)
+                self._cleaner.look()
                 goal = background_goal(self._tmem.pool_bytes, self.marks, shrinking) if self._tier.capacity_bytes else 0
                 if self._room.stuck or not self._tmem.arena.has_room:
                     goal = max(goal, SEGMENT_BYTES)
@@ -217,18 +220,32 @@ class Shrinker:
     def _write_back_while(self, tally: _Tally) -> None:
         """Write segments back as long as `tally` wants more; in a thread."""
         try:
-            while tally.claim():
-                plan = self._tmem.plan_write_back(tally.include_open)
-                if plan is None:
-                    tally.stop(_EMPTY)
-                    return
-                self._write_back(plan, tally)
+            while tally.claim() and self._write_back_one(tally):
                 tally.written_back.release()
         except TierError as error:
             tally.stop(str(error), stuck=True)
         finally:
             tally.is_over = True
             tally.written_back.release()
+
+    def _write_back_one(self, tally: _Tally) -> bool:
+        """One step: write a segment back, or merge sparse ones first, or make room on a full tier. Raises TierError."""
+        try:
+            plan = self._tmem.plan_write_back(tally.include_open)
+            if plan is None:
+                tally.stop(_EMPTY)
+                return False
+            if isinstance(plan, WriteBack):
+                self._write_back(plan, tally)
+            else:
+                tally.done(0, 0, self._cleaner.merge_in_ram(plan) * SEGMENT_BYTES)
+        except BackingFull:
+            frames = self._cleaner.make_room()
+            if frames is None:
+                raise
+            tally.done(0, 0, frames * SEGMENT_BYTES)
+            self._discard()
+        return True
 
     def _release_while(self, tally: _Tally) -> None:
         """Give memory back while segments are written; in a thread."""

@@ -23,10 +23,15 @@ Frame = NewType("Frame", int)
 
 #: Faulted-in frames kept for the next segments: one for each lane and as many again for the time a refill takes.
 RESERVE_FRAMES: Final = 4
+#: The last ready frame is for merging segments alone, which gives back more frames than it takes: a full pool stays workable.
+SPARE_FRAMES: Final = 1
 
 
 class Arena:
-    """`frames` frames of SEGMENT_BYTES in one region, of which at most `limit` have memory behind them."""
+    """`frames` frames of SEGMENT_BYTES in one region, of which at most `limit` have memory behind them.
+
+    `reserve` ready ones are kept for stores, the last `spare` of them for merges.
+    """
 
     def __init__(
         self,
@@ -34,11 +39,13 @@ class Arena:
         limit: int,
         region: Region | None = None,
         reserve: int = RESERVE_FRAMES,
+        spare: int = 0,
     ) -> None:
         self.frames = frames
         self.region = region or Region("arena", frames * SEGMENT_BYTES)
         self.view = self.region.view
         self.reserve = reserve
+        self.spare = spare
         self.limit = limit
         self.used: set[Frame] = set()
         self.peak = 0
@@ -62,10 +69,14 @@ class Arena:
     @property
     def has_room(self) -> bool:
         """Whether `take` would give a frame."""
-        if self._ready:
+        if len(self._ready) > self.spare:
             return True
         held = self.held
-        return (bool(self._releasing) and held <= self.limit) or (held < self.limit and self._has_cold)
+        return (bool(self._releasing) and held <= self.limit) or (held + self._missing_spare < self.limit and self._has_cold)
+
+    @property
+    def _missing_spare(self) -> int:
+        return max(self.spare - len(self._ready) - self._populating, 0)
 
     @property
     def wants_populating(self) -> bool:
@@ -85,17 +96,25 @@ class Arena:
 
     def take(self) -> Frame | None:
         """A frame for a segment, one that is faulted in if there is one; None at the limit."""
-        if self._ready:
+        if len(self._ready) > self.spare:
             frame = self._ready.pop()
         elif self._releasing and self.held <= self.limit:
             frame = self._releasing.pop()
-        elif self.held < self.limit and self._has_cold:
+        elif self.held + self._missing_spare < self.limit and self._has_cold:
             frame = self._pop_cold()
         else:
             return None
         self.used.add(frame)
         self.peak = max(self.peak, self.held)
         return frame
+
+    def take_spare(self) -> Frame | None:
+        """A frame to merge segments in: a ready one, the last one too, or what `take` gives."""
+        if self._ready:
+            frame = self._ready.pop()
+            self.used.add(frame)
+            return frame
+        return self.take()
 
     def give_back(self, frame: Frame) -> bool:
         """A segment no longer needs `frame`: queue it for release (True), or keep it ready if the reserve is short."""

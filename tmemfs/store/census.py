@@ -117,6 +117,9 @@ def check(tmem: Tmem) -> None:
         assert tmem.pages_by_tag == found.by_tag, "pages by tag"
         assert tmem.compressed_bytes == found.compressed_bytes, "compressed bytes"
         assert tmem.disk_pages == found.disk_pages, "pages on the tier"
+        tier_live = {s: tmem.segments.live[s] for s in used if tmem.segments.state(s) == ON_TIER}
+        assert tmem.tier_live_bytes == sum(tier_live.values()), "live bytes on the tier"
+        assert all(live >= tmem.fullness.floor[s] for s, live in tier_live.items()), "fullness on the tier"
         assert len(set(frames)) == len(frames) and set(frames) == tmem.arena.used, "frames in use"
         assert on_tier.items() <= tmem.extents.out.items(), "extents in use"
         held = sum(tmem.extents.out.values()) + tmem.extents.dying_bytes

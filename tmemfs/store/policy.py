@@ -1,13 +1,24 @@
 """Policy: pure decisions of the pool. Time and sizes are passed in; nothing is remembered but what is returned.
 
-Watermarks with hysteresis: the background shrinks from above `high` until below `low`.
+Watermarks with hysteresis: the background shrinks from above `high` until below `low`. Victims of write-back: the oldest, but one
+that was loaded from is passed over once. Victims of cleaning: benefit by cost, after Rosenblum and Ousterhout, 'The Design and
+Implementation of a Log-Structured File System' (1992), section 3.6.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from itertools import islice
+from typing import Final, TypeVar
 
+T = TypeVar("T")
+
+#: A segment is written as it is if this share of it lives; otherwise its live records are merged with others' first.
+DENSE_SHARE: Final = 0.95
+#: How many segments a search for a victim looks at, at most.
+LOOK_AT: Final = 32
 HIGH_SHARE: Final = 0.90
 LOW_SHARE: Final = 0.80
 
@@ -32,3 +43,98 @@ def background_goal(current_bytes: int, marks: Watermarks, shrinking: bool) -> i
     """Bytes the background has to free now: 0 below `high`, or below `low` once it is shrinking."""
     trigger = marks.low if shrinking else marks.high
     return max(current_bytes - marks.low, 0) if current_bytes > trigger else 0
+
+
+def next_victim(oldest_first: Iterable[tuple[T, bool]]) -> tuple[T | None, list[T]]:
+    """The first that was not loaded from, and those passed over before it; the very first where all of them were."""
+    passed: list[T] = []
+    for segment, was_loaded in islice(oldest_first, LOOK_AT):
+        if not was_loaded:
+            return segment, passed
+        passed.append(segment)
+    return (passed[0], passed[1:]) if passed else (None, passed)
+
+
+def is_sparse(live_bytes: int, fill_bytes: int) -> bool:
+    """Whether too little of a segment lives for it to be written as it is."""
+    return live_bytes < DENSE_SHARE * fill_bytes
+
+
+def benefit_by_cost(live_share: float, age: float) -> float:
+    """What cleaning is worth: the space it frees, weighed by how long that will stay free, by what reading and writing cost."""
+    return (1 - live_share) * age / (1 + live_share)
+
+
+def greedy(live_share: float, age: float) -> float:
+    """The cleaner to compare with: the emptiest first."""
+    return 1 - live_share
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The tier: bytes its segments occupy, bytes of live records in them, and bytes still free for more."""
+
+    occupied: int
+    live: int
+    free: int
+
+    @property
+    def amplification(self) -> float:
+        """Bytes occupied by live byte; 1 where there is nothing."""
+        return self.occupied / self.live if self.live else 1.0 + (self.occupied > 0)
+
+
+_DAY_S: Final = 86400.0
+
+
+class Budget:
+    """What the cleaner may write: `rate` bytes a second, in bursts of up to a second, and `daily` bytes in 24 hours. Pure."""
+
+    def __init__(self, rate: float, daily: float = math.inf) -> None:
+        self.rate = rate
+        self.daily = daily
+        self._saved = 0.0
+        self._saved_at = 0.0
+        self._day = -1
+        self._spent_today = 0
+
+    def spend(self, count: int, now: float) -> None:
+        """`count` bytes were written at `now`, seconds of any clock that does not go back."""
+        self._saved = self._available(now) - count
+        self._saved_at = now
+        self._spent_today = self.spent_today(now) + count
+        self._day = int(now // _DAY_S)
+
+    def spent_today(self, now: float) -> int:
+        """Bytes written since the last multiple of 24 hours."""
+        return self._spent_today if int(now // _DAY_S) == self._day else 0
+
+    def left_today(self, now: float) -> float:
+        """Bytes that may still be written today."""
+        return max(self.daily - self.spent_today(now), 0)
+
+    def wait_s(self, now: float) -> float:
+        """Seconds to wait before the next write."""
+        if not self.left_today(now):
+            return _DAY_S - now % _DAY_S
+        missing = -self._available(now)
+        return max(missing / self.rate, 0.0)
+
+    def _available(self, now: float) -> float:
+        return min(self._saved + (now - self._saved_at) * self.rate, self.rate)
+
+
+#: The background cleans above START until below STOP, where at least DEAD_BYTES are dead; or while free space is below FREE_BYTES.
+START_AMPLIFICATION: Final = 1.5
+STOP_AMPLIFICATION: Final = 1.3
+DEAD_BYTES: Final = 16 << 20
+FREE_BYTES: Final = 8 << 20
+
+
+def cleaning_wanted(space: Space, cleaning: bool) -> bool:
+    """Whether the background has to clean now."""
+    dead = space.occupied - space.live
+    if space.free < FREE_BYTES * (1 + cleaning) and dead > FREE_BYTES:
+        return True
+    threshold = STOP_AMPLIFICATION if cleaning else START_AMPLIFICATION
+    return dead >= DEAD_BYTES and space.amplification > threshold

@@ -46,6 +46,9 @@ LENGTH_SHIFT: Final = 3
 LENGTH_MASK: Final = 0x1FFF
 OFFSET_SHIFT: Final = 16
 OFFSET_MASK: Final = 0x3FFFF
+#: For offsets in bytes, whose lowest two bits are 0.
+OFFSET_BYTES_SHIFT: Final = 14
+OFFSET_BYTES_MASK: Final = OFFSET_MASK * GRAIN_BYTES
 SEGMENT_SHIFT: Final = 34
 CHECKSUM_MASK: Final = 0xFFFF_FFFF_FFFF_0000
 _SEED_MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
@@ -100,6 +103,11 @@ def start_of(offset: int, length: int) -> int:
     if (offset % BLOCK_BYTES) + HEADER_BYTES + length > 2 * BLOCK_BYTES:
         return (offset + BLOCK_BYTES - 1) & -BLOCK_BYTES
     return offset
+
+
+def mark_gap(segment: memoryview, at: int) -> None:
+    """Say that no record starts between `at` and the next block."""
+    segment[at : at + GRAIN_BYTES] = bytes(GRAIN_BYTES)
 
 
 def scan(segment: memoryview, fill: int) -> Iterator[tuple[int, int, int, int]]:

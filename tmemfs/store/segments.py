@@ -2,7 +2,10 @@
 
     free -> open -> sealed -> writing -> on tier -> free
                        |         |-> sealed (the write failed)
-                       '-> free  '-> free (its last page died)
+                       |         '-> free (its last page died)
+                       |-> merging (its records are being copied) -> free, or sealed with what did not fit
+                       '-> free
+    free -> on tier   (cleaned: made of the records of other segments on the tier)
 
 One record of 32 bytes a segment, in a region of its own; everything else here is derived from it:
 
@@ -10,10 +13,10 @@ One record of 32 bytes a segment, in a region of its own; everything else here i
     0       8     place: bits 0-7 state, 8-15 lane, 16-63 frame (open, sealed, writing) or extent (on tier)
     8       8     fill: bytes of the segment that hold records
     16      8     sequence: unique for each use of a segment, grows with time
-    24      8     reserved, 0
+    24      8     age: the sequence of the youngest segment its records were first stored in; its own, unless they were copied
 
-`place` is one word, so a segment moves from RAM to its tier with one 8-byte write. A worker that finds 'writing' or 'open'
-after a crash treats it as sealed: the frame is whole.
+`place` is one word, so a segment moves from RAM to its tier with one 8-byte write. A worker that finds 'open', 'writing' or
+'merging' after a crash treats it as sealed: the frame is whole.
 
 Guarded by the store's lock.
 
@@ -40,8 +43,9 @@ OPEN: Final = 1
 SEALED: Final = 2
 WRITING: Final = 3
 ON_TIER: Final = 4
-STATE_NAMES: Final = ("free", "open", "sealed", "writing", "on-tier")
-IN_RAM: Final = frozenset((OPEN, SEALED, WRITING))
+MERGING: Final = 5
+STATE_NAMES: Final = ("free", "open", "sealed", "writing", "on-tier", "merging")
+IN_RAM: Final = frozenset((OPEN, SEALED, WRITING, MERGING))
 TRANSITIONS: Final = frozenset(
     (
         (FREE, OPEN),
@@ -52,15 +56,22 @@ TRANSITIONS: Final = frozenset(
         (SEALED, FREE),
         (WRITING, FREE),
         (ON_TIER, FREE),
+        (SEALED, MERGING),
+        (MERGING, SEALED),
+        (MERGING, FREE),
+        (OPEN, FREE),
+        (FREE, ON_TIER),
     )
 )
 
 LANE_PACKED: Final = 0
 LANE_RAW: Final = 1
-LANES: Final = ("packed", "raw")
+#: Records that were cleaned; only ever on a tier.
+LANE_COLD: Final = 2
+LANES: Final = ("packed", "raw", "cold")
 
 _WORDS: Final = 4
-_PLACE, _FILL, _SEQUENCE = range(3)
+_PLACE, _FILL, _SEQUENCE, _AGE = range(4)
 RECORD_BYTES: Final = 8 * _WORDS
 
 
@@ -74,6 +85,7 @@ class SegmentTable:
         self.base = array("q", [-1]) * count
         self.live = array("l", [0]) * count
         self.pages = array("l", [0]) * count
+        self.loaded = bytearray(count)
         self.pins: dict[SegmentId, int] = {}
         self.next_sequence = 1
         self._untouched = 0
@@ -112,15 +124,30 @@ class SegmentTable:
         self._untouched += 1
         return SegmentId(self._untouched - 1)
 
-    def open(self, segment: SegmentId, lane: int, frame: int) -> int:
-        """Start a use of `segment` in `frame`; gives its sequence number."""
+    def give_back(self, segment: SegmentId) -> None:
+        """`segment` was taken and not used."""
+        self._free.append(segment)
+
+    def age(self, segment: SegmentId) -> int:
+        """How old its records are, as a sequence number: smaller is older."""
+        return self.words[segment * _WORDS + _AGE]
+
+    def begin(self, segment: SegmentId, age: int | None = None) -> int:
+        """Start a use of `segment`, which stays free for now; gives its sequence number. `age` is that of copied records."""
         sequence = self.next_sequence
         self.next_sequence += 1
         at = segment * _WORDS
         self.words[at + _FILL] = 0
         self.words[at + _SEQUENCE] = sequence
+        self.words[at + _AGE] = sequence if age is None else age
+        return sequence
+
+    def open(self, segment: SegmentId, lane: int, frame: int, age: int | None = None) -> int:
+        """Start a use of `segment` in `frame`; gives its sequence number."""
+        sequence = self.begin(segment, age)
         self.move(segment, OPEN, frame, lane)
         self.base[segment] = frame * SEGMENT_BYTES
+        self.loaded[segment] = 0
         return sequence
 
     def move(self, segment: SegmentId, state: int, index: int, lane: int | None = None) -> None:
@@ -152,7 +179,7 @@ class SegmentTable:
     def in_use(self) -> list[SegmentId]:
         """Every segment that is not free, in order of age."""
         used = [SegmentId(s) for s in range(self._untouched) if self.state(SegmentId(s)) != FREE]
-        return sorted(used, key=self.sequence)
+        return sorted(used, key=self.age)
 
     def recover(self) -> list[SegmentId]:
         """Rebuild free list, bases and the next sequence from the region; what was open or being written is sealed."""
@@ -172,20 +199,26 @@ class SegmentTable:
         self._untouched = used[-1] + 1 if used else 0
         taken = set(used)
         self._free = [SegmentId(s) for s in reversed(range(self._untouched)) if s not in taken]
-        return sorted(used, key=self.sequence)
+        return sorted(used, key=self.age)
+
+
+#: Tier that only cleaning may use: one segment being written, and one whose sources' holes are still to be punched.
+CLEANING_RESERVE_BYTES: Final = 2 * SEGMENT_BYTES
 
 
 class Extents:
     """Which extents of the tier are free, lowest first, so that the backing stays short.
 
     An extent is free, out (it holds a segment or is being written) or dying (its hole is still to be punched). What is not free
-    takes the whole blocks of its fill; together at most `limit_bytes`, and at most `count` extents.
+    takes the whole blocks of its fill; together at most `limit_bytes`, and at most `count` extents. The last
+    `reserve_bytes` of both are for cleaning alone, so that it makes progress on a tier that is full.
 
     Guarded by the store's lock.
     """
 
-    def __init__(self, count: int, limit_bytes: int | None = None) -> None:
-        self.count = count
+    def __init__(self, count: int, limit_bytes: int | None = None, reserve_bytes: int = 0) -> None:
+        self.reserve_bytes = reserve_bytes
+        self.count_bytes = count * SEGMENT_BYTES
         self.limit_bytes = count * SEGMENT_BYTES if limit_bytes is None else limit_bytes
         self.held_bytes = 0
         self.out: dict[Extent, int] = {}
@@ -199,9 +232,19 @@ class Extents:
         """Bytes whose holes are still to be punched."""
         return sum(self._dying.values()) + sum(self._discarding.values())
 
-    def take(self, size_bytes: int) -> Extent | None:
-        """The lowest free extent for `size_bytes`, or None at the limit."""
-        if self.held_bytes + size_bytes > self.limit_bytes or not (self._free or self._untouched < self.count):
+    @property
+    def free_bytes(self) -> int:
+        """What segments may still take, before the cleaner's reserve."""
+        return min(self.limit_bytes - self.held_bytes, self.count_bytes - self._untaken * SEGMENT_BYTES) - self.reserve_bytes
+
+    @property
+    def _untaken(self) -> int:
+        return self._untouched - len(self._free)
+
+    def take(self, size_bytes: int, for_cleaning: bool = False) -> Extent | None:
+        """The lowest free extent for `size_bytes`, or None at the limit, which is nearer for what is not cleaning."""
+        reserve = 0 if for_cleaning else self.reserve_bytes
+        if self.held_bytes + size_bytes + reserve > self.limit_bytes or self._untaken * SEGMENT_BYTES + reserve >= self.count_bytes:
             return None
         if self._free:
             extent = heapq.heappop(self._free)
@@ -211,6 +254,11 @@ class Extents:
         self.out[extent] = size_bytes
         self.held_bytes += size_bytes
         return extent
+
+    def resize(self, extent: Extent, size_bytes: int) -> None:
+        """`extent` turned out to need only `size_bytes`."""
+        self.held_bytes -= self.out[extent] - size_bytes
+        self.out[extent] = size_bytes
 
     def adopt(self, extents: dict[Extent, int]) -> None:
         """Count `extents`, with their bytes, as out: segments in the table lie there."""

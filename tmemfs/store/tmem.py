@@ -32,18 +32,21 @@ from tmemfs.errors import BackingFull, Corrupt, TmemfsError
 from tmemfs.store.arena import Arena, Frame
 from tmemfs.store.census import census
 from tmemfs.store.codec import LZ4, RAW, ZERO, ZERO_PAGE, Packed, decode
+from tmemfs.store.fullness import Fullness
 from tmemfs.store.lanes import Lane
+from tmemfs.store.merges import Merge, Merges
 from tmemfs.store.plans import Discard, Populate, ReadPlan, RecordAt, Release, WriteBack
+from tmemfs.store.policy import next_victim
 from tmemfs.store.record import (
     CHECKSUM_MASK,
     EMPTY,
-    GRAIN_BYTES,
     GRAIN_MASK,
     HEADER,
     HEADER_BYTES,
     LENGTH_MASK,
     LENGTH_SHIFT,
-    OFFSET_MASK,
+    OFFSET_BYTES_MASK,
+    OFFSET_BYTES_SHIFT,
     SEGMENT_SHIFT,
     TAG_MASK,
     ZERO_HANDLE,
@@ -51,6 +54,7 @@ from tmemfs.store.record import (
     handle_length,
     handle_offset,
     handle_segment,
+    mark_gap,
     segment_seed,
     start_of,
     whole_blocks,
@@ -70,8 +74,6 @@ from tmemfs.store.slots import SlotTable
 from tmemfs.tiers.tier import Extent
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
-_OFFSET_BYTES_SHIFT: Final = 14
-_OFFSET_BYTES_MASK: Final = OFFSET_MASK * GRAIN_BYTES
 _TAGS: Final = TAG_MASK + 1
 #: Handle of a slot and sequence of its segment: a place in a segment is used once in a sequence.
 Version = tuple[int, int]
@@ -105,11 +107,14 @@ class Tmem:
         self.extents = extents
         self.notice: Callable[[], None] = lambda: None
         # guarded by the lock
-        self._lanes = (Lane(LANE_PACKED), Lane(LANE_RAW))
+        self.lanes = (Lane(LANE_PACKED), Lane(LANE_RAW))
         self.pages_by_tag = [0] * _TAGS
         self.compressed_bytes = 0
         self.disk_pages = 0
+        self.tier_live_bytes = 0
+        self.fullness = Fullness(segments.count)
         self.counts = Counts()
+        self.merges = Merges(self)
         self._recover()
 
     # ---- pages -----------------------------------------------------------------------------------------------------
@@ -143,7 +148,8 @@ class Tmem:
             base = self.segments.base[handle >> SEGMENT_SHIFT]
             if base < 0:
                 return None
-            at = base + (handle >> _OFFSET_BYTES_SHIFT & _OFFSET_BYTES_MASK) + HEADER_BYTES
+            self.segments.loaded[handle >> SEGMENT_SHIFT] = 1
+            at = base + (handle >> OFFSET_BYTES_SHIFT & OFFSET_BYTES_MASK) + HEADER_BYTES
             payload = self.arena.view[at : at + (handle >> LENGTH_SHIFT & LENGTH_MASK)]
             self.counts.loads_ram += 1
             try:
@@ -194,19 +200,25 @@ class Tmem:
             self.counts.loads_disk += len(plan.records)
             for record in plan.records:
                 if self.segments.unpin(record.segment) and not self.segments.live[record.segment]:
-                    self._died(record.segment)
+                    self.died(record.segment)
 
-    def plan_write_back(self, include_open: bool = False) -> WriteBack | None:
-        """The next victim: raw segments first, then the oldest; None if there is none. Raises BackingFull without an extent."""
+    def plan_write_back(self, include_open: bool = False) -> WriteBack | Merge | None:
+        """The next victim: raw segments before packed ones, old before young, loaded from after not; None if there is none.
+
+        A sparse victim is first to be merged with its neighbours: then a Merge. Raises BackingFull without an extent.
+        """
         with self.lock:
-            segment = self._victim(include_open)
+            lane = self._lane_to_shrink(include_open)
+            segment = self._victim(lane)
             if segment is None:
                 return None
+            if merge := self.merges.plan_before_write(lane, segment):
+                return merge
             whole = whole_blocks(self.segments.fill(segment))
             extent = self.extents.take(whole)
             if extent is None:
                 raise BackingFull("the backing is full: raise backing.max or give it more space")
-            del self._lane_of(segment).sealed[segment]
+            del lane.sealed[segment]
             frame = Frame(self.segments.index(segment))
             self.segments.move(segment, WRITING, frame)
             view = self.arena.frame_view(frame, whole)
@@ -221,6 +233,7 @@ class Tmem:
             if self.segments.live[plan.segment]:
                 self.segments.move(plan.segment, ON_TIER, plan.extent)
                 self.disk_pages += self.segments.pages[plan.segment]
+                self._file_on_tier(plan.segment)
             else:
                 self.segments.move(plan.segment, FREE, 0)
                 self.extents.die(plan.extent)
@@ -234,7 +247,7 @@ class Tmem:
             self.extents.die(plan.extent)
             if self.segments.live[plan.segment]:
                 self.segments.move(plan.segment, SEALED, plan.frame)
-                self._lane_of(plan.segment).to_front(plan.segment)
+                self.lane_of(plan.segment).to_front(plan.segment)
             else:
                 self.segments.move(plan.segment, FREE, 0)
                 self.arena.give_back(plan.frame)
@@ -298,7 +311,7 @@ class Tmem:
     @property
     def has_victims(self) -> bool:
         """Whether sealed segments wait in RAM."""
-        return any(lane.sealed for lane in self._lanes)
+        return any(lane.sealed for lane in self.lanes)
 
     @property
     def pages_stored(self) -> int:
@@ -326,7 +339,7 @@ class Tmem:
                 handle = ZERO_HANDLE
             else:
                 length = len(payload)
-                lane = self._lanes[tag == RAW]
+                lane = self.lanes[tag == RAW]
                 at = lane.fill if tag != RAW else start_of(lane.fill, length)
                 end = at + HEADER_BYTES + length
                 if end > SEGMENT_BYTES:
@@ -334,7 +347,7 @@ class Tmem:
                         break
                     at, end = 0, HEADER_BYTES + length
                 elif at != lane.fill:
-                    _mark_gap(arena, lane.base + lane.fill)
+                    mark_gap(arena, lane.base + lane.fill)
                 segment = lane.segment
                 position = lane.base + at
                 checksum = xxh3_64_intdigest(payload, lane.seed | tag << 32 | slot) & CHECKSUM_MASK
@@ -346,7 +359,7 @@ class Tmem:
                 live[segment] += end - at
                 pages[segment] += 1
                 compressed_bytes += length
-                handle = tag | length << LENGTH_SHIFT | at << _OFFSET_BYTES_SHIFT | segment << SEGMENT_SHIFT
+                handle = tag | length << LENGTH_SHIFT | at << OFFSET_BYTES_SHIFT | segment << SEGMENT_SHIFT
             old = handles[slot]
             handles[slot] = handle
             by_tag[tag] += 1
@@ -384,7 +397,7 @@ class Tmem:
             self.segments.move(segment, SEALED, self.segments.index(segment))
             lane.sealed[segment] = None
             if not self.segments.live[segment]:
-                self._died(segment)
+                self.died(segment)
 
     def _drop(self, handle: int) -> None:
         """A slot does not refer to the record of `handle` any more."""
@@ -397,38 +410,57 @@ class Tmem:
         self.compressed_bytes -= length
         segments = self.segments
         segments.pages[segment] -= 1
+        size = (HEADER_BYTES + length + GRAIN_MASK) & ~GRAIN_MASK
+        live = segments.live[segment] = segments.live[segment] - size
         if segments.base[segment] < 0:
             self.disk_pages -= 1
-        segments.live[segment] -= (HEADER_BYTES + length + GRAIN_MASK) & ~GRAIN_MASK
-        if not segments.live[segment]:
-            self._died(segment)
+            self.tier_live_bytes -= size
+            if live < self.fullness.floor[segment]:
+                self.fullness.refile(segment, live)
+        if not live:
+            self.died(segment)
 
-    def _died(self, segment: SegmentId) -> None:
+    def died(self, segment: SegmentId) -> None:
         """No slot refers to `segment`: free it, unless it is open, being written or pinned (then that frees it later)."""
         state = self.segments.state(segment)
         if state == SEALED:
-            del self._lane_of(segment).sealed[segment]
+            del self.lane_of(segment).sealed[segment]
             frame = Frame(self.segments.index(segment))
             self.segments.move(segment, FREE, 0)
             self.arena.give_back(frame)
             self.notice()
         elif state == ON_TIER and segment not in self.segments.pins:
             extent = Extent(self.segments.index(segment))
+            self.fullness.remove(segment)
             self.segments.move(segment, FREE, 0)
             self.extents.die(extent)
             self.notice()
 
-    def _victim(self, include_open: bool) -> SegmentId | None:
-        """The next segment to leave RAM: raw before packed, old before new."""
+    def _lane_to_shrink(self, include_open: bool) -> Lane:
+        """The lane whose segments leave RAM next: raw ones gain nothing there."""
         if include_open and not self.has_victims:
-            for lane in self._lanes:
+            for lane in self.lanes:
                 if lane.fill:
                     self._seal(lane)
-        raw = self._lanes[LANE_RAW].oldest
-        return self._lanes[LANE_PACKED].oldest if raw is None else raw
+        packed, raw = self.lanes
+        return raw if raw.sealed else packed
 
-    def _lane_of(self, segment: SegmentId) -> Lane:
-        return self._lanes[self.segments.lane(segment)]
+    def _victim(self, lane: Lane) -> SegmentId | None:
+        """The next segment of `lane` to leave RAM; those passed over for it will not be again."""
+        loaded = self.segments.loaded
+        victim, passed = next_victim((segment, bool(loaded[segment])) for segment in lane.sealed)
+        for segment in passed:
+            loaded[segment] = 0
+        return victim
+
+    def _file_on_tier(self, segment: SegmentId) -> None:
+        """`segment` lies on the tier now, and may be cleaned when enough of it has died."""
+        live = self.segments.live[segment]
+        self.tier_live_bytes += live
+        self.fullness.add(segment, live, whole_blocks(self.segments.fill(segment)))
+
+    def lane_of(self, segment: SegmentId) -> Lane:
+        return self.lanes[self.segments.lane(segment)]
 
     def _pin_record(self, at: int, slot: int) -> RecordAt | None:
         """Pin the segment on a tier that holds the record of `slot`; None if the page is not on a tier any more."""
@@ -460,15 +492,12 @@ class Tmem:
             self.segments.live[segment] = found.live.get(segment, 0)
             self.segments.pages[segment] = found.pages.get(segment, 0)
             if self.segments.state(segment) == SEALED:
-                self._lane_of(segment).sealed[segment] = None
+                self.lane_of(segment).sealed[segment] = None
+            elif self.segments.live[segment]:
+                self._file_on_tier(segment)
         self.pages_by_tag = found.by_tag
         self.compressed_bytes = found.compressed_bytes
         self.disk_pages = found.disk_pages
         for segment in used:
             if not self.segments.live[segment]:
-                self._died(segment)
-
-
-def _mark_gap(arena: memoryview, at: int) -> None:
-    """Say that no record starts between `at` and the next block."""
-    arena[at : at + GRAIN_BYTES] = bytes(GRAIN_BYTES)
+                self.died(segment)

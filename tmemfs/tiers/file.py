@@ -2,10 +2,11 @@
 
     offset            content
     0                 header block: MAGIC, then zeros
-    1 MiB + n * 1 MiB extent n, of the layout of a segment (store/record.py)
+    4096              reserve: space that is allocated for cleaning on a full file system; zeros
+    2 MiB + n * 1 MiB extent n, of the layout of a segment (store/record.py)
 
 The file is locked (flock) while it is used, so a second daemon is refused; a file or device without our header is never written
-to, unless the file does not exist yet, or the first and the last MiB of the device are zeros. Contents do not outlive the
+to, unless the file does not exist yet, or the first and the last 2 MiB of the device are zeros. Contents do not outlive the
 daemon: nothing is fsynced, and the file is cut back to its header at start and end. Freed extents are punched out of the file
 or discarded from the device.
 
@@ -26,12 +27,13 @@ from pathlib import Path
 from typing import Final
 
 from tmemfs.errors import BackingFull, Busy, Refused, TierError
-from tmemfs.host.memory import punch
+from tmemfs.host.memory import allocate, punch
 from tmemfs.tiers.tier import Extent
 from tmemfs.units import BLOCK_BYTES, SEGMENT_BYTES, format_size
 
 MAGIC: Final = b"tmemfs backing, format 1\n"
-HEADER_BYTES: Final = SEGMENT_BYTES
+#: Header and reserve. The reserve holds one segment and what the file system needs to write it.
+HEADER_BYTES: Final = 2 * SEGMENT_BYTES
 _BLKGETSIZE64: Final = 0x80081272
 _BLKDISCARD: Final = 0x1277
 _NO_SPACE: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
@@ -48,6 +50,8 @@ class FileTier:
             self.is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
             _lock(self._fd, path)
             self._claim(path, is_new)
+            self._reserve_used = True
+            self._keep_reserve()
             self.capacity_bytes = self._capacity()
         except BaseException:
             os.close(self._fd)
@@ -56,8 +60,16 @@ class FileTier:
                     path.unlink()
             raise
 
-    def write(self, extent: Extent, data: memoryview) -> None:
-        """Write `data` straight from the frame."""
+    def write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
+        """Write `data` straight from the frame; where the file system is full, cleaning gets the reserve."""
+        try:
+            self._write(extent, data)
+        except BackingFull:
+            if not for_cleaning or not self._use_reserve():
+                raise
+            self._write(extent, data)
+
+    def _write(self, extent: Extent, data: memoryview) -> None:
         position = HEADER_BYTES + extent * SEGMENT_BYTES
         try:
             while data:
@@ -96,6 +108,8 @@ class FileTier:
                 )
         except OSError as error:
             raise TierError(f"punching holes into {self.name} failed ({error.strerror}): check the file system") from error
+        if self._reserve_used:
+            self._keep_reserve()
 
     def close(self) -> None:
         """Cut the file back to its header and unlock it."""
@@ -125,6 +139,24 @@ class FileTier:
                     raise
         else:
             os.ftruncate(self._fd, BLOCK_BYTES)
+
+    def _keep_reserve(self) -> None:
+        """Allocate the space between header and extents, if it can be had. A device's space is its own."""
+        if not self.is_device:
+            try:
+                allocate(self._fd, BLOCK_BYTES, HEADER_BYTES - BLOCK_BYTES)
+            except OSError:
+                return
+        self._reserve_used = False
+
+    def _use_reserve(self) -> bool:
+        """Give the reserve to the file system, for what is written next; whether there was one."""
+        if self._reserve_used or self.is_device:
+            return False
+        self._reserve_used = True
+        with suppress(OSError):
+            self._punch(BLOCK_BYTES, HEADER_BYTES - BLOCK_BYTES)
+        return True
 
     def _capacity(self) -> int:
         if self.is_device:

@@ -15,7 +15,7 @@ class MemoryTier:
         self.capacity_bytes = capacity_bytes
         self.extents: dict[Extent, bytes] = {}
 
-    def write(self, extent: Extent, data: memoryview) -> None:
+    def write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
         """Keep a copy of `data`."""
         if sum(map(len, self.extents.values())) + len(data) > self.capacity_bytes:
             raise BackingFull("the memory tier is full: give it a larger capacity")

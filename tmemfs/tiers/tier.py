@@ -23,8 +23,11 @@ class Tier(Protocol):
     def capacity_bytes(self) -> int:
         """The most it could ever hold."""
 
-    def write(self, extent: Extent, data: memoryview) -> None:
-        """Write `data` (borrowed, whole blocks, page-aligned) at the start of `extent`; returns when the tier has it."""
+    def write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
+        """Write `data` (borrowed, whole blocks, page-aligned) at the start of `extent`; returns when the tier has it.
+
+        What is written `for_cleaning` may use a reserve, because it frees more than it takes.
+        """
 
     def read(self, extent: Extent, offset: int, into: memoryview) -> None:
         """Fill `into` (whole blocks, page-aligned) from `offset` (a block boundary) of `extent`."""

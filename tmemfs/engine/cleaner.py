@@ -1,0 +1,234 @@
+"""The cleaner: performs merges, in RAM before segments are written back, and on the tier while too much of it is dead.
+
+On the tier it works in the background, by the thresholds of the policy and within its budget, and on request (`compact`). It gives
+way: between records it lets go of the interpreter, before each read from the tier it waits while faults do, and after a refused
+store it pauses. When the tier is full the shrinker asks it for room, whatever the thresholds say.
+
+Each cleaning goes through two buffers of one segment, which are made once; nothing comes back into the pool.
+
+Invariants:
+1. An extent is given back only after the handles of its records were moved, and those only after the new extent was written.
+2. Every merge taken from the store is committed or aborted, whatever the tier answers.
+
+Thread-safety: `merge_in_ram` and `make_room` from any thread; `run` and `compact` in trio.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from tmemfs.engine.reader import Reader
+from tmemfs.engine.room import Room
+from tmemfs.errors import BadValue, TierError
+from tmemfs.store.merges import LEAST_GAIN_BYTES, Copied, Merge
+from tmemfs.store.policy import Budget, cleaning_wanted
+from tmemfs.store.tmem import Tmem
+from tmemfs.tiers.tier import Tier
+from tmemfs.units import BLOCK_BYTES, SEGMENT_BYTES
+
+log = logging.getLogger(__name__)
+
+DEFAULT_FACTOR: Final = 1.10
+#: Bytes a second in the background, unless set otherwise.
+DEFAULT_RATE: Final = 64 << 20
+#: Faults that wait for the tier hold a read of the cleaner up, this long at most.
+_GIVE_WAY_S: Final = 0.1
+_LOOK_S: Final = 0.001
+#: How long the cleaner stands back after a store was refused, or the tier failed.
+_STAND_BACK_S: Final = 0.25
+
+
+def parse_factor(text: str) -> float:
+    """The amplification meant by control/compact: a number above 1; nothing means 1.10. Raises BadValue."""
+    try:
+        factor = float(text.strip() or DEFAULT_FACTOR)
+    except ValueError:
+        factor = 0.0
+    if not 1.0 < factor < 1000.0:
+        raise BadValue(f"{text.strip()!r} is not an amplification: give a number above 1, for example 1.10")
+    return factor
+
+
+@dataclass(frozen=True, slots=True)
+class CompactAnswer:
+    """What a compaction did. Amplification of the tier before and after; frames gained, segments cleaned, bytes written."""
+
+    requested: float
+    before: float
+    after: float
+    frames: int
+    segments: int
+    written: int
+    seconds: float
+    reason: str | None
+
+
+@dataclass(slots=True)
+class CleanerCounts:
+    """Since the start. Times it waited, for faults or after a refused store, and seconds of that."""
+
+    pauses: int = 0
+    paused_s: float = 0.0
+    failures: int = 0
+
+
+class Cleaner:
+    """Merges segments of `tmem` in RAM and on `tier`. `refused` counts refused stores; `discard` punches what has died."""
+
+    def __init__(self, tmem: Tmem, tier: Tier, room: Room, reader: Reader) -> None:
+        self.budget = Budget(DEFAULT_RATE)
+        self.counts = CleanerCounts()
+        self.last: CompactAnswer | None = None
+        self.refused: Callable[[], int] = lambda: 0
+        self._merges = tmem.merges
+        self._tmem = tmem
+        self._tier = tier
+        self._room = room
+        self._reader = reader
+        self._one_at_a_time = threading.Lock()
+        self._into, self._from = _buffer(), _buffer()
+        self._kicked = trio.Event()
+
+    def merge_in_ram(self, plan: Merge) -> int:
+        """Perform a merge of segments in RAM; how many frames go back to the system."""
+        assert plan.into is not None
+        copied = Copied(plan.into)
+        for source in plan.sources:
+            if source.data is not None and not copied.is_full:
+                self._merges.copy(plan, source, source.data, copied)
+        return self._merges.commit(plan, copied)
+
+    def make_room(self) -> int | None:
+        """A tier is full: merge in RAM, which frees frames, else clean on the tier. Frames that go; None: nothing can be gained.
+
+        Raises TierError.
+        """
+        if plan := self._merges.plan_compact():
+            return self.merge_in_ram(plan)
+        return 0 if self._budget_allows() and self._clean(BLOCK_BYTES) else None
+
+    async def run(self) -> None:
+        """Clean in the background until cancelled."""
+        cleaning, refused = False, self.refused()
+        while True:
+            self._kicked = trio.Event()
+            cleaning = cleaning_wanted(self._merges.space(), cleaning)
+            if not cleaning:
+                await self._kicked.wait()
+                continue
+            wait_s = self.budget.wait_s(time.monotonic())
+            if self._room.stuck or self.refused() != refused:
+                wait_s = max(wait_s, _STAND_BACK_S)
+                self._paused(_STAND_BACK_S)
+                refused = self.refused()
+            if wait_s:
+                await trio.sleep(min(wait_s, 60.0))
+                continue
+            try:
+                cleaning = await trio.to_thread.run_sync(self._clean)
+            except TierError as error:
+                log.warning("cleaning failed: %s", error)
+                self.counts.failures += 1
+                await trio.sleep(_STAND_BACK_S)
+            if not cleaning:
+                await self._kicked.wait()
+
+    def look(self) -> None:
+        """Something was written or has died: see whether there is something to do. In trio's thread."""
+        self._kicked.set()
+
+    async def compact(self, factor: float) -> CompactAnswer:
+        """Merge in RAM, then clean until the tier's amplification is at most `factor`, or nothing more can be gained."""
+        self.last = await trio.to_thread.run_sync(self._compact, factor, abandon_on_cancel=False)
+        return self.last
+
+    def _compact(self, factor: float) -> CompactAnswer:
+        began, before, counts = time.monotonic(), self._merges.space().amplification, self._merges.counts
+        segments, written, frames, reason = counts.cleaned_segments, counts.cleaned_bytes, 0, None
+        while plan := self._merges.plan_compact():
+            frames += len(plan.sources) - 1
+            self.merge_in_ram(plan)
+        try:
+            while self._merges.space().amplification > factor:
+                if not self._clean(BLOCK_BYTES):
+                    reason = "nothing more can be gained"
+                    break
+        except TierError as error:
+            reason = str(error)
+        after = self._merges.space().amplification
+        cleaned = counts.cleaned_segments - segments
+        return CompactAnswer(
+            factor, before, after, frames, cleaned, counts.cleaned_bytes - written, time.monotonic() - began, reason
+        )
+
+    def _clean(self, least_gain_bytes: int = LEAST_GAIN_BYTES) -> bool:
+        """One cleaning on the tier; whether there was something to clean. Raises TierError."""
+        with self._one_at_a_time:
+            plan = self._merges.plan_clean(least_gain_bytes)
+            if plan is None:
+                return False
+            copied = Copied(self._into)
+            try:
+                self._gather(plan, copied)
+                if copied.fill:
+                    assert plan.extent is not None
+                    self._tier.write(plan.extent, copied.data, for_cleaning=True)
+            except BaseException:
+                self._merges.abort(plan, copied.damaged)
+                raise
+            self._merges.commit(plan, copied, self._breathe)
+            self.budget.spend(len(copied.data), time.monotonic())
+            return True
+
+    def _gather(self, plan: Merge, copied: Copied) -> None:
+        """Copy what lives of the sources; one that cannot be read stays where it is, and is not tried again."""
+        for source in plan.sources:
+            self._give_way()
+            data = self._from[: source.size_bytes]
+            try:
+                self._tier.read(source.extent, 0, data)
+            except TierError as error:
+                log.warning("a segment cannot be cleaned: %s", error)
+                self.counts.failures += 1
+                copied.damaged.add(source.segment)
+                continue
+            self._merges.copy(plan, source, data, copied, self._breathe)
+            if copied.is_full:
+                return
+
+    def _budget_allows(self) -> bool:
+        """Whether today's budget is not used up; the rate does not count where room is needed."""
+        return self.budget.left_today(time.monotonic()) > 0
+
+    def _give_way(self) -> None:
+        """Wait while faults wait for the tier."""
+        began = time.monotonic()
+        while self._reader.waiting and time.monotonic() - began < _GIVE_WAY_S:
+            time.sleep(_LOOK_S)
+        if (paused_s := time.monotonic() - began) > _LOOK_S:
+            self._paused(paused_s)
+
+    def _breathe(self) -> None:
+        """Let the page path have the interpreter."""
+        time.sleep(_BREATH_S)
+
+    def _paused(self, seconds: float) -> None:
+        self.counts.pauses += 1
+        self.counts.paused_s += seconds
+
+
+_BREATH_S: Final = 0.00005
+
+
+def _buffer() -> memoryview:
+    """A segment's worth of page-aligned, faulted-in memory."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    return memoryview(mmap.mmap(-1, SEGMENT_BYTES, flags=flags))

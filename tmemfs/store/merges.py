@@ -1,0 +1,361 @@
+"""Merges: live records of several segments copied into one, without decoding any of them.
+
+*Compaction* makes one segment in RAM of sparse ones of neighbouring age, before they are written back; *cleaning* makes one
+segment on the tier of others there. Both go the same way: plan (sources and target chosen and kept from all others), copy (outside
+the lock; what died is left out, what lives is verified), commit (handles that still refer to the old place are pointed to the
+new one, a few at a time; sources without live records are freed).
+
+A record that is damaged, or that did not fit, stays where it is, and so does its segment. While a merge is under way loads go to
+the old place, and stores and invalidates win: commit moves no handle that has changed.
+
+Order: target's records, then its fill and place (for a tier: data written first), then the handles, then the sources are freed.
+So a process killed at any instruction leaves each handle at a whole record.
+
+Thread-safety: any number of merges at once, each by one thread.
+
+Invariants:
+1. The segments of a merge are in no list of victims, and not freed, until it is committed or aborted.
+2. Records of a cleaned segment were all on the tier before: cold ones are never mixed with fresh ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from struct import error as StructError
+from typing import TYPE_CHECKING, Final
+
+from tmemfs.errors import Corrupt
+from tmemfs.store.arena import Frame
+from tmemfs.store.lanes import Lane
+from tmemfs.store.policy import LOOK_AT, Space, benefit_by_cost, is_sparse
+from tmemfs.store.record import (
+    GRAIN_MASK,
+    HEADER,
+    HEADER_BYTES,
+    LENGTH_SHIFT,
+    OFFSET_BYTES_SHIFT,
+    SEGMENT_SHIFT,
+    SegmentId,
+    handle_length,
+    handle_segment,
+    mark_gap,
+    record_bytes,
+    record_word,
+    scan,
+    segment_seed,
+    start_of,
+    verify,
+    whole_blocks,
+)
+from tmemfs.store.segments import FREE, LANE_COLD, MERGING, ON_TIER, OPEN, SEALED
+from tmemfs.tiers.tier import Extent
+from tmemfs.units import SEGMENT_BYTES
+
+if TYPE_CHECKING:
+    from tmemfs.store.tmem import Tmem
+
+#: Records copied, and handles moved under one hold of the lock, before others have their turn.
+_RECORDS_AT_ONCE: Final = 16
+_MOVES_AT_ONCE: Final = 32
+#: Segments that one cleaning reads, at most: what bounds its work where nearly nothing lives.
+_MOST_SOURCES: Final = 16
+#: A cleaning has to gain this much disk: nearly full segments are left alone.
+LEAST_GAIN_BYTES: Final = SEGMENT_BYTES // 32
+
+
+Breathe = Callable[[], None]
+
+
+def _go_on() -> None:
+    """Do not breathe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A segment to copy from: `size_bytes` at `extent`, or in RAM as `data` (borrowed)."""
+
+    segment: SegmentId
+    seed: int
+    fill: int
+    size_bytes: int
+    data: memoryview | None
+    extent: Extent
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Copy the live records of `sources` into `target`: in RAM at `frame` (then `into` is that), else for `extent`."""
+
+    sources: tuple[Source, ...]
+    target: SegmentId
+    seed: int
+    frame: Frame | None
+    extent: Extent | None
+    into: memoryview | None
+
+
+@dataclass(slots=True)
+class Copied:
+    """What was copied so far into `into`: `fill` bytes of records, as (slot, old handle, new handle)."""
+
+    into: memoryview
+    fill: int = 0
+    moves: list[tuple[int, int, int]] = field(default_factory=list)
+    is_full: bool = False
+    damaged: set[SegmentId] = field(default_factory=set)
+
+    @property
+    def data(self) -> memoryview:
+        """The whole blocks of what was copied."""
+        return self.into[: whole_blocks(self.fill)]
+
+
+@dataclass(slots=True)
+class MergeCounts:
+    """Since the start. Records moved, and bytes of them, by where they were."""
+
+    compactions: int = 0
+    compacted_records: int = 0
+    cleanings: int = 0
+    cleaned_segments: int = 0
+    cleaned_records: int = 0
+    cleaned_bytes: int = 0
+    damaged_records: int = 0
+
+
+class Merges:
+    """Plans the merges of `tmem`. `score` ranks victims on the tier by live share and age."""
+
+    def __init__(self, tmem: Tmem, score: Callable[[float, float], float] = benefit_by_cost) -> None:
+        self.counts = MergeCounts()
+        self.score = score
+        self._tmem = tmem
+
+    def plan_compact(self) -> Merge | None:
+        """Sparse segments in RAM, wherever they are, that fill one frame less than they have; None if there are none."""
+        tmem = self._tmem
+        with tmem.lock:
+            for lane in tmem.lanes:
+                sparse = sorted((s for s in lane.sealed if self._is_sparse(s)), key=tmem.segments.live.__getitem__)
+                chosen = self._fitting(sparse)
+                if len(chosen) > 1:
+                    return self.plan_merge(lane, sorted(chosen, key=tmem.segments.age))
+        return None
+
+    def plan_before_write(self, lane: Lane, victim: SegmentId) -> Merge | None:
+        """`victim`, if it is sparse, and the sparse ones next to it in age. Under the lock."""
+        if not self._is_sparse(victim):
+            return None
+        others = (s for s in islice(lane.sealed, LOOK_AT) if s != victim and self._is_sparse(s))
+        return self.plan_merge(lane, self._fitting([victim, *others]))
+
+    def plan_merge(self, lane: Lane, segments: list[SegmentId]) -> Merge | None:
+        """Merge `segments`, sealed ones of `lane`, oldest first; None without a frame to do it in. Under the lock."""
+        tmem = self._tmem
+        frame = tmem.arena.take_spare()
+        if frame is None:
+            return None
+        table, target = tmem.segments, tmem.segments.take()
+        sequence = table.open(target, lane.index, frame, max(map(table.age, segments)))
+        sources = []
+        for segment in segments:
+            del lane.sealed[segment]
+            table.move(segment, MERGING, table.index(segment))
+            fill = table.fill(segment)
+            data = tmem.arena.frame_view(Frame(table.index(segment)))
+            sources.append(Source(segment, segment_seed(table.sequence(segment)), fill, 0, data, Extent(0)))
+        return Merge(tuple(sources), target, segment_seed(sequence), frame, None, tmem.arena.frame_view(frame))
+
+    def plan_clean(self, least_gain_bytes: int = LEAST_GAIN_BYTES) -> Merge | None:
+        """The best victims on the tier whose live records fill one segment; None if too little would be gained."""
+        tmem = self._tmem
+        with tmem.lock:
+            victims = self._victims()
+            live = sum(tmem.segments.live[s] for s in victims)
+            gain = sum(whole_blocks(tmem.segments.fill(s)) for s in victims) - whole_blocks(live)
+            if not victims or gain < least_gain_bytes:
+                return None
+            extent = tmem.extents.take(SEGMENT_BYTES, for_cleaning=True)
+            if extent is None:
+                return None
+            table, target = tmem.segments, tmem.segments.take()
+            sequence = table.begin(target, max(map(table.age, victims)))
+            return Merge(tuple(map(self._tier_source, victims)), target, segment_seed(sequence), None, extent, None)
+
+    def copy(self, plan: Merge, source: Source, data: memoryview, copied: Copied, breathe: Breathe = _go_on) -> None:
+        """Copy what lives of `source`, whose bytes are `data`, behind what is `copied`, until that is full.
+
+        `breathe` is called every few records.
+        """
+        handles, into, fill = self._tmem.slots.handles, copied.into, copied.fill
+        slots = len(handles)
+        from_bits, to_bits = source.segment << SEGMENT_SHIFT, plan.target << SEGMENT_SHIFT
+        try:
+            for offset, slot, tag, length in scan(data, source.fill):
+                old = tag | length << LENGTH_SHIFT | offset << OFFSET_BYTES_SHIFT | from_bits
+                if slot >= slots or handles[slot] != old:
+                    continue
+                at = start_of(fill, length)
+                if at + HEADER_BYTES + length > SEGMENT_BYTES:
+                    copied.is_full = True
+                    break
+                try:
+                    payload = verify(data[offset : offset + HEADER_BYTES + length], slot, tag, length, source.seed)
+                except Corrupt:
+                    copied.damaged.add(source.segment)
+                    self.counts.damaged_records += 1
+                    continue
+                if at != fill:
+                    mark_gap(into, fill)
+                HEADER.pack_into(into, at, record_word(tag, slot, payload, plan.seed), slot)
+                into[at + HEADER_BYTES : at + HEADER_BYTES + length] = payload
+                fill = (at + HEADER_BYTES + length + GRAIN_MASK) & ~GRAIN_MASK
+                copied.moves.append((slot, old, tag | length << LENGTH_SHIFT | at << OFFSET_BYTES_SHIFT | to_bits))
+                if not len(copied.moves) % _RECORDS_AT_ONCE:
+                    breathe()
+        except StructError:  # a damaged length led past the end
+            copied.damaged.add(source.segment)
+        copied.fill = fill
+
+    def commit(self, plan: Merge, copied: Copied, breathe: Breathe = _go_on) -> int:
+        """What was `copied` is in RAM, or on the tier: move the handles there, then free what nothing refers to.
+
+        `breathe` is called every few handles, without the lock. How many frames go back to the system.
+        """
+        tmem, table = self._tmem, self._tmem.segments
+        with tmem.lock:
+            table.set_fill(plan.target, copied.fill)
+            if plan.extent is not None:
+                tmem.extents.resize(plan.extent, whole_blocks(copied.fill))
+                table.move(plan.target, ON_TIER, plan.extent, LANE_COLD)
+                table.pin(plan.target)
+        moves = iter(copied.moves)
+        while some := list(islice(moves, _MOVES_AT_ONCE)):
+            with tmem.lock:
+                self._repoint(plan.target, some)
+            breathe()
+        with tmem.lock:
+            self._count(plan, copied)
+            goes = self._finish_sources(plan, copied.damaged)
+            goes += self._finish_target(plan)
+            tmem.notice()
+            return goes
+
+    def abort(self, plan: Merge, damaged: Iterable[SegmentId] = ()) -> None:
+        """Nothing was copied, or it could not be written: everything stays where it was."""
+        tmem, table = self._tmem, self._tmem.segments
+        with tmem.lock:
+            self._finish_sources(plan, set(damaged))
+            if plan.extent is not None:
+                table.give_back(plan.target)
+                tmem.extents.die(plan.extent)
+            else:
+                self._drop_target_in_ram(plan)
+            tmem.notice()
+
+    def space(self) -> Space:
+        """What segments take of the tier, and how much of that lives. Under the lock or outdated."""
+        tmem = self._tmem
+        return Space(tmem.extents.held_bytes - tmem.extents.dying_bytes, tmem.tier_live_bytes, tmem.extents.free_bytes)
+
+    # ---- inside the lock -------------------------------------------------------------------------------------------
+
+    def _is_sparse(self, segment: SegmentId) -> bool:
+        table = self._tmem.segments
+        return is_sparse(table.live[segment], table.fill(segment))
+
+    def _fitting(self, segments: Iterable[SegmentId]) -> list[SegmentId]:
+        """As many of `segments`, from the first on, as one frame holds the live records of."""
+        chosen: list[SegmentId] = []
+        live = 0
+        for segment in segments:
+            live += self._tmem.segments.live[segment]
+            if chosen and live > SEGMENT_BYTES:
+                break
+            chosen.append(segment)
+        return chosen
+
+    def _victims(self) -> list[SegmentId]:
+        """Segments on the tier, the best to clean first, whose live records fit into one; then in order of age."""
+        table = self._tmem.segments
+        now = table.next_sequence
+
+        def worth(segment: SegmentId) -> float:
+            return self.score(table.live[segment] / whole_blocks(table.fill(segment)), now - table.age(segment))
+
+        ranked = sorted(self._tmem.fullness.candidates(), key=worth, reverse=True)
+        chosen = self._fitting(ranked[:_MOST_SOURCES])
+        return sorted(chosen, key=table.age)
+
+    def _tier_source(self, segment: SegmentId) -> Source:
+        table = self._tmem.segments
+        self._tmem.fullness.remove(segment)
+        table.pin(segment)
+        fill, seed = table.fill(segment), segment_seed(table.sequence(segment))
+        return Source(segment, seed, fill, whole_blocks(fill), None, Extent(table.index(segment)))
+
+    def _repoint(self, target: SegmentId, moves: list[tuple[int, int, int]]) -> None:
+        handles, live, pages = self._tmem.slots.handles, self._tmem.segments.live, self._tmem.segments.pages
+        for slot, old, new in moves:
+            if handles[slot] == old:
+                handles[slot] = new
+                source, size = handle_segment(old), record_bytes(handle_length(old))
+                live[source] -= size
+                pages[source] -= 1
+                live[target] += size
+                pages[target] += 1
+
+    def _finish_sources(self, plan: Merge, damaged: set[SegmentId]) -> int:
+        """Free the sources that nothing refers to any more; the others are as they were. How many frames go to the system."""
+        tmem, table, goes = self._tmem, self._tmem.segments, 0
+        for source in reversed(plan.sources):
+            segment, live = source.segment, table.live[source.segment]
+            if plan.extent is not None:
+                if table.unpin(segment) and not live:
+                    tmem.died(segment)
+                elif live and segment not in damaged:
+                    tmem.fullness.add(segment, live, source.size_bytes)
+                continue
+            frame = Frame(table.index(segment))
+            if live:
+                table.move(segment, SEALED, frame)
+                tmem.lane_of(segment).to_front(segment)
+            else:
+                table.move(segment, FREE, 0)
+                goes += tmem.arena.give_back(frame)
+        return goes
+
+    def _finish_target(self, plan: Merge) -> int:
+        """File the target, or free it where all of it died meanwhile. How many frames go to the system."""
+        tmem, table, target = self._tmem, self._tmem.segments, plan.target
+        live = table.live[target]
+        if plan.extent is not None:
+            if table.unpin(target) and not live:
+                tmem.died(target)
+            elif live:
+                tmem.fullness.add(target, live, whole_blocks(table.fill(target)))
+        elif live:
+            assert plan.frame is not None
+            table.move(target, SEALED, plan.frame)
+            tmem.lane_of(target).to_front(target)
+        else:
+            return self._drop_target_in_ram(plan)
+        return 0
+
+    def _drop_target_in_ram(self, plan: Merge) -> int:
+        assert plan.frame is not None and self._tmem.segments.state(plan.target) == OPEN
+        self._tmem.segments.move(plan.target, FREE, 0)
+        return self._tmem.arena.give_back(plan.frame)
+
+    def _count(self, plan: Merge, copied: Copied) -> None:
+        counts = self.counts
+        if plan.extent is None:
+            counts.compactions += 1
+            counts.compacted_records += len(copied.moves)
+        else:
+            counts.cleanings += 1
+            counts.cleaned_segments += len(plan.sources)
+            counts.cleaned_records += len(copied.moves)
+            counts.cleaned_bytes += len(copied.data)
