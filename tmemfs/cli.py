@@ -65,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     shrink = _command(commands, "shrink", _shrink, "free pool RAM, writing pages to disk compressed")
     shrink.add_argument("size", metavar="SIZE", help="bytes, K/M/G/T, or all")
     shrink.add_argument("--deadline", metavar="S", help="give up after this many seconds")
+    compact = _command(commands, "compact", _compact, "merge sparse segments, in RAM and on disk")
+    compact.add_argument("factor", metavar="FACTOR", nargs="?", default="1.10", help="bytes occupied by live byte to reach (1.10)")
     _command(commands, "get", _get, "read a control file").add_argument("key", metavar="KEY")
     _command(commands, "set", _set, "write a control file").add_argument("assignment", metavar="KEY=VALUE")
 
@@ -83,7 +85,7 @@ def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name
              text: str) -> argparse.ArgumentParser:  # fmt: skip
     """A command on a mount; those with an argument of their own take the mountpoint as an option."""
     command = commands.add_parser(name, help=text, description=text)
-    if name in ("shrink", "get", "set"):
+    if name in ("shrink", "compact", "get", "set"):
         command.add_argument("--mountpoint", type=Path, default=MOUNTPOINT)
     else:
         command.add_argument("mountpoint", nargs="?", type=Path, default=MOUNTPOINT, metavar="MOUNTPOINT")
@@ -237,6 +239,12 @@ def _shrink(arguments: argparse.Namespace) -> int:
 
     seconds = None if arguments.deadline is None else parse_seconds(arguments.deadline)
     return shrink(arguments.mountpoint, arguments.size, seconds)
+
+
+def _compact(arguments: argparse.Namespace) -> int:
+    from tmemfs.view import compact
+
+    return compact(arguments.mountpoint, arguments.factor)
 
 
 def _get(arguments: argparse.Namespace) -> int:

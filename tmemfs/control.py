@@ -11,14 +11,17 @@ Knows the engine through `Services`; knows nothing of FUSE.
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from tmemfs.engine.cleaner import parse_factor
 from tmemfs.engine.services import Services
 from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import BackingFull, BadValue, Busy, Corrupt, FellShort, NoRoom, OutOfRange, Refused, TierError, TmemfsError
-from tmemfs.report import bd_stat, events, io_stat, metrics, mm_stat, segments, shrink_answer, stat
+from tmemfs.report import Values, bd_stat, compact_answer, events, io_stat, metrics, mm_stat, segments, shrink_answer, stat
 from tmemfs.store.codec import CHOICES, parse_codec
+from tmemfs.units import parse_size
 
 _ERRNO: dict[type[TmemfsError], int] = {
     BadValue: errno.EINVAL,
@@ -86,6 +89,14 @@ class Control:
             Attribute("shrink", "-", "Write bytes, K/M/G/T, '64M deadline=2s' or 'all' to free that much pool RAM; "
                 "returns when done, EAGAIN if it fell short. Read: the last answer.",
                 lambda: shrink_answer(s), self._shrink),
+            Attribute("compact", "-", "Write an amplification (nothing: 1.10) to merge in RAM and clean the backing until "
+                "that is reached; returns when done, EAGAIN if it fell short. Read: the last answer.",
+                lambda: compact_answer(s), self._compact),
+            Attribute("clean.rate", "bytes/s", "What cleaning in the background may write: bytes or K/M/G/T.",
+                _number(lambda: int(s.engine.cleaner.budget.rate)), self._clean_rate),
+            Attribute("clean.daily", "bytes", "What cleaning may write in 24 hours: bytes, K/M/G/T or max. "
+                "What is left of today is cleaner_budget_left in stat.",
+                lambda: _limit(s.engine.cleaner.budget.daily), self._clean_daily),
             Attribute("codec", "-", "How pages stored from now on are compressed: lz4, zstd, zstd:1 to zstd:19, none. "
                 "Read: the choices, the current one in [brackets].",
                 lambda: _choices(s.engine.pager.codec.name), self._codec),
@@ -121,13 +132,32 @@ class Control:
         if answer.reason is not None:
             raise FellShort(f"freed {answer.freed} of {text.strip()}: {answer.reason}")
 
+    async def _compact(self, text: str) -> None:
+        answer = await self._services.engine.cleaner.compact(parse_factor(text))
+        if answer.reason is not None:
+            raise FellShort(f"amplification is {answer.after:.3f}, not {answer.requested:.2f}: {answer.reason}")
+
+    async def _clean_rate(self, text: str) -> None:
+        rate = parse_size(text)
+        if not rate:
+            raise OutOfRange("cleaning at 0 bytes a second never ends: write clean.daily=0 to stop it")
+        self._services.engine.cleaner.set_budget(rate=rate)
+
+    async def _clean_daily(self, text: str) -> None:
+        daily = math.inf if text.strip().lower() == "max" else parse_size(text)
+        self._services.engine.cleaner.set_budget(daily=daily)
+
+
+def _limit(value: float) -> str:
+    return "max\n" if math.isinf(value) else f"{value:.0f}\n"
+
 
 def _number(value: Callable[[], int]) -> Read:
     return lambda: f"{value()}\n"
 
 
-def _flat(values: dict[str, int | str]) -> str:
-    return "".join(f"{key} {value}\n" for key, value in values.items())
+def _flat(values: Values) -> str:
+    return "".join(f"{key} {value:.3f}\n" if isinstance(value, float) else f"{key} {value}\n" for key, value in values.items())
 
 
 def _choices(current: str) -> str:

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from typing import Final
 
 from tmemfs.engine.services import Services
 from tmemfs.host.memory import resident_bytes
-from tmemfs.store.census import segment_lines
+from tmemfs.store.census import TmemStatistics, segment_lines
 from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES
 
 _COUNTERS: Final = frozenset(
-    ("stores", "loads_ram", "loads_disk", "invalidates", "pages_written", "bytes_written", "bytes_released", "disk_reads",
-     "disk_read_bytes", "requests", "deferred")
+    ("stores", "loads_ram", "loads_disk", "invalidates", "pages_written", "bytes_written", "bytes_released", "bytes_stored",
+     "disk_reads", "disk_read_bytes", "requests", "deferred", "compactions", "compacted_records", "cleanings", "cleaned_segments",
+     "cleaned_records", "cleaned_bytes", "cleaner_pauses", "cleaner_paused_ms")
 )  # fmt: skip
 
-Values = dict[str, int | str]
+Values = dict[str, int | float | str]
 
 
 def stat(services: Services) -> Values:
@@ -55,14 +57,40 @@ def stat(services: Services) -> Values:
         "pages_written": done.pages,
         "bytes_written": done.written_bytes,
         "bytes_released": done.released_bytes,
+        "bytes_stored": now.stored_bytes,
         "disk_reads": reads.reads,
         "disk_read_bytes": reads.read_bytes,
+        **_density(services, now),
         "table_bytes": tmem.slots.region.resident_bytes() + tmem.segments.region.resident_bytes(),
         "resident_anon": resident.anon,
         "resident_file": resident.file,
         "resident_shmem": resident.shmem,
         **services.request_counts(),
         **services.outcomes,
+    }
+
+
+def _density(services: Services, now: TmemStatistics) -> Values:
+    """How densely pages lie, in RAM and on disk, and what keeping them so took."""
+    cleaner, merges = services.engine.cleaner, services.engine.tmem.merges.counts
+    written = services.engine.shrinker.counts.written_bytes + merges.cleaned_bytes
+    left = cleaner.budget.left_today(time.monotonic())
+    return {
+        "lz4_pages": now.lz4_pages,
+        "zstd_pages": now.zstd_pages,
+        "ram_amplification": now.ram_amplification,
+        "disk_amplification": now.disk_amplification,
+        "write_amplification": written / now.stored_bytes if now.stored_bytes else 0.0,
+        **{f"disk_segments_live_{(at + 1) * 100 // 8}": count for at, count in enumerate(now.disk_fullness)},
+        "compactions": merges.compactions,
+        "compacted_records": merges.compacted_records,
+        "cleanings": merges.cleanings,
+        "cleaned_segments": merges.cleaned_segments,
+        "cleaned_records": merges.cleaned_records,
+        "cleaned_bytes": merges.cleaned_bytes,
+        "cleaner_pauses": cleaner.counts.pauses,
+        "cleaner_paused_ms": int(cleaner.counts.paused_s * 1000),
+        "cleaner_budget_left": "max" if math.isinf(left) else int(left),
     }
 
 
@@ -79,6 +107,8 @@ def events(services: Services) -> Values:
         "read_errors": reads.failed,
         "corrupt_records": reads.corrupt + services.engine.tmem.counts.damaged_in_ram,
         "discard_errors": done.discard_errors,
+        "cleaner_failures": services.engine.cleaner.counts.failures,
+        "damaged_while_cleaning": services.engine.tmem.merges.counts.damaged_records,
     }
 
 
@@ -94,6 +124,17 @@ def shrink_answer(services: Services) -> str:
     )
 
 
+def compact_answer(services: Services) -> str:
+    """The last answer of control/compact, flat keyed."""
+    last = services.engine.cleaner.last
+    if last is None:
+        return "requested 0\nbefore 0\nafter 0\nframes 0\nsegments 0\nwritten 0\nseconds 0\nreason -\n"
+    return (
+        f"requested {last.requested:.2f}\nbefore {last.before:.3f}\nafter {last.after:.3f}\nframes {last.frames}\n"
+        f"segments {last.segments}\nwritten {last.written}\nseconds {last.seconds:.6f}\nreason {last.reason or '-'}\n"
+    )
+
+
 def mm_stat(services: Services) -> str:
     """orig_data_size compr_data_size mem_used_total mem_limit mem_used_max same_pages pages_compacted huge_pages
     huge_pages_since."""
@@ -106,7 +147,7 @@ def mm_stat(services: Services) -> str:
         services.limits.pool.max,
         now.pool_peak,
         same,
-        0,
+        services.engine.tmem.merges.counts.compacted_records,
         now.raw_pages,
         services.engine.tmem.counts.raw_stores,
     )
@@ -131,10 +172,10 @@ def metrics(services: Services) -> str:
     """Prometheus text exposition: every number of `stat` and `events`, and whether all is well."""
     lines: list[str] = []
     for key, value in {**stat(services), **events(services)}.items():
-        if isinstance(value, int) and key != "daemon_pid":
+        if not isinstance(value, str) and key != "daemon_pid":
             kind = "counter" if key in _COUNTERS or key in events(services) else "gauge"
             name = f"tmemfs_{key}" + ("_total" if kind == "counter" else "")
-            lines += [f"# TYPE {name} {kind}", f"{name} {value}"]
+            lines += [f"# TYPE {name} {kind}", f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"]
     healthy = int(services.state() == "running")
     return "\n".join([*lines, "# TYPE tmemfs_healthy gauge", f"tmemfs_healthy {healthy}"]) + "\n"
 

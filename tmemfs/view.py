@@ -24,7 +24,7 @@ _SIZES: Final = frozenset(
      "resident_shmem")
 )  # fmt: skip
 
-Values = dict[str, int | str]
+Values = dict[str, int | float | str]
 
 
 def read_control(mountpoint: Path, key: str) -> str:
@@ -50,7 +50,14 @@ def write_control(mountpoint: Path, key: str, value: str) -> None:
 def read_stat(mountpoint: Path) -> Values:
     """control/stat, numbers as numbers."""
     pairs = (line.partition(" ") for line in read_control(mountpoint, "stat").splitlines())
-    return {key: int(value) if value.isdecimal() else value for key, _, value in pairs}
+    return {key: _value(text) for key, _, text in pairs}
+
+
+def _value(text: str) -> int | float | str:
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        return text
 
 
 def print_stat(mountpoint: Path, in_bytes: bool = False, headings: bool = True) -> None:
@@ -67,6 +74,8 @@ def print_stat(mountpoint: Path, in_bytes: bool = False, headings: bool = True) 
         ("backing", f"{show(int(stat['backing_current']))} of {show(int(stat['backing_max']))}"),
         ("pages", f"{stat['pages_in_ram']} in RAM, {stat['pages_on_disk']} on disk, {stat['same_filled_pages']} same-filled, "
             f"{stat['incompressible_pages']} incompressible"),
+        ("density", f"{stat['ram_amplification']:.2f} bytes a live byte in RAM, {stat['disk_amplification']:.2f} on disk; "
+            f"{stat['write_amplification']:.2f} bytes written a byte stored"),
         ("loads", f"{stat['loads_ram']} from RAM, {stat['loads_disk']} from disk"),
         ("protection", f"memory locked {stat['memory_locked']}, I/O flusher {stat['io_flusher']}, "
             f"OOM score {stat['oom_score_adj_set']}"),
@@ -108,25 +117,35 @@ def print_what_next(mountpoint: Path) -> None:
 def shrink(mountpoint: Path, size: str, deadline_s: float | None) -> int:
     """Ask for a shrink and show its answer; gives the exit code."""
     value = size if deadline_s is None else f"{size} deadline={deadline_s:f}s"
+    return _ask(mountpoint, "shrink", value, "shrinking", "pool.current")
+
+
+def compact(mountpoint: Path, factor: str) -> int:
+    """Ask for a compaction and show its answer; gives the exit code."""
+    return _ask(mountpoint, "compact", factor, "compacting", "backing.current")
+
+
+def _ask(mountpoint: Path, key: str, value: str, title: str, watched: str) -> int:
+    """Write a request that takes its time and show its answer, with a bar of what is `watched`."""
     failed: list[TmemfsError] = []
 
     def ask() -> None:
         try:
-            write_control(mountpoint, "shrink", value)
+            write_control(mountpoint, key, value)
         except TmemfsError as error:
             failed.append(error)
 
-    before = int(read_control(mountpoint, "pool.current"))
     asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    with Bar("shrinking") as bar:
+    with Bar(title) as bar:
+        before = int(read_control(mountpoint, watched))
+        asking.start()
         while asking.is_alive():
             asking.join(_POLL_S)
             if asking.is_alive():
-                bar.left(int(read_control(mountpoint, "pool.current")), before)
+                bar.left(int(read_control(mountpoint, watched)), before)
     if failed and not isinstance(failed[0], FellShort):
         raise failed[0]
-    print(read_control(mountpoint, "shrink"), end="")
+    print(read_control(mountpoint, key), end="")
     if failed:
         raise failed[0]
     return 0
@@ -179,7 +198,7 @@ def _translated(error: OSError, mountpoint: Path, key: str, value: str | None = 
     if error.errno == errno.EBUSY:
         return Busy(f"{key} cannot become {value} now: see {control}/state and {control}/shrink for why")
     if error.errno == errno.EAGAIN:
-        return FellShort(f"less than {str(value).split()[0]} was freed: the reason is in {control}/shrink")
+        return FellShort(f"{key} {str(value).split()[0]} fell short: the reason is in {control / key}")
     if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
         return Refused(f"the daemon of {mountpoint} has gone: run 'tmemfs down {mountpoint}' to clean up")
     return Refused(f"{control / key}: {error.strerror}: see 'tmemfs doctor'")

@@ -145,6 +145,12 @@ class Cleaner:
         """Something was written or has died: see whether there is something to do. In trio's thread."""
         self._kicked.set()
 
+    def set_budget(self, rate: float | None = None, daily: float | None = None) -> None:
+        """Change what may be written: bytes a second, bytes a day."""
+        self.budget.rate = self.budget.rate if rate is None else rate
+        self.budget.daily = self.budget.daily if daily is None else daily
+        self.look()
+
     async def compact(self, factor: float) -> CompactAnswer:
         """Merge in RAM, then clean until the tier's amplification is at most `factor`, or nothing more can be gained."""
         self.last = await trio.to_thread.run_sync(self._compact, factor, abandon_on_cancel=False)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from tmemfs.errors import TmemfsError
 from tmemfs.store.arena import Frame
-from tmemfs.store.codec import FILL, RAW, ZERO
+from tmemfs.store.codec import FILL, LZ4, RAW, ZERO, ZSTD
+from tmemfs.store.policy import Space
 from tmemfs.store.record import (
     TAG_MASK,
     ZERO_HANDLE,
@@ -45,7 +46,11 @@ class Census:
 
 @dataclass(frozen=True, slots=True)
 class TmemStatistics:
-    """What the store holds (pages live now, bytes) and has done (pages since the start)."""
+    """What the store holds (pages live now, bytes) and has done (pages since the start).
+
+    `stored_bytes` are all payloads since the start; amplification is bytes occupied by bytes of live records; `disk_fullness` is
+    the number of segments on the tier by eighths of live share, the emptiest first.
+    """
 
     pages_stored: int
     pages_in_ram: int
@@ -64,6 +69,12 @@ class TmemStatistics:
     loads_ram: int
     loads_disk: int
     invalidates: int
+    lz4_pages: int
+    zstd_pages: int
+    stored_bytes: int
+    ram_amplification: float
+    disk_amplification: float
+    disk_fullness: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +128,7 @@ def check(tmem: Tmem) -> None:
         assert tmem.pages_by_tag == found.by_tag, "pages by tag"
         assert tmem.compressed_bytes == found.compressed_bytes, "compressed bytes"
         assert tmem.disk_pages == found.disk_pages, "pages on the tier"
+        assert tmem.live_bytes == sum(found.live.values()), "live bytes"
         tier_live = {s: tmem.segments.live[s] for s in used if tmem.segments.state(s) == ON_TIER}
         assert tmem.tier_live_bytes == sum(tier_live.values()), "live bytes on the tier"
         assert all(live >= tmem.fullness.floor[s] for s, live in tier_live.items()), "fullness on the tier"
@@ -167,6 +179,12 @@ def statistics(tmem: Tmem) -> TmemStatistics:
             loads_ram=counts.loads_ram,
             loads_disk=counts.loads_disk,
             invalidates=counts.invalidates,
+            lz4_pages=by_tag[LZ4],
+            zstd_pages=by_tag[ZSTD],
+            stored_bytes=counts.stored_bytes,
+            ram_amplification=Space(len(arena.used) * SEGMENT_BYTES, tmem.live_bytes - tmem.tier_live_bytes, 0).amplification,
+            disk_amplification=tmem.merges.space().amplification,
+            disk_fullness=tmem.fullness.histogram(),
         )
 
 

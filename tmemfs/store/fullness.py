@@ -51,6 +51,11 @@ class Fullness:
         self.remove(segment)
         self.add(segment, live_bytes, self._size[segment])
 
+    def histogram(self, bins: int = 8) -> tuple[int, ...]:
+        """How many segments have up to 1/bins, 2/bins, ... of their bytes live."""
+        each = LEVELS // bins
+        return tuple(sum(map(len, self._levels[at : at + each])) for at in range(0, LEVELS, each))
+
     def candidates(self) -> Iterator[SegmentId]:
         """The segments that have been longest in each level: among them is the best victim, or one as good."""
         for level in self._levels:

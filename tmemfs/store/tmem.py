@@ -89,6 +89,7 @@ class Counts:
     loads_disk: int = 0
     invalidates: int = 0
     raw_stores: int = 0
+    stored_bytes: int = 0
     damaged_in_ram: int = 0
 
 
@@ -111,6 +112,7 @@ class Tmem:
         self.pages_by_tag = [0] * _TAGS
         self.compressed_bytes = 0
         self.disk_pages = 0
+        self.live_bytes = 0
         self.tier_live_bytes = 0
         self.fullness = Fullness(segments.count)
         self.counts = Counts()
@@ -333,7 +335,7 @@ class Tmem:
         arena = self.arena.view
         by_tag = self.pages_by_tag
         slot = first + start
-        compressed_bytes = 0
+        compressed_bytes = live_bytes = 0
         for tag, payload in packed[start:] if start else packed:
             if tag == ZERO:
                 handle = ZERO_HANDLE
@@ -357,6 +359,7 @@ class Tmem:
                 lane.fill = end
                 segments.set_fill(segment, end)
                 live[segment] += end - at
+                live_bytes += end - at
                 pages[segment] += 1
                 compressed_bytes += length
                 handle = tag | length << LENGTH_SHIFT | at << OFFSET_BYTES_SHIFT | segment << SEGMENT_SHIFT
@@ -369,6 +372,8 @@ class Tmem:
             if tag == RAW:
                 self.counts.raw_stores += 1
         self.compressed_bytes += compressed_bytes
+        self.live_bytes += live_bytes
+        self.counts.stored_bytes += compressed_bytes
         self.counts.stores += slot - first - start
         return slot - first
 
@@ -412,6 +417,7 @@ class Tmem:
         segments.pages[segment] -= 1
         size = (HEADER_BYTES + length + GRAIN_MASK) & ~GRAIN_MASK
         live = segments.live[segment] = segments.live[segment] - size
+        self.live_bytes -= size
         if segments.base[segment] < 0:
             self.disk_pages -= 1
             self.tier_live_bytes -= size
@@ -498,6 +504,7 @@ class Tmem:
         self.pages_by_tag = found.by_tag
         self.compressed_bytes = found.compressed_bytes
         self.disk_pages = found.disk_pages
+        self.live_bytes = sum(found.live.values())
         for segment in used:
             if not self.segments.live[segment]:
                 self.died(segment)
