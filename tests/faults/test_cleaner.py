@@ -304,7 +304,7 @@ def test_a_budget_lets_a_day_go_by() -> None:
 
 @pytest.mark.parametrize("text", ["1", "0.9", "-2", "much", "nan", "inf", "1e9"])
 def test_an_amplification_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(BadValue, match="is not an amplification: give a number above 1, for example 1.10"):
+    with pytest.raises(BadValue, match=r"is not an amplification: give a number above 1, for example 1\.10"):
         parse_factor(text)
 
 

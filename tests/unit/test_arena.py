@@ -296,3 +296,12 @@ class ArenaMachine(RuleBasedStateMachine):
 
 TestArena = ArenaMachine.TestCase
 TestArena.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_the_spare_frame_is_for_merges_alone() -> None:
+    arena = Arena(8, 4, spare=1)
+    arena.populated(arena.take_cold(), ok=True)
+    assert [arena.take() is not None for _ in range(4)] == [True, True, True, False]
+    assert not arena.has_room and arena.held == 4
+    assert arena.take_spare() is not None and arena.held == 4
+    assert arena.take_spare() is None

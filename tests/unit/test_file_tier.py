@@ -74,7 +74,7 @@ def allocated(path: Path) -> int:
 
 
 def test_a_new_file_has_our_header_and_nothing_else(path: Path, tier: FileTier) -> None:
-    assert path.read_bytes() == HEADER
+    assert path.read_bytes() == HEADER.ljust(HEADER_BYTES, b"\0")
     assert path.stat().st_mode & 0o777 == 0o600
     assert (tier.name, tier.is_device) == (str(path), False)
 
@@ -182,7 +182,7 @@ def test_neighbours_are_discarded_with_one_hole(tier: FileTier, monkeypatch: pyt
 
 def test_a_discard_of_what_was_never_written_is_nothing(path: Path, tier: FileTier) -> None:
     tier.discard((Extent(100),))
-    assert path.stat().st_size == BLOCK_BYTES
+    assert path.stat().st_size == HEADER_BYTES
 
 
 def test_a_hole_that_cannot_be_punched_is_an_error_of_the_tier(tier: FileTier, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,3 +309,29 @@ def test_a_check_finds_a_full_file_system(path: Path, monkeypatch: pytest.Monkey
     free(monkeypatch, SEGMENT_BYTES)
     with pytest.raises(Refused, match="is full: free space there or give another --backing"):
         check_backing(path)
+
+
+def test_a_reserve_is_allocated_behind_the_header(path: Path, tier: FileTier) -> None:
+    assert allocated(path) >= HEADER_BYTES
+    assert path.stat().st_size == HEADER_BYTES
+
+
+def test_cleaning_gets_the_reserve_of_a_full_file_system_and_nothing_else_does(
+    path: Path, tier: FileTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = os.pwrite
+
+    def full(fd: int, data: memoryview, offset: int) -> int:
+        if allocated(path) >= HEADER_BYTES:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(BackingFull):
+        tier.write(Extent(0), noise(1))
+    tier.write(Extent(0), noise(1, BLOCK_BYTES), for_cleaning=True)
+    assert read(tier, 0, 0, BLOCK_BYTES) == noise(1, BLOCK_BYTES)
+    tier.discard((Extent(3),))
+    assert allocated(path) >= HEADER_BYTES
+    with pytest.raises(BackingFull):
+        tier.write(Extent(1), noise(1))

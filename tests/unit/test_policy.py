@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tmemfs.store.policy import Watermarks, background_goal
+from tmemfs.store.policy import (
+    LOOK_AT,
+    Space,
+    Watermarks,
+    background_goal,
+    benefit_by_cost,
+    cleaning_wanted,
+    greedy,
+    is_sparse,
+    next_victim,
+)
 from tmemfs.units import MIB
 
 MARKS = Watermarks(max=100 * MIB, high=90 * MIB, low=80 * MIB)
@@ -77,3 +87,53 @@ def test_a_pool_that_grows_is_shrunk_once_from_high_to_low_not_at_every_step() -
         current -= goal
     assert starts == 1
     assert current == 80 * MIB + 9 * MIB
+
+
+@pytest.mark.parametrize(
+    ("loaded", "victim", "passed"),
+    [("", None, ""), ("-", 0, ""), ("x-", 1, "0"), ("xx-x", 2, "01"), ("x", 0, ""), ("xxx", 0, "12")],
+)
+def test_a_segment_that_was_loaded_from_is_passed_over(loaded: str, victim: int | None, passed: str) -> None:
+    found = next_victim((at, mark == "x") for at, mark in enumerate(loaded))
+    assert found == (victim, [int(digit) for digit in passed])
+
+
+def test_a_search_for_a_victim_ends() -> None:
+    victim, passed = next_victim((at, at < 10 * LOOK_AT) for at in range(20 * LOOK_AT))
+    assert victim == 0 and len(passed) == LOOK_AT - 1
+
+
+def test_a_segment_is_sparse_below_95_of_100() -> None:
+    assert is_sparse(949, 1000) and not is_sparse(950, 1000)
+
+
+def test_what_is_emptier_or_older_is_worth_more_to_clean() -> None:
+    assert benefit_by_cost(0.2, 10) > benefit_by_cost(0.4, 10) > benefit_by_cost(0.9, 10)
+    assert benefit_by_cost(0.5, 100) > benefit_by_cost(0.5, 10)
+    assert benefit_by_cost(1.0, 1000) == 0 and greedy(0.25, 5) == greedy(0.25, 50) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("occupied", "live", "free", "cleaning", "wanted"),
+    [
+        (100, 60, 999, False, True),
+        (100, 70, 999, False, False),
+        (100, 70, 999, True, True),
+        (100, 80, 999, True, False),
+        (20, 10, 999, False, False),
+        (1000, 900, 7, False, True),
+        (1000, 900, 9, False, False),
+        (1000, 900, 9, True, True),
+        (1000, 995, 0, True, False),
+        (64, 60, 2, False, False),
+        (0, 0, 0, False, False),
+    ],
+)
+def test_cleaning_starts_and_stops_at_different_amplifications(
+    occupied: int, live: int, free: int, cleaning: bool, wanted: bool
+) -> None:
+    assert cleaning_wanted(Space(occupied * MIB, live * MIB, free * MIB), cleaning) is wanted
+
+
+def test_amplification_of_nothing_is_one_and_of_dead_bytes_alone_two() -> None:
+    assert (Space(0, 0, 1).amplification, Space(5, 0, 1).amplification, Space(6, 4, 1).amplification) == (1.0, 2.0, 1.5)

@@ -336,3 +336,41 @@ def test_every_extent_is_free_out_or_dying_and_counted_until_it_is_free(steps: l
         assert extents.out == out
         assert extents.dying_bytes == sum(dying.values()) + sum(planned.values())
         assert extents.held_bytes == sum(out.values()) + extents.dying_bytes
+
+
+def test_the_reserve_is_for_cleaning_alone() -> None:
+    extents = Extents(8, 6 * SEGMENT_BYTES, reserve_bytes=2 * SEGMENT_BYTES)
+    assert extents.free_bytes == 4 * SEGMENT_BYTES
+    assert [extents.take(SEGMENT_BYTES) for _ in range(5)] == [0, 1, 2, 3, None]
+    assert extents.free_bytes == 0
+    assert [extents.take(SEGMENT_BYTES, for_cleaning=True) for _ in range(3)] == [4, 5, None]
+
+
+def test_the_reserve_is_of_the_extents_too() -> None:
+    extents = Extents(4, 100 * SEGMENT_BYTES, reserve_bytes=2 * SEGMENT_BYTES)
+    assert [extents.take(4096) for _ in range(3)] == [0, 1, None]
+    assert extents.take(4096, for_cleaning=True) == 2
+
+
+def test_an_extent_that_needs_less_than_was_taken_gives_the_rest_back() -> None:
+    extents = Extents(4)
+    extent = extents.take(SEGMENT_BYTES)
+    assert extent is not None
+    extents.resize(extent, 8192)
+    assert (extents.held_bytes, extents.out) == (8192, {extent: 8192})
+
+
+def test_copied_records_keep_their_age(table: SegmentTable, region: Region) -> None:
+    old, new = use(table, SEALED, index=0), use(table, SEALED, index=1)
+    merged = table.take()
+    table.open(merged, LANE_PACKED, 2, age=table.age(old))
+    table.move(merged, SEALED, 2)
+    assert table.sequence(merged) > table.sequence(new) and table.age(merged) == table.age(old)
+    assert table.in_use() == [old, merged, new] == SegmentTable(COUNT, region).recover()
+
+
+def test_a_segment_that_was_not_used_is_taken_again(table: SegmentTable) -> None:
+    segment = table.take()
+    table.begin(segment)
+    table.give_back(segment)
+    assert table.take() == segment

@@ -16,6 +16,7 @@ Thread-safety: `merge_in_ram` and `make_room` from any thread; `run` and `compac
 from __future__ import annotations
 
 import logging
+import math
 import mmap
 import threading
 import time
@@ -26,7 +27,6 @@ from typing import Final
 import trio
 
 from tmemfs.engine.reader import Reader
-from tmemfs.engine.room import Room
 from tmemfs.errors import BadValue, TierError
 from tmemfs.store.merges import LEAST_GAIN_BYTES, Copied, Merge
 from tmemfs.store.policy import Budget, cleaning_wanted
@@ -81,9 +81,9 @@ class CleanerCounts:
 
 
 class Cleaner:
-    """Merges segments of `tmem` in RAM and on `tier`. `refused` counts refused stores; `discard` punches what has died."""
+    """Merges segments of `tmem` in RAM and on `tier`. `refused` says how many stores were refused so far."""
 
-    def __init__(self, tmem: Tmem, tier: Tier, room: Room, reader: Reader) -> None:
+    def __init__(self, tmem: Tmem, tier: Tier, reader: Reader) -> None:
         self.budget = Budget(DEFAULT_RATE)
         self.counts = CleanerCounts()
         self.last: CompactAnswer | None = None
@@ -91,7 +91,6 @@ class Cleaner:
         self._merges = tmem.merges
         self._tmem = tmem
         self._tier = tier
-        self._room = room
         self._reader = reader
         self._one_at_a_time = threading.Lock()
         self._into, self._from = _buffer(), _buffer()
@@ -117,29 +116,30 @@ class Cleaner:
 
     async def run(self) -> None:
         """Clean in the background until cancelled."""
-        cleaning, refused = False, self.refused()
+        cleaning, refused = False, 0
         while True:
             self._kicked = trio.Event()
             cleaning = cleaning_wanted(self._merges.space(), cleaning)
-            if not cleaning:
-                await self._kicked.wait()
-                continue
-            wait_s = self.budget.wait_s(time.monotonic())
-            if self._room.stuck or self.refused() != refused:
-                wait_s = max(wait_s, _STAND_BACK_S)
-                self._paused(_STAND_BACK_S)
-                refused = self.refused()
+            wait_s = self.budget.wait_s(time.monotonic()) if cleaning else math.inf
             if wait_s:
-                await trio.sleep(min(wait_s, 60.0))
-                continue
-            try:
-                cleaning = await trio.to_thread.run_sync(self._clean)
-            except TierError as error:
-                log.warning("cleaning failed: %s", error)
-                self.counts.failures += 1
+                with trio.move_on_after(wait_s):
+                    await self._kicked.wait()
+            elif self.refused() != refused:
+                refused = self.refused()
+                self._paused(_STAND_BACK_S)
                 await trio.sleep(_STAND_BACK_S)
-            if not cleaning:
+            elif not await self._clean_in_background():
                 await self._kicked.wait()
+
+    async def _clean_in_background(self) -> bool:
+        """One cleaning; whether there was something to clean. A tier that fails is left alone for a while."""
+        try:
+            return await trio.to_thread.run_sync(self._clean)
+        except TierError as error:
+            log.warning("cleaning failed: %s", error)
+            self.counts.failures += 1
+            await trio.sleep(_STAND_BACK_S)
+            return True
 
     def look(self) -> None:
         """Something was written or has died: see whether there is something to do. In trio's thread."""

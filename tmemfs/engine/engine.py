@@ -35,7 +35,7 @@ class Engine:
         """An engine with watermarks below the arena's limit."""
         room, reader = Room(), Reader(tmem, tier)
         marks = Watermarks.below(tmem.arena.limit * SEGMENT_BYTES)
-        pager, cleaner = Pager(tmem, reader, room, codec), Cleaner(tmem, tier, room, reader)
+        pager, cleaner = Pager(tmem, reader, room, codec), Cleaner(tmem, tier, reader)
         cleaner.refused = lambda: pager.refused
         return cls(tmem, tier, room, reader, pager, cleaner, Shrinker(tmem, tier, room, cleaner, marks))
 

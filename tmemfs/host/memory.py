@@ -22,7 +22,6 @@ _libc.mlock2.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.munlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.prctl.argtypes = (ctypes.c_int,) + (ctypes.c_ulong,) * 4
 
-_KEEP_SIZE: Final = 1
 _PUNCH_HOLE_KEEP_SIZE: Final = 3
 _MADV_POPULATE_WRITE: Final = 23
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
@@ -122,8 +121,8 @@ def punch(fd: int, offset: int, length: int) -> None:
 
 
 def allocate(fd: int, offset: int, length: int) -> None:
-    """Allocate the space of [offset, offset + length), which reads as zeros; the size stays. Raises OSError."""
-    _check(_libc.fallocate(fd, _KEEP_SIZE, offset, length))
+    """Allocate the space of [offset, offset + length), which reads as zeros; a file that was shorter ends there. Raises OSError."""
+    _check(_libc.fallocate(fd, 0, offset, length))
 
 
 def resident_bytes(pid: int | None = None) -> Resident:

@@ -50,9 +50,9 @@ class FileTier:
             self.is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
             _lock(self._fd, path)
             self._claim(path, is_new)
+            self.capacity_bytes = self._capacity()
             self._reserve_used = True
             self._keep_reserve()
-            self.capacity_bytes = self._capacity()
         except BaseException:
             os.close(self._fd)
             if is_new:

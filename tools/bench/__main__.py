@@ -18,7 +18,7 @@ from statistics import median
 
 from tmemfs.host.doctor import require_root
 from tmemfs.units import MIB, format_size
-from tools.bench import core, page_path
+from tools.bench import cleaning, core, page_path
 
 POOL_BYTES = 512 * MIB
 
@@ -37,6 +37,7 @@ def main() -> int:
         paths = page_path.measure(rounds * 3)
         done, reads, footprint = core.shrinks(Path(place), pool_bytes, rounds)
         ways = core.datapaths(Path(place), rounds)
+        busy = cleaning.measure(Path(place), pool_bytes // 2, rounds)
     results = {
         "machine": _machine(),
         "pool_bytes": pool_bytes,
@@ -44,11 +45,12 @@ def main() -> int:
         "shrinks": [asdict(one) for one in done],
         "reads": asdict(reads),
         "footprint": asdict(footprint),
+        "cleaning": asdict(busy),
         "datapaths": {name: asdict(way) for name, way in ways.items()},
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "core.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(_table(paths, done, reads, footprint, ways, pool_bytes))
+    print(_table(paths, done, reads, footprint, ways, busy, pool_bytes))
     _plot(arguments.output / "core.png", paths, done, ways)
     return 0
 
@@ -64,6 +66,7 @@ def _table(
     reads: core.Reads,
     footprint: core.Footprint,
     ways: dict[str, core.Datapath],
+    busy: cleaning.Busy,
     pool_bytes: int,
 ) -> str:
     shares = sorted(one.share for one in done)
@@ -79,6 +82,8 @@ def _table(
         ("blocks read by a single-page load", "< 1.5", f"{reads.blocks_mean:.2f}",
             f"p50 {reads.p50_us:.0f} us, p99 {reads.p99_us:.0f} us through the loop device"),
         ("resident beyond pool and tables", "< 40 MB", f"{footprint.beyond / 1e6:.1f} MB", "after the shrinks and reads"),
+        ("read from RAM, p99, cleaner busy beside idle", "<= 1.5", f"{busy.ratio:.2f}",
+            f"{busy.busy_p99_us:.0f} us and {busy.idle_p99_us:.0f} us; {busy.cleaned_bytes / 1e6:.0f} MB cleaned"),
         *((f"random read from RAM, {name}", "-", f"p50 {way.p50_us:.0f} us",
             f"p99 {way.p99_us:.0f} us, daemon CPU {way.cpu_us:.0f} us a request") for name, way in ways.items()),
     ]  # fmt: skip

@@ -71,7 +71,7 @@ def shrinks(directory: Path, pool_bytes: int, rounds: int) -> tuple[list[Shrink]
     with mounted(directory, "shrink", "--size", str(most * PAGE_BYTES), "--pool-max", pool) as mount:
         mount.write("pool.high", pool)
         for _ in range(rounds):
-            count = _fill(mount, pages, most, pool_bytes)
+            count = fill(mount, pages, most, pool_bytes)
             compressed = int(mount.stat()["compressed_bytes"])
             with _fio(directory) as fio_rate:
                 mount.write("shrink", "all")
@@ -89,11 +89,11 @@ def datapaths(directory: Path, rounds: int) -> dict[str, Datapath]:
         contenders = {"relay": relay, "pyfuse3": plain}
         seen: dict[str, list[Datapath]] = {name: [] for name in contenders}
         for mount in contenders.values():
-            _fill(mount, pages, count, 1 << 40)
+            fill(mount, pages, count, 1 << 40)
         for number in range(rounds):
             for name, mount in contenders.items():
                 before = mount.cpu_s()
-                times = _read(mount, pages, Random(number).choices(range(count), k=reads))
+                times = read(mount, pages, Random(number).choices(range(count), k=reads))
                 cpu_us = (mount.cpu_s() - before) / reads * 1e6
                 seen[name].append(Datapath(median(times) * 1e6, sorted(times)[reads * 99 // 100] * 1e6, cpu_us))
     return {
@@ -102,14 +102,15 @@ def datapaths(directory: Path, rounds: int) -> dict[str, Datapath]:
     }
 
 
-def _fill(mount: Mount, pages: RealPages, most: int, pool_bytes: int) -> int:
-    """Store pages until the pool holds `pool_bytes`, or `most` of them; their number."""
+def fill(mount: Mount, pages: RealPages, most: int, pool_bytes: int, first: int = 0) -> int:
+    """Store pages from slot `first` on until the pool holds `pool_bytes`, or `most` of them; their number."""
     fd = os.open(mount.mountpoint / "swap", os.O_WRONLY)
     try:
-        for first in range(0, most, _BATCH):
-            os.pwrite(fd, b"".join(pages.page(first + at) for at in range(_BATCH)), first * PAGE_BYTES)
-            if not first % (64 * _BATCH) and int(mount.stat()["pool_used"]) >= pool_bytes:
-                return first + _BATCH
+        for done in range(0, most, _BATCH):
+            slot = first + done
+            os.pwrite(fd, b"".join(pages.page(slot + at) for at in range(_BATCH)), slot * PAGE_BYTES)
+            if not done % (64 * _BATCH) and int(mount.stat()["pool_used"]) >= pool_bytes:
+                return done + _BATCH
     finally:
         os.close(fd)
     return most
@@ -134,7 +135,7 @@ def _fio(directory: Path) -> Iterator[float]:
         file.unlink(missing_ok=True)
 
 
-def _read(mount: Mount, pages: RealPages, slots: list[int]) -> list[float]:
+def read(mount: Mount, pages: RealPages, slots: list[int]) -> list[float]:
     """Seconds of each single-page read, every page verified."""
     times = []
     fd = os.open(mount.device, os.O_RDONLY | os.O_DIRECT)
@@ -153,7 +154,7 @@ def _read(mount: Mount, pages: RealPages, slots: list[int]) -> list[float]:
 
 def _single_reads(mount: Mount, pages: RealPages, count: int, reads: int) -> Reads:
     before = mount.stat()
-    times = sorted(_read(mount, pages, Random(1).sample(range(count), reads)))
+    times = sorted(read(mount, pages, Random(1).sample(range(count), reads)))
     after = mount.stat()
     read_bytes, calls = (int(after[key]) - int(before[key]) for key in ("disk_read_bytes", "disk_reads"))
     return Reads(read_bytes / PAGE_BYTES / calls, times[reads // 2] * 1e6, times[reads * 99 // 100] * 1e6)

@@ -1,0 +1,205 @@
+"""Drives a store, without a mount and without a disk: stores, loads, write-backs and cleanings, each page checked.
+
+Pages are real ones (tmemfs/samples.py), encoded once, so that what is measured is the store and not its codec. The pool may hold
+an eighth of the live set. The tier is memory. Every LOAD_EACH-th operation also loads a page; at the end every page is loaded.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from tmemfs.engine.reader import Reader
+from tmemfs.errors import BackingFull, TierError
+from tmemfs.samples import RealPages
+from tmemfs.store.arena import SPARE_FRAMES, Arena
+from tmemfs.store.census import check
+from tmemfs.store.codec import ZERO_PAGE, Packed, encode, parse_codec
+from tmemfs.store.merges import Copied, Merge
+from tmemfs.store.plans import WriteBack
+from tmemfs.store.segments import CLEANING_RESERVE_BYTES, Extents, SegmentTable
+from tmemfs.store.slots import SlotTable
+from tmemfs.store.tmem import Tmem
+from tmemfs.tiers.tier import Extent
+from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
+from tools.churn.workloads import Operation
+
+CONTENTS: Final = 4093
+POOL_SHARE: Final = 0.125
+LOAD_EACH: Final = 20
+_POINTS: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One reading: operations so far, then of the operations since the last: bytes stored, written back and cleaned, CPU."""
+
+    operations: int
+    stored: int
+    written: int
+    cleaned: int
+    cpu_s: float
+    space_amplification: float
+
+
+class MemorySegments:
+    """A tier of whole segments in memory."""
+
+    name = "memory"
+    capacity_bytes = 1 << 50
+
+    def __init__(self) -> None:
+        self._extents: dict[Extent, bytes] = {}
+        self.written = 0
+
+    def write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
+        """Keep a copy."""
+        self._extents[extent] = bytes(data)
+        self.written += len(data)
+
+    def read(self, extent: Extent, offset: int, into: memoryview) -> None:
+        """Copy from it."""
+        into[:] = self._extents[extent][offset : offset + len(into)]
+
+    def discard(self, extents: tuple[Extent, ...]) -> None:
+        """Drop the copies."""
+        for extent in extents:
+            self._extents.pop(extent, None)
+
+    def close(self) -> None:
+        """Drop all copies."""
+        self._extents.clear()
+
+
+class Drive:
+    """A store of `slots` slots whose live set is `utilisation` of the tier; `score` ranks the cleaner's victims."""
+
+    def __init__(self, slots: int, utilisation: float, score: Callable[[float, float], float], seed: int = 1) -> None:
+        supply = RealPages(seed)
+        self._pages = [supply.page(number) for number in range(CONTENTS)]
+        self._packed: list[Packed] = [encode(page, parse_codec("lz4")) for page in self._pages]
+        live = slots * sum(len(payload) + 14 for _, payload in self._packed) // CONTENTS
+        frames = max(int(live * POOL_SHARE) // SEGMENT_BYTES, 12)
+        tier_bytes = max(int((live - frames * SEGMENT_BYTES) / utilisation), 16 * SEGMENT_BYTES)
+        extents = tier_bytes // SEGMENT_BYTES
+        self.tmem = Tmem(
+            SlotTable(slots),
+            SegmentTable(frames + 2 * extents),
+            Arena(frames, frames, spare=SPARE_FRAMES),
+            Extents(2 * extents, tier_bytes + CLEANING_RESERVE_BYTES, CLEANING_RESERVE_BYTES),
+        )
+        self.tmem.merges.score = score
+        self.tier = MemorySegments()
+        self.slots = slots
+        self._reader = Reader(self.tmem, self.tier)
+        self._random = Random(seed)
+        self._model = array("h", [-1]) * slots
+        self._into, self._from = memoryview(bytearray(SEGMENT_BYTES)), memoryview(bytearray(SEGMENT_BYTES))
+        self._next = 0
+        self._before = (0, 0, 0)
+        self._cpu_s = time.process_time()
+
+    def fill(self) -> None:
+        """Store every slot once."""
+        for slot in range(0, self.slots, 32):
+            self._store(slot, min(32, self.slots - slot))
+
+    def run(self, operations: Iterator[Operation], count: int) -> list[Point]:
+        """`count` page operations; a reading each fiftieth of them."""
+        points, done, step = [], 0, max(count // _POINTS, 1)
+        self._reading(0)
+        while done < count:
+            kind, first, pages = next(operations)
+            self._store(first, pages) if kind == "store" else self._discard(first, pages)
+            if not (done // LOAD_EACH) % 2 and done % LOAD_EACH < pages:
+                self._load(self._random.randrange(self.slots))
+            if (done + pages) // step > done // step:
+                points.append(self._reading(done + pages))
+            done += pages
+        return points
+
+    def verify(self) -> None:
+        """Load every page, and hold the store's sums against a scan."""
+        for slot in range(self.slots):
+            self._load(slot)
+        check(self.tmem)
+
+    def compact(self) -> float:
+        """Clean until nothing more is gained; the space amplification of the tier then."""
+        while self._clean(PAGE_BYTES):
+            pass
+        return self.tmem.merges.space().amplification
+
+    def _store(self, first: int, count: int) -> None:
+        numbers = [(self._next + at) % CONTENTS for at in range(count)]
+        self._next += count
+        packed, stored = [self._packed[number] for number in numbers], 0
+        while (stored := self.tmem.insert(first, packed, stored)) < count:
+            self._make_room()
+        self._model[first : first + count] = array("h", numbers)
+
+    def _discard(self, first: int, count: int) -> None:
+        self.tmem.invalidate(first, count)
+        self._model[first : first + count] = array("h", [-1]) * count
+
+    def _load(self, slot: int) -> None:
+        page = self.tmem.load(slot)
+        if page is None:
+            [page] = self._reader.perform(self.tmem.plan_read(slot, 1))
+        number = self._model[slot]
+        if page != (self._pages[number] if number >= 0 else ZERO_PAGE):
+            raise SystemExit(f"bug in tmemfs: slot {slot} came back wrong; please report it")
+
+    def _make_room(self) -> None:
+        """What the shrinker and the cleaner do when the pool is full."""
+        while self.tmem.merges.space().free < SEGMENT_BYTES and self._clean():
+            pass
+        try:
+            plan = self.tmem.plan_write_back(include_open=True)
+        except BackingFull:
+            if not self._clean(PAGE_BYTES):
+                raise SystemExit("the tier is full of live pages: give a lower utilisation") from None
+            return
+        if isinstance(plan, WriteBack):
+            self.tier.write(plan.extent, plan.data)
+            self.tmem.commit_write_back(plan)
+        elif plan is not None:
+            assert plan.into is not None
+            self._merge(plan, Copied(plan.into))
+        while release := self.tmem.plan_release():
+            self.tmem.commit_release(release)
+
+    def _clean(self, least_gain_bytes: int = SEGMENT_BYTES // 32) -> bool:
+        plan = self.tmem.merges.plan_clean(least_gain_bytes)
+        if plan is None:
+            return False
+        self._merge(plan, Copied(self._into))
+        while discard := self.tmem.plan_discard():
+            self.tier.discard(discard.extents)
+            self.tmem.commit_discard(discard)
+        return True
+
+    def _merge(self, plan: Merge, copied: Copied) -> None:
+        for source in plan.sources:
+            data = source.data
+            if data is None:
+                data = self._from[: source.size_bytes]
+                self.tier.read(source.extent, 0, data)
+            self.tmem.merges.copy(plan, source, data, copied)
+        if copied.damaged:
+            raise TierError("bug in tmemfs: a record was damaged in memory; please report it")
+        if plan.extent is not None:
+            self.tier.write(plan.extent, copied.data, for_cleaning=True)
+        self.tmem.merges.commit(plan, copied)
+
+    def _reading(self, operations: int) -> Point:
+        """What has been done since the last reading."""
+        cleaned = self.tmem.merges.counts.cleaned_bytes
+        now = (self.tmem.counts.stored_bytes, self.tier.written - cleaned, cleaned)
+        stored, written, cleaned = (new - old for new, old in zip(now, self._before, strict=True))
+        cpu_s, self._before, self._cpu_s = time.process_time() - self._cpu_s, now, time.process_time()
+        return Point(operations, stored, written, cleaned, cpu_s, self.tmem.merges.space().amplification)
