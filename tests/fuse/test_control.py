@@ -14,6 +14,7 @@ from tests.mounted import Place, mounted, tmemfs
 from tests.parts import page_of
 from tmemfs.control import Control
 from tmemfs.engine.services import Services
+from tmemfs.host.memory import punch
 from tmemfs.units import MIB, PAGE_BYTES
 
 pytestmark = pytest.mark.fuse
@@ -149,7 +150,7 @@ def test_a_shrink_that_falls_short_says_how_far_it_came(tmp_path: Path) -> None:
         answer = place.flat("shrink")
         assert answer["reason"] == "the pool holds no more pages" and int(answer["freed"]) > 0
         done = tmemfs("shrink", "60M", "--mountpoint", place.mountpoint, check=False)
-        assert done.returncode == 1 and "less than 60M was freed" in done.stderr and "reason" in done.stdout
+        assert done.returncode == 1 and "shrink 60M fell short" in done.stderr and "reason" in done.stdout
 
 
 def test_a_full_backing_is_said_and_ends(tmp_path: Path) -> None:
@@ -229,3 +230,45 @@ def test_statistics_of_the_image_follow_what_is_stored(tmp_path: Path) -> None:
             os.close(fd)
         found = place.flat()
         assert [found[key] for key in ("pages_stored", "zero_pages", "same_filled_pages", "incompressible_pages")] == list("5121")
+
+
+def test_compact_squeezes_out_what_died_and_answers(tmp_path: Path) -> None:
+    with mounted(tmp_path) as place:
+        fill(place, 4096)
+        place.write("shrink", "all")
+        fd = os.open(place.image, os.O_RDWR)
+        try:
+            for slot in range(0, 4096, 2):
+                punch(fd, slot * PAGE_BYTES, PAGE_BYTES)
+            disk = place.number("backing_current")
+            done = tmemfs("compact", "1.10", "--mountpoint", place.mountpoint)
+            answer = place.flat("compact")
+            assert done.stdout == place.read("compact") + "\n" and answer["reason"] == "-"
+            assert float(answer["before"]) > 1.9 and float(answer["after"]) <= 1.10
+            assert place.number("backing_current") < disk * 0.6
+            assert place.number("cleaned_segments") == int(answer["segments"]) > 0
+            for slot in range(1, 4096, 2):
+                assert os.pread(fd, PAGE_BYTES, slot * PAGE_BYTES) == page_of("raw", slot)
+        finally:
+            os.close(fd)
+        assert errno_of_write(place, "compact", "1.0001") == errno.EAGAIN
+        assert place.flat("compact")["reason"] == "nothing more can be gained"
+
+
+@pytest.mark.parametrize(("name", "value", "number"), [
+    ("compact", "1", errno.EINVAL), ("compact", "dense", errno.EINVAL), ("clean.rate", "fast", errno.EINVAL),
+    ("clean.rate", "0", errno.ERANGE), ("clean.daily", "-1", errno.EINVAL),
+])  # fmt: skip
+def test_what_cleaning_cannot_do_is_refused(place: Place, name: str, value: str, number: int) -> None:
+    before = place.read(name)
+    assert errno_of_write(place, name, value) == number
+    assert place.read(name) == before
+
+
+def test_the_budget_of_cleaning_is_set_and_shown(place: Place) -> None:
+    place.write("clean.rate", "16M")
+    place.write("clean.daily", "2G")
+    assert (place.read("clean.rate"), place.read("clean.daily")) == (str(16 * MIB), str(2 << 30))
+    assert place.flat()["cleaner_budget_left"] == str(2 << 30)
+    place.write("clean.daily", "max")
+    assert (place.read("clean.daily"), place.flat()["cleaner_budget_left"]) == ("max", "max")
