@@ -16,7 +16,6 @@ import pytest
 from tests.mounted import Place, mounted, wait_until
 from tests.parts import page_of
 from tmemfs.samples import RealPages
-from tmemfs.tiers.file import HEADER_BYTES
 from tmemfs.tiers.file import HEADER_BYTES as BACKING_HEADER_BYTES
 from tmemfs.units import MIB, PAGE_BYTES
 
@@ -175,7 +174,7 @@ def test_discarding_everything_gives_ram_and_disk_back(relay: Place) -> None:
 def relay_settles(place: Place) -> None:
     """Everything that was given up is back at the system: at most the reserve and the open segments are left."""
     wait_until(lambda: place.number("pool_resident") <= 6 * MIB)
-    wait_until(lambda: place.backing.stat().st_blocks * 512 <= HEADER_BYTES + MIB)
+    wait_until(lambda: place.backing.stat().st_blocks * 512 <= BACKING_HEADER_BYTES + MIB)
 
 
 def test_other_kinds_of_fallocate_are_not_supported(relay: Place) -> None:
