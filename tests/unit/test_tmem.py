@@ -754,3 +754,13 @@ def test_a_start_after_a_start_is_the_same(place: Place) -> None:
     place.start()
     assert (statistics(place.tmem), segment_lines(place.tmem), bytes(place.regions.segments.view)) == before
     place.verify()
+
+
+def test_a_segment_that_is_being_filled_is_not_called_sparse(place: Place) -> None:
+    place.insert(0, raw(0, 1))
+    assert statistics(place.tmem).ram_amplification == 1.0
+    place.insert(1, raw(1, FULL))
+    assert 1.0 < statistics(place.tmem).ram_amplification < 1.01
+    for slot in range(0, FULL, 2):
+        place.tmem.invalidate(slot, 1)
+    assert statistics(place.tmem).ram_amplification > 1.9

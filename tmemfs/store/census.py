@@ -48,8 +48,8 @@ class Census:
 class TmemStatistics:
     """What the store holds (pages live now, bytes) and has done (pages since the start).
 
-    `stored_bytes` are all payloads since the start; amplification is bytes occupied by bytes of live records; `disk_fullness` is
-    the number of segments on the tier by eighths of live share, the emptiest first.
+    `stored_bytes` are all payloads since the start; amplification is bytes occupied by bytes of live records, open segments left
+    out; `disk_fullness` is the number of segments on the tier by eighths of live share, the emptiest first.
     """
 
     pages_stored: int
@@ -182,10 +182,17 @@ def statistics(tmem: Tmem) -> TmemStatistics:
             lz4_pages=by_tag[LZ4],
             zstd_pages=by_tag[ZSTD],
             stored_bytes=counts.stored_bytes,
-            ram_amplification=Space(len(arena.used) * SEGMENT_BYTES, tmem.live_bytes - tmem.tier_live_bytes, 0).amplification,
+            ram_amplification=_space_in_ram(tmem).amplification,
             disk_amplification=tmem.merges.space().amplification,
             disk_fullness=tmem.fullness.histogram(),
         )
+
+
+def _space_in_ram(tmem: Tmem) -> Space:
+    """Frames of full segments and what lives in them; the open ones are being filled."""
+    filling = [lane.segment for lane in tmem.lanes if lane.is_open]
+    live = tmem.live_bytes - tmem.tier_live_bytes - sum(tmem.segments.live[segment] for segment in filling)
+    return Space((len(tmem.arena.used) - len(filling)) * SEGMENT_BYTES, live, 0)
 
 
 def segment_lines(tmem: Tmem) -> list[SegmentLine]:
