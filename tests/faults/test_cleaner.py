@@ -16,6 +16,7 @@ from tmemfs.errors import BackingFull, BadValue, TierError
 from tmemfs.store.census import check, segment_lines
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.policy import Budget
+from tmemfs.store.record import handle_offset
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
 SLOTS = 8192
@@ -179,6 +180,20 @@ async def test_a_damaged_record_stays_where_it_is_and_is_cleaned_around() -> Non
     del place.pages[slot]
     await place.verify()
     assert (await place.engine.cleaner.compact(1.05)).segments == 0
+
+
+async def test_a_record_damaged_in_ram_does_not_hold_a_shrink_up() -> None:
+    place = Place()
+    place.store(0, 2 * FULL)
+    place.forget(*(slot for slot in range(2 * FULL) if slot % 8 >= 3))
+    handle = place.tmem.slots.handles[0]
+    at = place.tmem.segments.base[handle >> 34] + handle_offset(handle) + 500
+    place.tmem.arena.view[at] ^= 0xFF
+    with trio.fail_after(10):
+        await place.engine.shrinker.shrink(ShrinkRequest(4 * SEGMENT_BYTES, deadline_s=5.0))
+    assert place.tmem.merges.counts.damaged_records == 1
+    del place.pages[0]
+    await place.verify()
 
 
 @pytest.mark.parametrize("operation", ["read", "write"])

@@ -132,6 +132,7 @@ class Merges:
         self.counts = MergeCounts()
         self.score = score
         self._tmem = tmem
+        self._damaged_uses: set[int] = set()  # sequences of segments in RAM that cannot be emptied: not tried again
 
     def plan_compact(self) -> Merge | None:
         """Sparse segments in RAM, wherever they are, that fill one frame less than they have; None if there are none."""
@@ -264,7 +265,7 @@ class Merges:
 
     def _is_sparse(self, segment: SegmentId) -> bool:
         table = self._tmem.segments
-        return is_sparse(table.live[segment], table.fill(segment))
+        return table.sequence(segment) not in self._damaged_uses and is_sparse(table.live[segment], table.fill(segment))
 
     def _fitting(self, segments: Iterable[SegmentId]) -> list[SegmentId]:
         """As many of `segments`, from the first on, as one frame holds the live records of."""
@@ -320,6 +321,8 @@ class Merges:
                 continue
             frame = Frame(table.index(segment))
             if live:
+                if segment in damaged:
+                    self._damaged_uses.add(table.sequence(segment))
                 table.move(segment, SEALED, frame)
                 tmem.lane_of(segment).to_front(segment)
             else:
