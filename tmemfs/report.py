@@ -13,6 +13,7 @@ from typing import Final
 from tmemfs.engine.services import Services
 from tmemfs.host.memory import resident_bytes
 from tmemfs.store.census import TmemStatistics, segment_lines
+from tmemfs.store.segments import LANES
 from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES
 
 _COUNTERS: Final = frozenset(
@@ -81,7 +82,9 @@ def _density(services: Services, now: TmemStatistics) -> Values:
         "ram_amplification": now.ram_amplification,
         "disk_amplification": now.disk_amplification,
         "write_amplification": written / now.stored_bytes if now.stored_bytes else 0.0,
-        **{f"disk_segments_live_{(at + 1) * 100 // 8}": count for at, count in enumerate(now.disk_fullness)},
+        **_histogram("ram_segments_live", now.ram_fullness),
+        **_histogram("disk_segments_live", now.disk_fullness),
+        **{f"{lane}_lane_pages": pages for lane, pages in zip(LANES, now.lane_pages, strict=True)},
         "compactions": merges.compactions,
         "compacted_records": merges.compacted_records,
         "cleanings": merges.cleanings,
@@ -92,6 +95,11 @@ def _density(services: Services, now: TmemStatistics) -> Values:
         "cleaner_paused_ms": int(cleaner.counts.paused_s * 1000),
         "cleaner_budget_left": "max" if math.isinf(left) else int(left),
     }
+
+
+def _histogram(name: str, counts: tuple[int, ...]) -> Values:
+    """Segments by live share, under the upper bound of each bin in percent."""
+    return {f"{name}_{(at + 1) * 100 // len(counts)}": count for at, count in enumerate(counts)}
 
 
 def events(services: Services) -> Values:

@@ -295,6 +295,19 @@ async def test_the_background_cleans_what_has_died(nursery: trio.Nursery, monkey
     nursery.cancel_scope.cancel()
 
 
+async def test_the_background_compacts_ram_when_pages_only_die(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tmemfs.store.policy.DEAD_BYTES", SEGMENT_BYTES)
+    place = Place()
+    nursery.start_soon(place.engine.run)
+    place.store(0, 8 * FULL)
+    await _until(lambda: len(place.tmem.arena.used) == 8)
+    place.forget(*(slot for slot in range(8 * FULL) if slot % 8 >= 2))
+    await _until(lambda: len(place.tmem.arena.used) <= 3)
+    assert place.tmem.merges.counts.compactions and not place.tier.inner.extents
+    await place.verify()
+    nursery.cancel_scope.cancel()
+
+
 async def test_the_background_keeps_within_its_rate(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tmemfs.store.policy.DEAD_BYTES", SEGMENT_BYTES)
     place = Place()

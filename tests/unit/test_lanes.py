@@ -3,41 +3,57 @@
 from __future__ import annotations
 
 from tmemfs.store.arena import Frame
+from tmemfs.store.fullness import Fullness
 from tmemfs.store.lanes import Lane
 from tmemfs.store.record import SegmentId, segment_seed
 from tmemfs.store.segments import LANE_RAW
 from tmemfs.units import SEGMENT_BYTES
 
 
+def new_lane() -> Lane:
+    return Lane(LANE_RAW, Fullness(10))
+
+
 def test_nothing_fits_into_a_lane_without_an_open_segment() -> None:
-    lane = Lane(LANE_RAW)
+    lane = new_lane()
     assert (lane.is_open, lane.fill, lane.oldest, lane.index) == (False, SEGMENT_BYTES, None, LANE_RAW)
 
 
 def test_an_open_segment_is_empty_and_knows_its_frame_and_seed() -> None:
-    lane = Lane(LANE_RAW)
+    lane = new_lane()
     lane.start(SegmentId(7), Frame(3), sequence=9)
     assert (lane.is_open, lane.segment, lane.base, lane.fill) == (True, 7, 3 * SEGMENT_BYTES, 0)
     assert lane.seed == segment_seed(9)
 
 
 def test_a_closed_lane_is_as_a_new_one_but_for_its_sealed_segments() -> None:
-    lane = Lane(LANE_RAW)
+    lane = new_lane()
     lane.start(SegmentId(7), Frame(3), sequence=9)
-    lane.sealed[SegmentId(7)] = None
+    lane.append(SegmentId(7), 1)
     lane.close()
     assert (lane.is_open, lane.segment, lane.base, lane.fill, lane.seed) == (False, 0, 0, SEGMENT_BYTES, 0)
     assert lane.oldest == 7
 
 
 def test_the_oldest_is_next_unless_another_one_failed_to_be_written() -> None:
-    lane = Lane(LANE_RAW)
+    lane = new_lane()
     for segment in map(SegmentId, (4, 2, 9)):
-        lane.sealed[segment] = None
+        lane.append(segment, 1)
     assert lane.oldest == 4
-    del lane.sealed[SegmentId(4)]
+    lane.remove(SegmentId(4))
     assert lane.oldest == 2
-    lane.to_front(SegmentId(4))
+    lane.to_front(SegmentId(4), 1)
     assert list(lane.sealed) == [4, 2, 9]
-    lane.to_front(SegmentId(9))
+    lane.remove(SegmentId(9))
+    lane.to_front(SegmentId(9), 1)
     assert list(lane.sealed) == [9, 4, 2]
+
+
+def test_what_is_in_line_is_filed_by_its_live_share_and_nothing_else() -> None:
+    fullness = Fullness(10)
+    lane = Lane(LANE_RAW, fullness)
+    lane.append(SegmentId(4), SEGMENT_BYTES // 2)
+    lane.append(SegmentId(2), SEGMENT_BYTES // 8)
+    assert list(fullness.emptiest(LANE_RAW, 1.0)) == [2, 4]
+    lane.remove(SegmentId(2))
+    assert list(fullness.emptiest(LANE_RAW, 1.0)) == [4]

@@ -307,8 +307,10 @@ def test_the_engine_is_told_when_a_segment_is_opened_and_when_one_goes(tmem: Tme
     assert len(told) == 1
     tmem.commit_write_back(planned(tmem))
     assert len(told) == 2
-    tmem.invalidate(0, 2)
-    assert len(told) == 3
+    tmem.invalidate(0, 1)
+    assert len(told) == 3  # less than half of it lives
+    tmem.invalidate(1, 1)
+    assert len(told) == 4
 
 
 def test_the_engine_is_told_that_the_pool_is_full(tmem: Tmem) -> None:

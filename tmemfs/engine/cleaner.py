@@ -28,8 +28,8 @@ import trio
 
 from tmemfs.engine.reader import Reader
 from tmemfs.errors import BadValue, TierError
-from tmemfs.store.merges import LEAST_GAIN_BYTES, Copied, Merge
-from tmemfs.store.policy import Budget, cleaning_wanted
+from tmemfs.store.merges import LEAST_GAIN_BYTES, Breathe, Copied, Merge, go_on
+from tmemfs.store.policy import Budget, cleaning_wanted, compaction_wanted
 from tmemfs.store.tmem import Tmem
 from tmemfs.tiers.tier import Tier
 from tmemfs.units import BLOCK_BYTES, SEGMENT_BYTES
@@ -96,14 +96,14 @@ class Cleaner:
         self._into, self._from = _buffer(), _buffer()
         self._kicked = trio.Event()
 
-    def merge_in_ram(self, plan: Merge) -> int:
+    def merge_in_ram(self, plan: Merge, breathe: Breathe = go_on) -> int:
         """Perform a merge of segments in RAM; how many frames go back to the system."""
         assert plan.into is not None
         copied = Copied(plan.into)
         for source in plan.sources:
             if source.data is not None and not copied.is_full:
-                self._merges.copy(plan, source, source.data, copied)
-        return self._merges.commit(plan, copied)
+                self._merges.copy(plan, source, source.data, copied, breathe)
+        return self._merges.commit(plan, copied, breathe)
 
     def make_room(self) -> int | None:
         """A tier is full: merge in RAM, which frees frames, else clean on the tier. Frames that go; None: nothing can be gained.
@@ -115,10 +115,13 @@ class Cleaner:
         return 0 if self._budget_allows() and self._clean(BLOCK_BYTES) else None
 
     async def run(self) -> None:
-        """Clean in the background until cancelled."""
-        cleaning, refused = False, 0
+        """Merge and clean in the background until cancelled."""
+        compacting, cleaning, refused = False, False, 0
         while True:
             self._kicked = trio.Event()
+            compacting = compaction_wanted(self._merges.space_in_ram(), compacting)
+            if compacting and await trio.to_thread.run_sync(self._compact_one):
+                continue
             cleaning = cleaning_wanted(self._merges.space(), cleaning)
             wait_s = self.budget.wait_s(time.monotonic()) if cleaning else math.inf
             if wait_s:
@@ -130,6 +133,13 @@ class Cleaner:
                 await trio.sleep(_STAND_BACK_S)
             elif not await self._clean_in_background():
                 await self._kicked.wait()
+
+    def _compact_one(self) -> bool:
+        """One merge in RAM; whether there was something to merge."""
+        plan = self._merges.plan_compact()
+        if plan:
+            self.merge_in_ram(plan, self._breathe)
+        return plan is not None
 
     async def _clean_in_background(self) -> bool:
         """One cleaning; whether there was something to clean. A tier that fails is left alone for a while."""

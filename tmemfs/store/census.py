@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tmemfs.errors import TmemfsError
 from tmemfs.store.arena import Frame
 from tmemfs.store.codec import FILL, LZ4, RAW, ZERO, ZSTD
-from tmemfs.store.policy import Space
+from tmemfs.store.fullness import TIER
 from tmemfs.store.record import (
     TAG_MASK,
     ZERO_HANDLE,
@@ -25,7 +25,7 @@ from tmemfs.store.record import (
     scan,
     whole_blocks,
 )
-from tmemfs.store.segments import FREE, LANES, ON_TIER, STATE_NAMES, SegmentTable
+from tmemfs.store.segments import FREE, LANE_PACKED, LANE_RAW, LANES, ON_TIER, STATE_NAMES, SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.units import SEGMENT_BYTES
 
@@ -49,7 +49,8 @@ class TmemStatistics:
     """What the store holds (pages live now, bytes) and has done (pages since the start).
 
     `stored_bytes` are all payloads since the start; amplification is bytes occupied by bytes of live records, open segments left
-    out; `disk_fullness` is the number of segments on the tier by eighths of live share, the emptiest first.
+    out; `ram_fullness` and `disk_fullness` are numbers of sealed segments by eighths of live share, the emptiest first;
+    `lane_pages` are pages by lane (segments.LANES), in RAM and on the tier.
     """
 
     pages_stored: int
@@ -74,7 +75,9 @@ class TmemStatistics:
     stored_bytes: int
     ram_amplification: float
     disk_amplification: float
+    ram_fullness: tuple[int, ...]
     disk_fullness: tuple[int, ...]
+    lane_pages: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +132,11 @@ def check(tmem: Tmem) -> None:
         assert tmem.compressed_bytes == found.compressed_bytes, "compressed bytes"
         assert tmem.disk_pages == found.disk_pages, "pages on the tier"
         assert tmem.live_bytes == sum(found.live.values()), "live bytes"
-        tier_live = {s: tmem.segments.live[s] for s in used if tmem.segments.state(s) == ON_TIER}
-        assert tmem.tier_live_bytes == sum(tier_live.values()), "live bytes on the tier"
-        assert all(live >= tmem.fullness.floor[s] for s, live in tier_live.items()), "fullness on the tier"
+        tier_live_bytes = sum(tmem.segments.live[s] for s in used if tmem.segments.state(s) == ON_TIER)
+        assert tmem.tier_live_bytes == tier_live_bytes, "live bytes on the tier"
+        assert all(tmem.segments.live[s] >= tmem.fullness.floor[s] for s in used), "fullness"
+        sealed = sum(len(lane.sealed) for lane in tmem.lanes)
+        assert sum(tmem.fullness.histogram(LANE_PACKED, LANE_RAW)) == sealed, "segments filed by their lanes"
         assert len(set(frames)) == len(frames) and set(frames) == tmem.arena.used, "frames in use"
         assert on_tier.items() <= tmem.extents.out.items(), "extents in use"
         held = sum(tmem.extents.out.values()) + tmem.extents.dying_bytes
@@ -182,17 +187,12 @@ def statistics(tmem: Tmem) -> TmemStatistics:
             lz4_pages=by_tag[LZ4],
             zstd_pages=by_tag[ZSTD],
             stored_bytes=counts.stored_bytes,
-            ram_amplification=_space_in_ram(tmem).amplification,
+            ram_amplification=tmem.merges.space_in_ram().amplification,
             disk_amplification=tmem.merges.space().amplification,
-            disk_fullness=tmem.fullness.histogram(),
+            ram_fullness=tmem.fullness.histogram(LANE_PACKED, LANE_RAW),
+            disk_fullness=tmem.fullness.histogram(TIER),
+            lane_pages=tmem.segments.pages_by_lane(),
         )
-
-
-def _space_in_ram(tmem: Tmem) -> Space:
-    """Frames of full segments and what lives in them; the open ones are being filled."""
-    filling = [lane.segment for lane in tmem.lanes if lane.is_open]
-    live = tmem.live_bytes - tmem.tier_live_bytes - sum(tmem.segments.live[segment] for segment in filling)
-    return Space((len(tmem.arena.used) - len(filling)) * SEGMENT_BYTES, live, 0)
 
 
 def segment_lines(tmem: Tmem) -> list[SegmentLine]:

@@ -1,8 +1,8 @@
-"""Fullness: segments on the tier, by the share of them that is still live.
+"""Fullness: segments by the share of them that is still live, the lanes in RAM and the tier apart.
 
-LEVELS lists, each in order of arrival, so that a cleaner finds its victims by looking at one segment a level, however many there
-are; a dropped record moves its segment only when that falls to a lower level. Derived from slots and segments; guarded by the
-store's lock.
+LEVELS lists for each of these groups, each in order of arrival, so that victims are found by looking at a few segments a level,
+however many there are; a dropped record moves its segment only when that falls to a lower level. Derived from slots and
+segments; guarded by the store's lock.
 
 Invariant: 1. `live[s] >= floor[s]` for every segment s that is filed.
 """
@@ -17,46 +17,63 @@ from typing import Final
 from tmemfs.store.record import SegmentId
 
 LEVELS: Final = 64
+#: Groups: sealed segments in RAM, by the number of their lane, and those on the tier.
+PACKED, RAW, TIER = range(3)
+_GROUPS: Final = 3
 _PER_LEVEL: Final = 4
 
 
 class Fullness:
-    """At most `count` segments, by live share."""
+    """At most `count` segments, each in one group or none, by live share."""
 
     def __init__(self, count: int) -> None:
         #: Live bytes below which `refile` is due; 0 for a segment that is not filed.
         self.floor = array("l", [0]) * count
-        self._level = array("b", [-1]) * count
+        self._list_of = array("h", [-1]) * count
         self._size = array("l", [0]) * count
-        self._levels: tuple[dict[SegmentId, None], ...] = tuple({} for _ in range(LEVELS))
+        self._lists: tuple[dict[SegmentId, None], ...] = tuple({} for _ in range(_GROUPS * LEVELS))
 
-    def add(self, segment: SegmentId, live_bytes: int, size_bytes: int) -> None:
-        """File `segment`, of whose `size_bytes` on the tier `live_bytes` live."""
+    def add(self, group: int, segment: SegmentId, live_bytes: int, size_bytes: int) -> None:
+        """File `segment`, which takes `size_bytes` of RAM or of the tier, of which `live_bytes` live."""
         self._size[segment] = size_bytes
         level = min(live_bytes * LEVELS // size_bytes, LEVELS - 1)
-        self._level[segment] = level
-        self._levels[level][segment] = None
+        self._list_of[segment] = group * LEVELS + level
+        self._lists[group * LEVELS + level][segment] = None
         self.floor[segment] = level * size_bytes // LEVELS
 
     def remove(self, segment: SegmentId) -> None:
-        """`segment` is no longer one to be cleaned; nothing, if it is not filed."""
-        level = self._level[segment]
-        if level >= 0:
-            del self._levels[level][segment]
-            self._level[segment] = -1
+        """`segment` is no longer one to be merged; nothing, if it is not filed."""
+        at = self._list_of[segment]
+        if at >= 0:
+            del self._lists[at][segment]
+            self._list_of[segment] = -1
             self.floor[segment] = 0
 
-    def refile(self, segment: SegmentId, live_bytes: int) -> None:
-        """Fewer than `floor` bytes of `segment` live."""
+    def refile(self, segment: SegmentId, live_bytes: int) -> bool:
+        """Fewer than `floor` bytes of `segment` live; whether that is less than half of it now, for the first time."""
+        group, before = divmod(self._list_of[segment], LEVELS)
         self.remove(segment)
-        self.add(segment, live_bytes, self._size[segment])
+        self.add(group, segment, live_bytes, self._size[segment])
+        return before >= LEVELS // 2 > live_bytes * LEVELS // self._size[segment]
 
-    def histogram(self, bins: int = 8) -> tuple[int, ...]:
-        """How many segments have up to 1/bins, 2/bins, ... of their bytes live."""
+    def histogram(self, *groups: int, bins: int = 8) -> tuple[int, ...]:
+        """How many segments of `groups` have up to 1/bins, 2/bins, ... of their bytes live."""
         each = LEVELS // bins
-        return tuple(sum(map(len, self._levels[at : at + each])) for at in range(0, LEVELS, each))
+        starts = [group * LEVELS for group in groups]
+        return tuple(
+            sum(len(segments) for start in starts for segments in self._lists[start + at : start + at + each])
+            for at in range(0, LEVELS, each)
+        )
 
-    def candidates(self) -> Iterator[SegmentId]:
+    def candidates(self, group: int) -> Iterator[SegmentId]:
         """The segments that have been longest in each level: among them is the best victim, or one as good."""
-        for level in self._levels:
-            yield from islice(level, _PER_LEVEL)
+        for segments in self._of(group):
+            yield from islice(segments, _PER_LEVEL)
+
+    def emptiest(self, group: int, share: float) -> Iterator[SegmentId]:
+        """The segments of `group` of which about `share` or less lives, level by level, the emptiest first."""
+        for segments in self._of(group)[: int(LEVELS * share) + 1]:
+            yield from segments
+
+    def _of(self, group: int) -> tuple[dict[SegmentId, None], ...]:
+        return self._lists[group * LEVELS : (group + 1) * LEVELS]

@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Final
 
 from tmemfs.errors import Corrupt
 from tmemfs.store.arena import Frame
+from tmemfs.store.fullness import TIER
 from tmemfs.store.lanes import Lane
-from tmemfs.store.policy import LOOK_AT, Space, benefit_by_cost, is_sparse
+from tmemfs.store.policy import DENSE_SHARE, LOOK_AT, Space, benefit_by_cost, is_sparse
 from tmemfs.store.record import (
     GRAIN_MASK,
     HEADER,
@@ -68,7 +69,7 @@ LEAST_GAIN_BYTES: Final = SEGMENT_BYTES // 32
 Breathe = Callable[[], None]
 
 
-def _go_on() -> None:
+def go_on() -> None:
     """Do not breathe."""
 
 
@@ -139,8 +140,8 @@ class Merges:
         tmem = self._tmem
         with tmem.lock:
             for lane in tmem.lanes:
-                sparse = sorted((s for s in lane.sealed if self._is_sparse(s)), key=tmem.segments.live.__getitem__)
-                chosen = self._fitting(sparse)
+                emptiest = filter(self._can_be_emptied, tmem.fullness.emptiest(lane.index, DENSE_SHARE))
+                chosen = self._fitting(islice(emptiest, LOOK_AT))
                 if len(chosen) > 1:
                     return self.plan_merge(lane, sorted(chosen, key=tmem.segments.age))
         return None
@@ -162,7 +163,7 @@ class Merges:
         sequence = table.open(target, lane.index, frame, max(map(table.age, segments)))
         sources = []
         for segment in segments:
-            del lane.sealed[segment]
+            lane.remove(segment)
             table.move(segment, MERGING, table.index(segment))
             fill = table.fill(segment)
             data = tmem.arena.frame_view(Frame(table.index(segment)))
@@ -185,7 +186,7 @@ class Merges:
             sequence = table.begin(target, max(map(table.age, victims)))
             return Merge(tuple(map(self._tier_source, victims)), target, segment_seed(sequence), None, extent, None)
 
-    def copy(self, plan: Merge, source: Source, data: memoryview, copied: Copied, breathe: Breathe = _go_on) -> None:
+    def copy(self, plan: Merge, source: Source, data: memoryview, copied: Copied, breathe: Breathe = go_on) -> None:
         """Copy what lives of `source`, whose bytes are `data`, behind what is `copied`, until that is full.
 
         `breathe` is called every few records.
@@ -220,7 +221,7 @@ class Merges:
             copied.damaged.add(source.segment)
         copied.fill = fill
 
-    def commit(self, plan: Merge, copied: Copied, breathe: Breathe = _go_on) -> int:
+    def commit(self, plan: Merge, copied: Copied, breathe: Breathe = go_on) -> int:
         """What was `copied` is in RAM, or on the tier: move the handles there, then free what nothing refers to.
 
         `breathe` is called every few handles, without the lock. How many frames go back to the system.
@@ -261,11 +262,23 @@ class Merges:
         tmem = self._tmem
         return Space(tmem.extents.held_bytes - tmem.extents.dying_bytes, tmem.tier_live_bytes, tmem.extents.free_bytes)
 
+    def space_in_ram(self) -> Space:
+        """The same of the frames of full segments; the open ones are being filled. Under the lock or outdated."""
+        tmem = self._tmem
+        filling = [lane.segment for lane in tmem.lanes if lane.is_open]
+        live = tmem.live_bytes - tmem.tier_live_bytes - sum(tmem.segments.live[segment] for segment in filling)
+        frames = len(tmem.arena.used) - len(filling)
+        return Space(frames * SEGMENT_BYTES, live, (tmem.arena.limit - tmem.arena.held) * SEGMENT_BYTES)
+
     # ---- inside the lock -------------------------------------------------------------------------------------------
 
     def _is_sparse(self, segment: SegmentId) -> bool:
         table = self._tmem.segments
-        return table.sequence(segment) not in self._damaged_uses and is_sparse(table.live[segment], table.fill(segment))
+        return is_sparse(table.live[segment], table.fill(segment)) and self._can_be_emptied(segment)
+
+    def _can_be_emptied(self, segment: SegmentId) -> bool:
+        """Whether no damaged record was found in it."""
+        return self._tmem.segments.sequence(segment) not in self._damaged_uses
 
     def _fitting(self, segments: Iterable[SegmentId]) -> list[SegmentId]:
         """As many of `segments`, from the first on, as one frame holds the live records of."""
@@ -286,7 +299,7 @@ class Merges:
         def worth(segment: SegmentId) -> float:
             return self.score(table.live[segment] / whole_blocks(table.fill(segment)), now - table.age(segment))
 
-        ranked = sorted(self._tmem.fullness.candidates(), key=worth, reverse=True)
+        ranked = sorted(self._tmem.fullness.candidates(TIER), key=worth, reverse=True)
         chosen = self._fitting(ranked[:_MOST_SOURCES])
         return sorted(chosen, key=table.age)
 
@@ -317,14 +330,14 @@ class Merges:
                 if table.unpin(segment) and not live:
                     tmem.died(segment)
                 elif live and segment not in damaged:
-                    tmem.fullness.add(segment, live, source.size_bytes)
+                    tmem.fullness.add(TIER, segment, live, source.size_bytes)
                 continue
             frame = Frame(table.index(segment))
             if live:
                 if segment in damaged:
                     self._damaged_uses.add(table.sequence(segment))
                 table.move(segment, SEALED, frame)
-                tmem.lane_of(segment).to_front(segment)
+                tmem.to_front(segment)
             else:
                 table.move(segment, FREE, 0)
                 goes += tmem.arena.give_back(frame)
@@ -338,11 +351,11 @@ class Merges:
             if table.unpin(target) and not live:
                 tmem.died(target)
             elif live:
-                tmem.fullness.add(target, live, whole_blocks(table.fill(target)))
+                tmem.fullness.add(TIER, target, live, whole_blocks(table.fill(target)))
         elif live:
             assert plan.frame is not None
             table.move(target, SEALED, plan.frame)
-            tmem.lane_of(target).to_front(target)
+            tmem.to_front(target)
         else:
             return self._drop_target_in_ram(plan)
         return 0

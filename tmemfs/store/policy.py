@@ -78,11 +78,16 @@ def greedy(live_share: float, age: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The tier: bytes its segments occupy, bytes of live records in them, and bytes still free for more."""
+    """RAM or the tier: bytes its segments occupy, bytes of live records in them, and bytes still free for more."""
 
     occupied: int
     live: int
     free: int
+
+    @property
+    def dead(self) -> int:
+        """Bytes occupied by nothing that lives."""
+        return self.occupied - self.live
 
     @property
     def amplification(self) -> float:
@@ -130,18 +135,23 @@ class Budget:
         return min(self._saved + (now - self._saved_at) * self.rate, self.rate)
 
 
-#: The background cleans above START until below STOP, where at least DEAD_BYTES are dead; or while free space is below FREE_BYTES.
+#: The background merges above START until below STOP, where at least DEAD_BYTES are dead; or while the tier has less than
+#: FREE_BYTES free.
 START_AMPLIFICATION: Final = 1.5
 STOP_AMPLIFICATION: Final = 1.3
-DEAD_BYTES: Final = 16 << 20
+DEAD_BYTES: Final = 8 << 20
 FREE_BYTES: Final = 8 << 20
 
 
+def compaction_wanted(space: Space, compacting: bool) -> bool:
+    """Whether the background has to merge segments now: so much of `space` is dead."""
+    threshold = STOP_AMPLIFICATION if compacting else START_AMPLIFICATION
+    return space.dead >= DEAD_BYTES and space.amplification > threshold
+
+
 def cleaning_wanted(space: Space, cleaning: bool) -> bool:
-    """Whether the background has to clean now."""
-    dead = space.occupied - space.live
+    """Whether the background has to clean the tier now: so much of it is dead, or so little free."""
     least_free = min(FREE_BYTES, space.occupied // 64)
-    if space.free < least_free * (1 + cleaning) and dead > least_free:
+    if space.free < least_free * (1 + cleaning) and space.dead > least_free:
         return True
-    threshold = STOP_AMPLIFICATION if cleaning else START_AMPLIFICATION
-    return dead >= DEAD_BYTES and space.amplification > threshold
+    return compaction_wanted(space, cleaning)

@@ -181,6 +181,13 @@ class SegmentTable:
         used = [SegmentId(s) for s in range(self._untouched) if self.state(SegmentId(s)) != FREE]
         return sorted(used, key=self.age)
 
+    def pages_by_lane(self) -> tuple[int, ...]:
+        """Live pages in segments of each of LANES, in RAM and on the tier."""
+        totals = [0] * len(LANES)
+        for place, pages in zip(self.words[: self._untouched * _WORDS : _WORDS], self.pages, strict=False):
+            totals[place >> 8 & 0xFF] += pages
+        return tuple(totals)
+
     def recover(self) -> list[SegmentId]:
         """Rebuild free list, bases and the next sequence from the region; what was open or being written is sealed."""
         self._untouched = self.count

@@ -32,7 +32,7 @@ from tmemfs.errors import BackingFull, Corrupt, TmemfsError
 from tmemfs.store.arena import Arena, Frame
 from tmemfs.store.census import census
 from tmemfs.store.codec import LZ4, RAW, ZERO, ZERO_PAGE, Packed, decode
-from tmemfs.store.fullness import Fullness
+from tmemfs.store.fullness import TIER, Fullness
 from tmemfs.store.lanes import Lane
 from tmemfs.store.merges import Merge, Merges
 from tmemfs.store.plans import Discard, Populate, ReadPlan, RecordAt, Release, WriteBack
@@ -108,13 +108,13 @@ class Tmem:
         self.extents = extents
         self.notice: Callable[[], None] = lambda: None
         # guarded by the lock
-        self.lanes = (Lane(LANE_PACKED), Lane(LANE_RAW))
+        self.fullness = Fullness(segments.count)
+        self.lanes = (Lane(LANE_PACKED, self.fullness), Lane(LANE_RAW, self.fullness))
         self.pages_by_tag = [0] * _TAGS
         self.compressed_bytes = 0
         self.disk_pages = 0
         self.live_bytes = 0
         self.tier_live_bytes = 0
-        self.fullness = Fullness(segments.count)
         self.counts = Counts()
         self.merges = Merges(self)
         self._recover()
@@ -220,7 +220,7 @@ class Tmem:
             extent = self.extents.take(whole)
             if extent is None:
                 raise BackingFull("the backing is full: raise backing.max or give it more space")
-            del lane.sealed[segment]
+            lane.remove(segment)
             frame = Frame(self.segments.index(segment))
             self.segments.move(segment, WRITING, frame)
             view = self.arena.frame_view(frame, whole)
@@ -249,7 +249,7 @@ class Tmem:
             self.extents.die(plan.extent)
             if self.segments.live[plan.segment]:
                 self.segments.move(plan.segment, SEALED, plan.frame)
-                self.lane_of(plan.segment).to_front(plan.segment)
+                self.to_front(plan.segment)
             else:
                 self.segments.move(plan.segment, FREE, 0)
                 self.arena.give_back(plan.frame)
@@ -400,7 +400,7 @@ class Tmem:
             segment = lane.segment
             lane.close()
             self.segments.move(segment, SEALED, self.segments.index(segment))
-            lane.sealed[segment] = None
+            lane.append(segment, self.segments.live[segment])
             if not self.segments.live[segment]:
                 self.died(segment)
 
@@ -421,16 +421,16 @@ class Tmem:
         if segments.base[segment] < 0:
             self.disk_pages -= 1
             self.tier_live_bytes -= size
-            if live < self.fullness.floor[segment]:
-                self.fullness.refile(segment, live)
         if not live:
             self.died(segment)
+        elif live < self.fullness.floor[segment] and self.fullness.refile(segment, live):
+            self.notice()
 
     def died(self, segment: SegmentId) -> None:
         """No slot refers to `segment`: free it, unless it is open, being written or pinned (then that frees it later)."""
         state = self.segments.state(segment)
         if state == SEALED:
-            del self.lane_of(segment).sealed[segment]
+            self.lane_of(segment).remove(segment)
             frame = Frame(self.segments.index(segment))
             self.segments.move(segment, FREE, 0)
             self.arena.give_back(frame)
@@ -463,7 +463,11 @@ class Tmem:
         """`segment` lies on the tier now, and may be cleaned when enough of it has died."""
         live = self.segments.live[segment]
         self.tier_live_bytes += live
-        self.fullness.add(segment, live, whole_blocks(self.segments.fill(segment)))
+        self.fullness.add(TIER, segment, live, whole_blocks(self.segments.fill(segment)))
+
+    def to_front(self, segment: SegmentId) -> None:
+        """`segment` is sealed, in RAM, and the next in line of its lane."""
+        self.lane_of(segment).to_front(segment, self.segments.live[segment])
 
     def lane_of(self, segment: SegmentId) -> Lane:
         return self.lanes[self.segments.lane(segment)]
@@ -498,7 +502,7 @@ class Tmem:
             self.segments.live[segment] = found.live.get(segment, 0)
             self.segments.pages[segment] = found.pages.get(segment, 0)
             if self.segments.state(segment) == SEALED:
-                self.lane_of(segment).sealed[segment] = None
+                self.lane_of(segment).append(segment, self.segments.live[segment])
             elif self.segments.live[segment]:
                 self._file_on_tier(segment)
         self.pages_by_tag = found.by_tag
