@@ -234,6 +234,7 @@ def test_statistics_of_the_image_follow_what_is_stored(tmp_path: Path) -> None:
 
 def test_compact_squeezes_out_what_died_and_answers(tmp_path: Path) -> None:
     with mounted(tmp_path) as place:
+        place.write("clean.daily", "0")  # only on request
         fill(place, 4096)
         place.write("shrink", "all")
         fd = os.open(place.image, os.O_RDWR)
