@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tmemfs.engine.cleaner import parse_factor
+from tmemfs.engine.recompressor import parse_recompress
 from tmemfs.engine.services import Services
 from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import BackingFull, BadValue, Busy, Corrupt, FellShort, NoRoom, OutOfRange, Refused, TierError, TmemfsError
@@ -97,6 +98,9 @@ class Control:
             Attribute("clean.daily", "bytes", "What cleaning may write in 24 hours: bytes, K/M/G/T or max. "
                 "What is left of today is cleaner_budget_left in stat.",
                 lambda: _limit(s.engine.cleaner.budget.daily), self._clean_daily),
+            Attribute("recompress", "-", "Encode idle pages in RAM anew, in the background, with zstd and a dictionary made of "
+                "such pages, where that saves a tenth: off, zstd (level 3), zstd:1 to zstd:19. Read: the choice in [brackets].",
+                lambda: _recompress_choices(s.engine.recompressor.level), self._recompress),
             Attribute("codec", "-", "How pages stored from now on are compressed: lz4, zstd, zstd:1 to zstd:19, none. "
                 "Read: the choices, the current one in [brackets].",
                 lambda: _choices(s.engine.pager.codec.name), self._codec),
@@ -126,6 +130,9 @@ class Control:
 
     async def _codec(self, text: str) -> None:
         self._services.engine.pager.codec = parse_codec(text)
+
+    async def _recompress(self, text: str) -> None:
+        self._services.engine.recompressor.set_level(parse_recompress(text))
 
     async def _shrink(self, text: str) -> None:
         answer = await self._services.engine.shrinker.shrink(ShrinkRequest.parse(text))
@@ -163,6 +170,10 @@ def _flat(values: Values) -> str:
 def _choices(current: str) -> str:
     family = current.partition(":")[0]
     return " ".join(f"[{current}]" if name == family else name for name in CHOICES) + "\n"
+
+
+def _recompress_choices(level: int | None) -> str:
+    return "[off] zstd\n" if level is None else f"off [zstd:{level}]\n"
 
 
 def document() -> str:

@@ -19,7 +19,8 @@ from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES
 _COUNTERS: Final = frozenset(
     ("stores", "loads_ram", "loads_disk", "invalidates", "pages_written", "bytes_written", "bytes_released", "bytes_stored",
      "disk_reads", "disk_read_bytes", "requests", "deferred", "compactions", "compacted_records", "cleanings", "cleaned_segments",
-     "cleaned_records", "cleaned_bytes", "cleaner_pauses", "cleaner_paused_ms")
+     "cleaned_records", "cleaned_bytes", "recompressed_segments", "recompressed_records",
+     "recompressed_saved_bytes", "recompressions_not_worth", "cleaner_pauses", "cleaner_paused_ms")
 )  # fmt: skip
 
 Values = dict[str, int | float | str]
@@ -74,11 +75,13 @@ def stat(services: Services) -> Values:
 def _density(services: Services, now: TmemStatistics) -> Values:
     """How densely pages lie, in RAM and on disk, and what keeping them so took."""
     cleaner, merges = services.engine.cleaner, services.engine.tmem.merges.counts
+    recompressor = services.engine.recompressor
     written = services.engine.shrinker.counts.written_bytes + merges.cleaned_bytes
     left = cleaner.budget.left_today(time.monotonic())
     return {
         "lz4_pages": now.lz4_pages,
         "zstd_pages": now.zstd_pages,
+        "zstd_dict_pages": now.zstd_dict_pages,
         "ram_amplification": now.ram_amplification,
         "disk_amplification": now.disk_amplification,
         "write_amplification": written / now.stored_bytes if now.stored_bytes else 0.0,
@@ -91,6 +94,11 @@ def _density(services: Services, now: TmemStatistics) -> Values:
         "cleaned_segments": merges.cleaned_segments,
         "cleaned_records": merges.cleaned_records,
         "cleaned_bytes": merges.cleaned_bytes,
+        "dictionaries": recompressor.dictionaries,
+        "recompressed_segments": recompressor.counts.segments,
+        "recompressed_records": recompressor.counts.records,
+        "recompressed_saved_bytes": recompressor.counts.saved_bytes,
+        "recompressions_not_worth": recompressor.counts.not_worth,
         "cleaner_pauses": cleaner.counts.pauses,
         "cleaner_paused_ms": int(cleaner.counts.paused_s * 1000),
         "cleaner_budget_left": "max" if math.isinf(left) else int(left),

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted import Place, mounted, tmemfs
+from tests.mounted import Place, mounted, tmemfs, wait_until
 from tests.parts import page_of
 from tmemfs.control import Control
 from tmemfs.engine.services import Services
 from tmemfs.host.memory import punch
+from tmemfs.samples import RealPages
 from tmemfs.units import MIB, PAGE_BYTES
 
 pytestmark = pytest.mark.fuse
@@ -256,11 +257,36 @@ def test_compact_squeezes_out_what_died_and_answers(tmp_path: Path) -> None:
         assert place.flat("compact")["reason"] == "nothing more can be gained"
 
 
+def test_recompress_makes_idle_pages_smaller_and_says_so(tmp_path: Path) -> None:
+    pages = RealPages(2)
+    with mounted(tmp_path) as place:
+        assert place.read("recompress") == "[off] zstd"
+        fd = os.open(place.image, os.O_RDWR)
+        try:
+            for slot in range(8192):
+                os.pwrite(fd, pages.page(slot), slot * PAGE_BYTES)
+            before = place.number("compressed_bytes")
+            place.write("recompress", "zstd:1")
+            assert place.read("recompress") == "off [zstd:1]"
+            wait_until(lambda: place.number("zstd_dict_pages") > 6000, 60)
+            stat = place.flat()
+            assert int(stat["compressed_bytes"]) < 0.85 * before and stat["dictionaries"] == "1"
+            assert int(stat["recompressed_records"]) >= int(stat["zstd_dict_pages"])
+            assert before - int(stat["compressed_bytes"]) > 0.9 * int(stat["recompressed_saved_bytes"]) > 0
+            place.write("recompress", "off")
+            place.write("shrink", "all")
+            for slot in range(8192):
+                assert os.pread(fd, PAGE_BYTES, slot * PAGE_BYTES) == pages.page(slot)
+        finally:
+            os.close(fd)
+
+
 @pytest.mark.parametrize(("name", "value", "number"), [
     ("compact", "1", errno.EINVAL), ("compact", "dense", errno.EINVAL), ("clean.rate", "fast", errno.EINVAL),
-    ("clean.rate", "0", errno.ERANGE), ("clean.daily", "-1", errno.EINVAL),
+    ("recompress", "on", errno.EINVAL), ("recompress", "zstd:20", errno.EINVAL), ("clean.rate", "0", errno.ERANGE),
+    ("clean.daily", "-1", errno.EINVAL),
 ])  # fmt: skip
-def test_what_cleaning_cannot_do_is_refused(place: Place, name: str, value: str, number: int) -> None:
+def test_what_cannot_be_done_in_the_background_is_refused(place: Place, name: str, value: str, number: int) -> None:
     before = place.read(name)
     assert errno_of_write(place, name, value) == number
     assert place.read(name) == before

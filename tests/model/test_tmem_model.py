@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import pytest
@@ -16,8 +17,10 @@ from tmemfs.engine.reader import Reader
 from tmemfs.errors import BackingFull, TierError
 from tmemfs.store.census import check, statistics
 from tmemfs.store.codec import ZERO_PAGE, encode, encode_pages, parse_codec
+from tmemfs.store.dictionary import Encoder
 from tmemfs.store.merges import Copied, Merge
 from tmemfs.store.plans import Discard, Populate, ReadPlan, Release, WriteBack
+from tmemfs.store.recompression import Recompression, encode_anew
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
@@ -28,6 +31,7 @@ SLOT = st.integers(0, SLOTS - 1)
 CODEC = st.sampled_from(["lz4", "zstd:1", "none"])
 SEED = st.integers(0, 1 << 20)
 WHICH = st.integers(0, 99)
+DICTIONARY = st.sampled_from([b"", b"page 1 of a test. page 2 of a test. " * 9, bytes(range(256)) * 16])
 
 
 class _Killed(Exception):
@@ -186,6 +190,27 @@ class TmemMachine(RuleBasedStateMachine):
         """Begin to clean segments on the tier."""
         if plan := self.tmem.merges.plan_clean(PAGE_BYTES):
             self.merges.append(plan)
+
+    @rule(dictionary=DICTIONARY, level=st.integers(1, 3))
+    def plan_recompression(self, dictionary: bytes, level: int) -> None:
+        """Begin to encode sealed segments anew, with a new dictionary."""
+        recompression = Recompression(self.tmem)
+        recompression.look(None)
+        encoder = Encoder(self.tmem.dictionaries.add(dictionary), level)
+        if plan := recompression.plan(recompression.look(encoder), encoder):
+            copied = self.tmem.merges.copy_in_ram(plan, recode=partial(encode_anew, encoder))
+            assert not copied.damaged
+            self.copied.append((plan, copied))
+
+    @rule(dictionary=DICTIONARY)
+    def recompress_and_shrink(self, dictionary: bytes) -> None:
+        """Seal what is open, encode it anew, and write it back."""
+        if plan := self._next_write_back(include_open=True):
+            self.tmem.abort_write_back(plan)
+        self.plan_recompression(dictionary, 1)
+        while self.copied:
+            self.tmem.merges.commit(*self.copied.pop())
+        self.shrink_all()
 
     @precondition(lambda self: self.merges)
     @rule(which=WHICH)

@@ -94,7 +94,8 @@ def test_the_mode_is_what_can_be_done() -> None:
     modes = [Attribute("a", "-", "A file.", *pair).mode for pair in ((reads, None), (None, writes), (reads, writes))]
     assert modes == [0o444, 0o200, 0o644]
     assert {attribute.name for attribute in TABLE if attribute.mode == 0o644} == {
-        "pool.max", "pool.high", "pool.low", "backing.max", "shrink", "compact", "clean.rate", "clean.daily", "codec",
+        "pool.max", "pool.high", "pool.low", "backing.max", "shrink", "compact", "clean.rate", "clean.daily", "recompress",
+        "codec",
     }  # fmt: skip
 
 

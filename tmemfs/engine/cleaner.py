@@ -44,6 +44,7 @@ _GIVE_WAY_S: Final = 0.1
 _LOOK_S: Final = 0.001
 #: How long the cleaner stands back after a store was refused, or the tier failed.
 _STAND_BACK_S: Final = 0.25
+_BREATH_S: Final = 0.00005
 
 
 def parse_factor(text: str) -> float:
@@ -98,12 +99,7 @@ class Cleaner:
 
     def merge_in_ram(self, plan: Merge, breathe: Breathe = go_on) -> int:
         """Perform a merge of segments in RAM; how many frames go back to the system."""
-        assert plan.into is not None
-        copied = Copied(plan.into)
-        for source in plan.sources:
-            if source.data is not None and not copied.is_full:
-                self._merges.copy(plan, source, source.data, copied, breathe)
-        return self._merges.commit(plan, copied, breathe)
+        return self._merges.commit(plan, self._merges.copy_in_ram(plan, breathe), breathe)
 
     def make_room(self) -> int | None:
         """A tier is full: merge in RAM, which frees frames, else clean on the tier. Frames that go; None: nothing can be gained.
@@ -138,7 +134,7 @@ class Cleaner:
         """One merge in RAM; whether there was something to merge."""
         plan = self._merges.plan_compact()
         if plan:
-            self.merge_in_ram(plan, self._breathe)
+            self.merge_in_ram(plan, breathe)
         return plan is not None
 
     async def _clean_in_background(self) -> bool:
@@ -200,7 +196,7 @@ class Cleaner:
             except BaseException:
                 self._merges.abort(plan, copied.damaged)
                 raise
-            self._merges.commit(plan, copied, self._breathe)
+            self._merges.commit(plan, copied, breathe)
             self.budget.spend(len(copied.data), time.monotonic())
             return True
 
@@ -216,7 +212,7 @@ class Cleaner:
                 self.counts.failures += 1
                 copied.damaged.add(source.segment)
                 continue
-            self._merges.copy(plan, source, data, copied, self._breathe)
+            self._merges.copy(plan, source, data, copied, breathe)
             if copied.is_full:
                 return
 
@@ -232,16 +228,14 @@ class Cleaner:
         if (paused_s := time.monotonic() - began) > _LOOK_S:
             self._paused(paused_s)
 
-    def _breathe(self) -> None:
-        """Let the page path have the interpreter."""
-        time.sleep(_BREATH_S)
-
     def _paused(self, seconds: float) -> None:
         self.counts.pauses += 1
         self.counts.paused_s += seconds
 
 
-_BREATH_S: Final = 0.00005
+def breathe() -> None:
+    """Let the page path have the interpreter."""
+    time.sleep(_BREATH_S)
 
 
 def _buffer() -> memoryview:

@@ -9,6 +9,7 @@ import trio
 from tmemfs.engine.cleaner import Cleaner
 from tmemfs.engine.pager import Pager
 from tmemfs.engine.reader import Reader
+from tmemfs.engine.recompressor import Recompressor
 from tmemfs.engine.room import Room
 from tmemfs.engine.shrinker import Shrinker
 from tmemfs.store.codec import Codec
@@ -29,6 +30,7 @@ class Engine:
     pager: Pager
     cleaner: Cleaner
     shrinker: Shrinker
+    recompressor: Recompressor
 
     @classmethod
     def over(cls, tmem: Tmem, tier: Tier, codec: Codec) -> Engine:
@@ -37,10 +39,12 @@ class Engine:
         marks = Watermarks.below(tmem.arena.limit * SEGMENT_BYTES)
         pager, cleaner = Pager(tmem, reader, room, codec), Cleaner(tmem, tier, reader)
         cleaner.refused = lambda: pager.refused
-        return cls(tmem, tier, room, reader, pager, cleaner, Shrinker(tmem, tier, room, cleaner, marks))
+        shrinker = Shrinker(tmem, tier, room, cleaner, marks)
+        return cls(tmem, tier, room, reader, pager, cleaner, shrinker, Recompressor(tmem))
 
     async def run(self) -> None:
         """What goes on in the background, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.cleaner.run)
             nursery.start_soon(self.shrinker.run)
+            nursery.start_soon(self.recompressor.run)

@@ -20,9 +20,10 @@ from operator import attrgetter
 from typing import Final
 
 from tmemfs.errors import Corrupt, TierError
-from tmemfs.store.codec import decode
+from tmemfs.store.codec import ZSTD_DICT, decode
+from tmemfs.store.dictionary import DICTIONARY_RECORD_BYTES, Dictionary, read_dictionary
 from tmemfs.store.plans import ReadPlan, RecordAt
-from tmemfs.store.record import verify
+from tmemfs.store.record import verify, whole_blocks
 from tmemfs.store.tmem import Tmem
 from tmemfs.tiers.tier import Tier
 from tmemfs.units import BLOCK_BYTES
@@ -84,7 +85,21 @@ class Reader:
         for record in run:
             bytes_of_record = blocks[record.offset - first : record.end - first]
             payload = verify(bytes_of_record, record.slot, record.tag, record.length, record.seed)
-            pages[record.at] = decode(record.tag, payload)
+            if record.tag == ZSTD_DICT:
+                pages[record.at] = self._dictionary(record).decode(payload)
+            else:
+                pages[record.at] = decode(record.tag, payload)
+
+    def _dictionary(self, record: RecordAt) -> Dictionary:
+        """What `record` was encoded with; it has to be read from its segment only once, after a crash."""
+        found = self._tmem.dictionaries.known(record.dictionary)
+        if found is None:
+            blocks = memoryview(mmap.mmap(-1, whole_blocks(DICTIONARY_RECORD_BYTES)))
+            self._tier.read(record.extent, 0, blocks)
+            data = read_dictionary(blocks, record.seed)
+            with self._tmem.lock:
+                found = self._tmem.dictionaries.adopt(record.dictionary, data)
+        return found
 
 
 class _Buffers(threading.local):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tmemfs.errors import TmemfsError
 from tmemfs.store.arena import Frame
-from tmemfs.store.codec import FILL, LZ4, RAW, ZERO, ZSTD
+from tmemfs.store.codec import FILL, LZ4, RAW, ZERO, ZSTD, ZSTD_DICT
 from tmemfs.store.fullness import TIER
 from tmemfs.store.record import (
     TAG_MASK,
@@ -72,6 +72,7 @@ class TmemStatistics:
     invalidates: int
     lz4_pages: int
     zstd_pages: int
+    zstd_dict_pages: int
     stored_bytes: int
     ram_amplification: float
     disk_amplification: float
@@ -186,6 +187,7 @@ def statistics(tmem: Tmem) -> TmemStatistics:
             invalidates=counts.invalidates,
             lz4_pages=by_tag[LZ4],
             zstd_pages=by_tag[ZSTD],
+            zstd_dict_pages=by_tag[ZSTD_DICT],
             stored_bytes=counts.stored_bytes,
             ram_amplification=tmem.merges.space_in_ram().amplification,
             disk_amplification=tmem.merges.space().amplification,

@@ -27,7 +27,10 @@ RAW: Final = 2
 FILL: Final = 3
 LZ4: Final = 4
 ZSTD: Final = 5
-TAG_NAMES: Final = {ZERO: "zero", RAW: "raw", FILL: "fill", LZ4: "lz4", ZSTD: "zstd"}
+#: Encoded with the dictionary of its segment (dictionary.py decodes it), and such a dictionary itself, which is no page.
+ZSTD_DICT: Final = 6
+DICTIONARY: Final = 7
+TAG_NAMES: Final = {ZERO: "zero", RAW: "raw", FILL: "fill", LZ4: "lz4", ZSTD: "zstd", ZSTD_DICT: "zstd-dict"}
 
 ZERO_PAGE: Final = bytes(PAGE_BYTES)
 WORD_BYTES: Final = 8
@@ -35,6 +38,7 @@ WORDS_PER_PAGE: Final = PAGE_BYTES // WORD_BYTES
 #: Largest payload that is kept compressed: 4096 / 1.05. Above it the page is stored raw.
 LARGEST_COMPRESSED_BYTES: Final = 3900
 ZSTD_LEVELS: Final = range(1, 20)
+ZSTD_FORMAT: Final = zstandard.FORMAT_ZSTD1_MAGICLESS
 CHOICES: Final = ("lz4", "zstd", "none")
 
 Buffer = bytes | memoryview
@@ -57,11 +61,24 @@ def parse_codec(text: str) -> Codec:
     if name == "none" and not level_text:
         return Codec("none", RAW, None)
     if name == "zstd":
-        level = int(level_text) if level_text.isdecimal() else (1 if not level_text else 0)
-        if level not in ZSTD_LEVELS:
-            raise BadValue(f"zstd has no level {level_text!r}: give zstd:1 to zstd:{ZSTD_LEVELS[-1]}")
+        level = parse_level(level_text) if level_text else 1
         return Codec(f"zstd:{level}", ZSTD, _zstd_compressor(level))
     raise BadValue(f"unknown codec {text.strip()!r}: choose lz4, zstd, zstd:LEVEL (1 to {ZSTD_LEVELS[-1]}) or none")
+
+
+def parse_level(text: str) -> int:
+    """A level of zstd. Raises BadValue."""
+    level = int(text) if text.isdecimal() else 0
+    if level not in ZSTD_LEVELS:
+        raise BadValue(f"zstd has no level {text!r}: give zstd:1 to zstd:{ZSTD_LEVELS[-1]}")
+    return level
+
+
+def zstd_parameters(level: int) -> zstandard.ZstdCompressionParameters:
+    """For pages, in frames that are written without their magic."""
+    return zstandard.ZstdCompressionParameters.from_level(
+        level, format=ZSTD_FORMAT, source_size=PAGE_BYTES, write_content_size=True, write_dict_id=False
+    )
 
 
 def encode(page: bytes, codec: Codec) -> Packed:
@@ -123,21 +140,15 @@ def _decompress_lz4(payload: Buffer) -> bytes:
 
 
 class _ZstdContexts(threading.local):
-    """Compressors by level and one decompressor, for the calling thread. Frames are written without their magic."""
+    """Compressors by level and one decompressor, for the calling thread."""
 
     def __init__(self) -> None:
         self.compressors: dict[int, zstandard.ZstdCompressor] = {}
-        self.decompressor = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+        self.decompressor = zstandard.ZstdDecompressor(format=ZSTD_FORMAT)
 
     def compressor(self, level: int) -> zstandard.ZstdCompressor:
         if level not in self.compressors:
-            parameters = zstandard.ZstdCompressionParameters.from_level(
-                level,
-                format=zstandard.FORMAT_ZSTD1_MAGICLESS,
-                source_size=PAGE_BYTES,
-                write_content_size=True,
-            )
-            self.compressors[level] = zstandard.ZstdCompressor(compression_params=parameters)
+            self.compressors[level] = zstandard.ZstdCompressor(compression_params=zstd_parameters(level))
         return self.compressors[level]
 
 

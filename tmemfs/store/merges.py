@@ -1,9 +1,11 @@
-"""Merges: live records of several segments copied into one, without decoding any of them.
+"""Merges: live records of several segments copied into one, without decoding any of them, unless that is what it is for.
 
 *Compaction* makes one segment in RAM of sparse ones of neighbouring age, before they are written back; *cleaning* makes one
-segment on the tier of others there. Both go the same way: plan (sources and target chosen and kept from all others), copy (outside
-the lock; what died is left out, what lives is verified), commit (handles that still refer to the old place are pointed to the
-new one, a few at a time; sources without live records are freed).
+segment on the tier of others there; *recompression* encodes records of segments in RAM anew. All go the same way: plan (sources
+and target chosen and kept from all others), copy (outside the lock; what died is left out, what lives is verified), commit
+(handles that still refer to the old place are pointed to the new one, a few at a time; sources without live records are freed).
+
+Records that were encoded with a dictionary need it at the start of their segment: only segments of the same one are merged.
 
 A record that is damaged, or that did not fit, stays where it is, and so does its segment. While a merge is under way loads go to
 the old place, and stores and invalidates win: commit moves no handle that has changed.
@@ -28,6 +30,7 @@ from typing import TYPE_CHECKING, Final
 
 from tmemfs.errors import Corrupt
 from tmemfs.store.arena import Frame
+from tmemfs.store.dictionary import DICTIONARY_RECORD_BYTES, Dictionary, read_dictionary
 from tmemfs.store.fullness import TIER
 from tmemfs.store.lanes import Lane
 from tmemfs.store.policy import DENSE_SHARE, LOOK_AT, Space, benefit_by_cost, is_sparse
@@ -37,7 +40,9 @@ from tmemfs.store.record import (
     HEADER_BYTES,
     LENGTH_SHIFT,
     OFFSET_BYTES_SHIFT,
+    OFFSET_SHIFT,
     SEGMENT_SHIFT,
+    TAG_MASK,
     SegmentId,
     handle_length,
     handle_segment,
@@ -57,6 +62,8 @@ from tmemfs.units import SEGMENT_BYTES
 if TYPE_CHECKING:
     from tmemfs.store.tmem import Tmem
 
+#: Tag and length in a handle.
+_ENCODING_MASK: Final = (1 << OFFSET_SHIFT) - 1
 #: Records copied, and handles moved under one hold of the lock, before others have their turn.
 _RECORDS_AT_ONCE: Final = 16
 _MOVES_AT_ONCE: Final = 32
@@ -67,10 +74,17 @@ LEAST_GAIN_BYTES: Final = SEGMENT_BYTES // 32
 
 
 Breathe = Callable[[], None]
+#: Encodes a record anew: tag and payload in and out.
+Recode = Callable[[int, memoryview], tuple[int, bytes | memoryview]]
 
 
 def go_on() -> None:
     """Do not breathe."""
+
+
+def _keep(tag: int, payload: memoryview) -> tuple[int, memoryview]:
+    """The record as it is."""
+    return tag, payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +101,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """Copy the live records of `sources` into `target`: in RAM at `frame` (then `into` is that), else for `extent`."""
+    """Copy the live records of `sources` into `target`: in RAM at `frame` (then `into` is that), else for `extent`.
+
+    `dictionary` is the number of the one that the target begins with; 0: none.
+    """
 
     sources: tuple[Source, ...]
     target: SegmentId
@@ -95,6 +112,7 @@ class Merge:
     frame: Frame | None
     extent: Extent | None
     into: memoryview | None
+    dictionary: int = 0
 
 
 @dataclass(slots=True)
@@ -140,8 +158,8 @@ class Merges:
         tmem = self._tmem
         with tmem.lock:
             for lane in tmem.lanes:
-                emptiest = filter(self._can_be_emptied, tmem.fullness.emptiest(lane.index, DENSE_SHARE))
-                chosen = self._fitting(islice(emptiest, LOOK_AT))
+                emptiest = filter(self.can_be_emptied, tmem.fullness.emptiest(lane.index, DENSE_SHARE))
+                chosen = max(map(self._fitting, self._by_dictionary(islice(emptiest, LOOK_AT))), key=len, default=[])
                 if len(chosen) > 1:
                     return self.plan_merge(lane, sorted(chosen, key=tmem.segments.age))
         return None
@@ -151,10 +169,14 @@ class Merges:
         if not self._is_sparse(victim):
             return None
         others = (s for s in islice(lane.sealed, LOOK_AT) if s != victim and self._is_sparse(s))
-        return self.plan_merge(lane, self._fitting([victim, *others]))
+        alike, *_ = self._by_dictionary([victim, *others])
+        return self.plan_merge(lane, self._fitting(alike))
 
-    def plan_merge(self, lane: Lane, segments: list[SegmentId]) -> Merge | None:
-        """Merge `segments`, sealed ones of `lane`, oldest first; None without a frame to do it in. Under the lock."""
+    def plan_merge(self, lane: Lane, segments: list[SegmentId], dictionary: int | None = None) -> Merge | None:
+        """Merge `segments`, sealed ones of `lane`, oldest first; None without a frame to do it in. Under the lock.
+
+        The target has their `dictionary`, or another, if their records are to be encoded anew.
+        """
         tmem = self._tmem
         frame = tmem.arena.take_spare()
         if frame is None:
@@ -168,47 +190,74 @@ class Merges:
             fill = table.fill(segment)
             data = tmem.arena.frame_view(Frame(table.index(segment)))
             sources.append(Source(segment, segment_seed(table.sequence(segment)), fill, 0, data, Extent(0)))
-        return Merge(tuple(sources), target, segment_seed(sequence), frame, None, tmem.arena.frame_view(frame))
+        if dictionary is None:
+            dictionary = table.dictionary(segments[0])
+        return Merge(tuple(sources), target, segment_seed(sequence), frame, None, tmem.arena.frame_view(frame), dictionary)
 
     def plan_clean(self, least_gain_bytes: int = LEAST_GAIN_BYTES) -> Merge | None:
         """The best victims on the tier whose live records fill one segment; None if too little would be gained."""
         tmem = self._tmem
         with tmem.lock:
             victims = self._victims()
-            live = sum(tmem.segments.live[s] for s in victims)
-            gain = sum(whole_blocks(tmem.segments.fill(s)) for s in victims) - whole_blocks(live)
-            if not victims or gain < least_gain_bytes:
+            if not victims:
+                return None
+            dictionary = tmem.segments.dictionary(victims[0])
+            needed = sum(tmem.segments.live[s] for s in victims) + (DICTIONARY_RECORD_BYTES if dictionary else 0)
+            gain = sum(whole_blocks(tmem.segments.fill(s)) for s in victims) - whole_blocks(needed)
+            if gain < least_gain_bytes:
                 return None
             extent = tmem.extents.take(SEGMENT_BYTES, for_cleaning=True)
             if extent is None:
                 return None
             table, target = tmem.segments, tmem.segments.take()
             sequence = table.begin(target, max(map(table.age, victims)))
-            return Merge(tuple(map(self._tier_source, victims)), target, segment_seed(sequence), None, extent, None)
+            sources = tuple(map(self._tier_source, victims))
+            return Merge(sources, target, segment_seed(sequence), None, extent, None, dictionary)
 
-    def copy(self, plan: Merge, source: Source, data: memoryview, copied: Copied, breathe: Breathe = go_on) -> None:
+    def copy_in_ram(self, plan: Merge, breathe: Breathe = go_on, recode: Recode = _keep) -> Copied:
+        """Copy what lives of all sources of a merge in RAM, as far as it fits."""
+        assert plan.into is not None
+        copied = Copied(plan.into)
+        for source in plan.sources:
+            if source.data is not None and not copied.is_full:
+                self.copy(plan, source, source.data, copied, breathe, recode)
+        return copied
+
+    def copy(
+        self,
+        plan: Merge,
+        source: Source,
+        data: memoryview,
+        copied: Copied,
+        breathe: Breathe = go_on,
+        recode: Recode = _keep,
+    ) -> None:
         """Copy what lives of `source`, whose bytes are `data`, behind what is `copied`, until that is full.
 
-        `breathe` is called every few records.
+        `breathe` is called every few records, `recode` for each that lives.
         """
         handles, into, fill = self._tmem.slots.handles, copied.into, copied.fill
         slots = len(handles)
         from_bits, to_bits = source.segment << SEGMENT_SHIFT, plan.target << SEGMENT_SHIFT
         try:
+            if plan.dictionary and not fill:
+                fill = self._dictionary(plan, source, data).write_to(into, plan.seed)
             for offset, slot, tag, length in scan(data, source.fill):
                 old = tag | length << LENGTH_SHIFT | offset << OFFSET_BYTES_SHIFT | from_bits
                 if slot >= slots or handles[slot] != old:
                     continue
-                at = start_of(fill, length)
-                if at + HEADER_BYTES + length > SEGMENT_BYTES:
-                    copied.is_full = True
-                    break
                 try:
-                    payload = verify(data[offset : offset + HEADER_BYTES + length], slot, tag, length, source.seed)
+                    found = verify(data[offset : offset + HEADER_BYTES + length], slot, tag, length, source.seed)
+                    tag, payload = recode(tag, found)
                 except Corrupt:
                     copied.damaged.add(source.segment)
                     self.counts.damaged_records += 1
                     continue
+                length = len(payload)
+                at = start_of(fill, length)
+                if at + HEADER_BYTES + length > SEGMENT_BYTES:
+                    copied.is_full = True
+                    break
                 if at != fill:
                     mark_gap(into, fill)
                 HEADER.pack_into(into, at, record_word(tag, slot, payload, plan.seed), slot)
@@ -217,7 +266,7 @@ class Merges:
                 copied.moves.append((slot, old, tag | length << LENGTH_SHIFT | at << OFFSET_BYTES_SHIFT | to_bits))
                 if not len(copied.moves) % _RECORDS_AT_ONCE:
                     breathe()
-        except StructError:  # a damaged length led past the end
+        except (StructError, Corrupt):  # a damaged length led past the end, or the dictionary is damaged
             copied.damaged.add(source.segment)
         copied.fill = fill
 
@@ -228,7 +277,7 @@ class Merges:
         """
         tmem, table = self._tmem, self._tmem.segments
         with tmem.lock:
-            table.set_fill(plan.target, copied.fill)
+            table.set_fill(plan.target, copied.fill, plan.dictionary)
             if plan.extent is not None:
                 tmem.extents.resize(plan.extent, whole_blocks(copied.fill))
                 table.move(plan.target, ON_TIER, plan.extent, LANE_COLD)
@@ -274,16 +323,33 @@ class Merges:
 
     def _is_sparse(self, segment: SegmentId) -> bool:
         table = self._tmem.segments
-        return is_sparse(table.live[segment], table.fill(segment)) and self._can_be_emptied(segment)
+        return is_sparse(table.live[segment], table.fill(segment)) and self.can_be_emptied(segment)
 
-    def _can_be_emptied(self, segment: SegmentId) -> bool:
+    def can_be_emptied(self, segment: SegmentId) -> bool:
         """Whether no damaged record was found in it."""
         return self._tmem.segments.sequence(segment) not in self._damaged_uses
+
+    def _by_dictionary(self, segments: Iterable[SegmentId]) -> Iterable[list[SegmentId]]:
+        """`segments` that have the same dictionary, those of the first one first."""
+        alike: dict[int, list[SegmentId]] = {}
+        for segment in segments:
+            alike.setdefault(self._tmem.segments.dictionary(segment), []).append(segment)
+        return alike.values()
+
+    def _dictionary(self, plan: Merge, source: Source, data: memoryview) -> Dictionary:
+        """The dictionary of `plan`, which is that of `source` if it is not known. Raises Corrupt."""
+        dictionaries = self._tmem.dictionaries
+        found = dictionaries.known(plan.dictionary)
+        if found is None:
+            start = read_dictionary(data, source.seed)
+            with self._tmem.lock:
+                found = dictionaries.adopt(plan.dictionary, start)
+        return found
 
     def _fitting(self, segments: Iterable[SegmentId]) -> list[SegmentId]:
         """As many of `segments`, from the first on, as one frame holds the live records of."""
         chosen: list[SegmentId] = []
-        live = 0
+        live = DICTIONARY_RECORD_BYTES
         for segment in segments:
             live += self._tmem.segments.live[segment]
             if chosen and live > SEGMENT_BYTES:
@@ -300,8 +366,8 @@ class Merges:
             return self.score(table.live[segment] / whole_blocks(table.fill(segment)), now - table.age(segment))
 
         ranked = sorted(self._tmem.fullness.candidates(TIER), key=worth, reverse=True)
-        chosen = self._fitting(ranked[:_MOST_SOURCES])
-        return sorted(chosen, key=table.age)
+        alike = next(iter(self._by_dictionary(ranked)), [])
+        return sorted(self._fitting(alike[:_MOST_SOURCES]), key=table.age)
 
     def _tier_source(self, segment: SegmentId) -> Source:
         table = self._tmem.segments
@@ -318,8 +384,19 @@ class Merges:
                 source, size = handle_segment(old), record_bytes(handle_length(old))
                 live[source] -= size
                 pages[source] -= 1
+                if (old ^ new) & _ENCODING_MASK:
+                    size = self._encoded_anew(old, new)
                 live[target] += size
                 pages[target] += 1
+
+    def _encoded_anew(self, old: int, new: int) -> int:
+        """A handle's record has another tag or length now; the bytes it takes."""
+        tmem, size = self._tmem, record_bytes(handle_length(new))
+        tmem.pages_by_tag[old & TAG_MASK] -= 1
+        tmem.pages_by_tag[new & TAG_MASK] += 1
+        tmem.compressed_bytes += handle_length(new) - handle_length(old)
+        tmem.live_bytes += size - record_bytes(handle_length(old))
+        return size
 
     def _finish_sources(self, plan: Merge, damaged: set[SegmentId]) -> int:
         """Free the sources that nothing refers to any more; the others are as they were. How many frames go to the system."""

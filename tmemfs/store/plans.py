@@ -29,13 +29,17 @@ class WriteBack:
 
 @dataclass(frozen=True, slots=True)
 class RecordAt:
-    """Where a tier holds the record of `slot`. `at` is its index in the request; `offset` and `length` are bytes."""
+    """Where a tier holds the record of `slot`. `at` is its index in the request; `offset` and `length` are bytes.
+
+    `dictionary` is the number of the one its segment begins with, or 0.
+    """
 
     at: int
     slot: int
     segment: SegmentId
     seed: int
     extent: Extent
+    dictionary: int
     offset: int
     tag: int
     length: int

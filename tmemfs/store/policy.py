@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 #: A segment is written as it is if this share of it lives; otherwise its live records are merged with others' first.
 DENSE_SHARE: Final = 0.95
+#: What was encoded anew is kept if it is this share of what it was, or less.
+KEPT_SHARE: Final = 0.9
 #: How much the age of a segment counts for its cleaning.
 AGE_EXPONENT: Final = 0.25
 #: How many segments a search for a victim looks at, at most.
@@ -55,6 +57,11 @@ def next_victim(oldest_first: Iterable[tuple[T, bool]]) -> tuple[T | None, list[
             return segment, passed
         passed.append(segment)
     return (passed[0], passed[1:]) if passed else (None, passed)
+
+
+def saves_enough(before_bytes: int, after_bytes: int) -> bool:
+    """Whether encoding anew made of `before_bytes` so few that it is worth the slower load: a tenth less."""
+    return after_bytes <= KEPT_SHARE * before_bytes
 
 
 def is_sparse(live_bytes: int, fill_bytes: int) -> bool:

@@ -11,7 +11,7 @@ One record of 32 bytes a segment, in a region of its own; everything else here i
 
     offset  size  field
     0       8     place: bits 0-7 state, 8-15 lane, 16-63 frame (open, sealed, writing) or extent (on tier)
-    8       8     fill: bytes of the segment that hold records
+    8       8     fill: bits 0-31 bytes of the segment that hold records, 32-63 number of the dictionary it begins with, or 0
     16      8     sequence: unique for each use of a segment, grows with time
     24      8     age: the sequence of the youngest segment its records were first stored in; its own, unless they were copied
 
@@ -72,6 +72,8 @@ LANES: Final = ("packed", "raw", "cold")
 
 _WORDS: Final = 4
 _PLACE, _FILL, _SEQUENCE, _AGE = range(4)
+_DICTIONARY_SHIFT: Final = 32
+_FILL_MASK: Final = (1 << _DICTIONARY_SHIFT) - 1
 RECORD_BYTES: Final = 8 * _WORDS
 
 
@@ -105,11 +107,15 @@ class SegmentTable:
 
     def fill(self, segment: SegmentId) -> int:
         """Bytes that hold records."""
-        return self.words[segment * _WORDS + _FILL]
+        return self.words[segment * _WORDS + _FILL] & _FILL_MASK
 
-    def set_fill(self, segment: SegmentId, fill_bytes: int) -> None:
-        """Record that the first `fill_bytes` hold records."""
-        self.words[segment * _WORDS + _FILL] = fill_bytes
+    def dictionary(self, segment: SegmentId) -> int:
+        """Number of the dictionary it begins with; 0: none."""
+        return self.words[segment * _WORDS + _FILL] >> _DICTIONARY_SHIFT
+
+    def set_fill(self, segment: SegmentId, fill_bytes: int, dictionary: int = 0) -> None:
+        """Record that the first `fill_bytes` hold records, the first of them `dictionary`, if that is not 0."""
+        self.words[segment * _WORDS + _FILL] = fill_bytes | dictionary << _DICTIONARY_SHIFT
 
     def sequence(self, segment: SegmentId) -> int:
         """Number of this use of the segment."""
@@ -180,6 +186,10 @@ class SegmentTable:
         """Every segment that is not free, in order of age."""
         used = [SegmentId(s) for s in range(self._untouched) if self.state(SegmentId(s)) != FREE]
         return sorted(used, key=self.age)
+
+    def dictionaries(self) -> set[int]:
+        """Numbers of the dictionaries that segments in use begin with."""
+        return {self.dictionary(segment) for segment in map(SegmentId, range(self._untouched)) if self.state(segment) != FREE} - {0}
 
     def pages_by_lane(self) -> tuple[int, ...]:
         """Live pages in segments of each of LANES, in RAM and on the tier."""

@@ -31,7 +31,8 @@ from xxhash import xxh3_64_intdigest
 from tmemfs.errors import BackingFull, Corrupt, TmemfsError
 from tmemfs.store.arena import Arena, Frame
 from tmemfs.store.census import census
-from tmemfs.store.codec import LZ4, RAW, ZERO, ZERO_PAGE, Packed, decode
+from tmemfs.store.codec import LZ4, RAW, ZERO, ZERO_PAGE, ZSTD_DICT, Packed, decode
+from tmemfs.store.dictionary import Dictionaries, Dictionary, read_dictionary
 from tmemfs.store.fullness import TIER, Fullness
 from tmemfs.store.lanes import Lane
 from tmemfs.store.merges import Merge, Merges
@@ -116,6 +117,7 @@ class Tmem:
         self.live_bytes = 0
         self.tier_live_bytes = 0
         self.counts = Counts()
+        self.dictionaries = Dictionaries()
         self.merges = Merges(self)
         self._recover()
 
@@ -155,6 +157,8 @@ class Tmem:
             payload = self.arena.view[at : at + (handle >> LENGTH_SHIFT & LENGTH_MASK)]
             self.counts.loads_ram += 1
             try:
+                if handle & TAG_MASK == ZSTD_DICT:
+                    return self.dictionary_in_ram(handle_segment(handle)).decode(payload)
                 if handle & TAG_MASK != LZ4:
                     return decode(handle & TAG_MASK, payload)
                 page: bytes = lz4.block.decompress(payload, PAGE_BYTES)
@@ -469,6 +473,16 @@ class Tmem:
         """`segment` is sealed, in RAM, and the next in line of its lane."""
         self.lane_of(segment).to_front(segment, self.segments.live[segment])
 
+    def dictionary_in_ram(self, segment: SegmentId) -> Dictionary:
+        """What the records of `segment`, which is in RAM, were encoded with. Raises Corrupt."""
+        number = self.segments.dictionary(segment)
+        found = self.dictionaries.known(number)
+        if found is None:  # since a crash
+            frame = self.arena.frame_view(Frame(self.segments.index(segment)))
+            data = read_dictionary(frame, segment_seed(self.segments.sequence(segment)))
+            found = self.dictionaries.adopt(number, data)
+        return found
+
     def lane_of(self, segment: SegmentId) -> Lane:
         return self.lanes[self.segments.lane(segment)]
 
@@ -486,6 +500,7 @@ class Tmem:
                 segment=segment,
                 seed=segment_seed(self.segments.sequence(segment)),
                 extent=Extent(self.segments.index(segment)),
+                dictionary=self.segments.dictionary(segment),
                 offset=handle_offset(handle),
                 tag=handle & TAG_MASK,
                 length=handle_length(handle),
@@ -494,6 +509,7 @@ class Tmem:
     def _recover(self) -> None:
         """Derive everything from the regions, as at every start; new regions are empty."""
         used = self.segments.recover()
+        self.dictionaries.number_above(max(self.segments.dictionaries(), default=0))
         self.arena.adopt({Frame(self.segments.index(s)) for s in used if self.segments.state(s) in IN_RAM})
         on_tier = [s for s in used if self.segments.state(s) == ON_TIER]
         self.extents.adopt({Extent(self.segments.index(s)): whole_blocks(self.segments.fill(s)) for s in on_tier})

@@ -1,0 +1,117 @@
+"""The recompressor: encodes idle segments anew, in the background, if it is switched on.
+
+It looks every LOOK_S, works a quarter of the time at most, lets the page path have the interpreter between records, and stands back
+while the pool has no room. It trains a dictionary when it has none, and another one when the last is of no use any more; what gains
+nothing from one that was trained on it is left alone.
+
+Invariant: 1. Every merge taken from the store is committed or aborted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from functools import partial
+from typing import Final
+
+import trio
+
+from tmemfs.engine.cleaner import breathe
+from tmemfs.errors import BadValue
+from tmemfs.store.codec import ZSTD_LEVELS, parse_level
+from tmemfs.store.dictionary import Encoder, train
+from tmemfs.store.recompression import Recompression, Use, encode_anew
+from tmemfs.store.tmem import Tmem
+
+#: 0.688 of lz4's bytes at 15 us a page; level 6 makes it 0.652 at 53, level 1 0.698 at 11 (docs/benchmarks.md).
+DEFAULT_LEVEL: Final = 3
+#: A segment rests this long, at least, before it counts as idle.
+LOOK_S: Final = 10.0
+#: Rest by work.
+_REST: Final = 3
+_MOST_DICTIONARIES: Final = 16
+
+
+def parse_recompress(text: str) -> int | None:
+    """The level meant by control/recompress: 'off' is None, 'zstd' the default, 'zstd:LEVEL' that. Raises BadValue."""
+    name, _, level = text.strip().partition(":")
+    if name == "zstd":
+        return parse_level(level) if level else DEFAULT_LEVEL
+    if text.strip() == "off":
+        return None
+    raise BadValue(f"{text.strip()!r} is no way to recompress: choose off, zstd or zstd:LEVEL (1 to {ZSTD_LEVELS[-1]})")
+
+
+class Recompressor:
+    """Recompresses idle segments of `tmem` while `level` is not None."""
+
+    def __init__(self, tmem: Tmem) -> None:
+        self.level: int | None = None
+        self._tmem = tmem
+        self._recompression = Recompression(tmem)
+        self._encoder: Encoder | None = None
+        self._is_fresh = self._is_outdated = False
+        self._changed = trio.Event()
+        self.counts = self._recompression.counts
+
+    @property
+    def dictionaries(self) -> int:
+        """Dictionaries in use."""
+        return len(self._tmem.dictionaries)
+
+    def set_level(self, level: int | None) -> None:
+        """Encode at `level` of zstd from now on, or stop. In trio's thread."""
+        self.level = level
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Look again and again until cancelled."""
+        while True:
+            self._changed = trio.Event()
+            if self.level is not None:
+                await self._work_on(self._recompression.look(self._encoder))
+            with trio.move_on_after(math.inf if self.level is None else LOOK_S):
+                await self._changed.wait()
+
+    async def _work_on(self, idle: deque[Use]) -> None:
+        """Encode `idle` anew, a segment at a time."""
+        self._is_fresh = False
+        while idle and self.level is not None and self._tmem.arena.has_room:
+            began = time.monotonic()
+            await trio.to_thread.run_sync(self._encode_some, idle, self.level)
+            await trio.sleep((time.monotonic() - began) * _REST)
+
+    def _encode_some(self, idle: deque[Use], level: int) -> None:
+        """One merge of the first of `idle`; in a thread."""
+        encoder = self._encoder_at(level, idle)
+        if encoder is None:
+            idle.clear()
+            return
+        plan = self._recompression.plan(idle, encoder)
+        if plan is None:
+            return
+        try:
+            copied = self._tmem.merges.copy_in_ram(plan, breathe, partial(encode_anew, encoder))
+        except BaseException:
+            self._tmem.merges.abort(plan)
+            raise
+        if not self._recompression.commit(plan, copied):
+            if self._is_fresh or self.dictionaries >= _MOST_DICTIONARIES:
+                self._recompression.give_up(plan)
+            else:
+                self._is_outdated = True
+        idle.extendleft(reversed(self._recompression.left_of(plan)))
+
+    def _encoder_at(self, level: int, idle: deque[Use]) -> Encoder | None:
+        """The encoder in use, or one with a new dictionary; None if nothing can be learned from `idle`."""
+        if self._encoder is None or self._is_outdated:
+            data = train(self._recompression.samples(idle))
+            if data is None:
+                return None
+            with self._tmem.lock:
+                self._encoder = Encoder(self._tmem.dictionaries.add(data), level)
+            self._is_fresh, self._is_outdated = True, False
+        elif self._encoder.level != level:
+            self._encoder = Encoder(self._encoder.dictionary, level)
+        return self._encoder

@@ -1,0 +1,164 @@
+"""Recompression: idle segments in RAM, next in line for the tier, encoded anew with zstd and a dictionary.
+
+Which are idle, what a dictionary is trained on, and whether the result is kept; whoever performs it does that off the path of
+stores, loads and shrinks. A segment is idle if it was sealed before the previous look and was not loaded from since. What is
+worth keeping saves a tenth, its dictionary counted; what is not is not tried again.
+
+Thread-safety: one thread at a time; takes the store's lock itself.
+
+Invariant: 1. A record is encoded anew only from a page that was decoded from verified bytes, and only if that makes it shorter.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from tmemfs.errors import Corrupt
+from tmemfs.store.arena import Frame
+from tmemfs.store.codec import LZ4, ZSTD_DICT, decode
+from tmemfs.store.dictionary import Encoder
+from tmemfs.store.merges import Copied, Merge
+from tmemfs.store.policy import saves_enough
+from tmemfs.store.record import (
+    HEADER_BYTES,
+    LENGTH_SHIFT,
+    OFFSET_BYTES_SHIFT,
+    SEGMENT_SHIFT,
+    SegmentId,
+    handle_length,
+    record_bytes,
+    scan,
+    segment_seed,
+    verify,
+)
+from tmemfs.store.segments import LANE_PACKED, SEALED
+from tmemfs.units import SEGMENT_BYTES
+
+if TYPE_CHECKING:
+    from tmemfs.store.tmem import Tmem
+
+#: Live bytes taken for one merge: they fill its segment if a quarter is left of them; what does not fit stays for the next.
+_AT_ONCE_BYTES: Final = 4 * SEGMENT_BYTES
+#: Pages a dictionary is trained on: 0.688 of lz4's bytes, as with 400, in 1.8 MB of memory.
+SAMPLES: Final = 128
+
+Use = tuple[SegmentId, int]
+"""A segment and its sequence."""
+
+
+@dataclass(slots=True)
+class RecompressionCounts:
+    """Since the start. Segments made, records encoded anew, bytes saved by that; merges that were not worth keeping."""
+
+    segments: int = 0
+    records: int = 0
+    saved_bytes: int = 0
+    not_worth: int = 0
+
+
+class Recompression:
+    """Plans the recompression of `tmem`."""
+
+    def __init__(self, tmem: Tmem) -> None:
+        self.counts = RecompressionCounts()
+        self._tmem = tmem
+        self._lane = tmem.lanes[LANE_PACKED]
+        self._not_worth: set[int] = set()
+        self._sealed_before = 0
+
+    def look(self, encoder: Encoder | None) -> deque[Use]:
+        """Segments that are idle now, the oldest first. Forgets dictionaries that no segment bears but that of `encoder`."""
+        table = self._tmem.segments
+        in_use = table.dictionaries() | {encoder.dictionary.number if encoder else 0}
+        with self._tmem.lock:
+            self._tmem.dictionaries.keep_only(in_use)
+            in_line = [(segment, table.sequence(segment)) for segment in self._lane.sealed]
+            idle_before, self._sealed_before = self._sealed_before, table.next_sequence
+        self._not_worth.intersection_update(sequence for _, sequence in in_line)
+        return deque(use for use in in_line if use[1] < idle_before and self._may_gain(use))
+
+    def samples(self, uses: deque[Use]) -> list[bytes]:
+        """SAMPLES live pages of `uses`, from all of them alike."""
+        each = -(-SAMPLES // max(len(uses), 1))
+        found: list[bytes] = []
+        for use in islice(uses, 0, None, max(len(uses) // SAMPLES, 1)):
+            with self._tmem.lock:
+                if self._is_in_line(use):
+                    found += self._pages_of(use, each)
+        return found[:SAMPLES]
+
+    def plan(self, uses: deque[Use], encoder: Encoder) -> Merge | None:
+        """Take the first of `uses` for one merge; None if nothing is left of them, or there is no frame to do it in."""
+        chosen, live = list[SegmentId](), 0
+        with self._tmem.lock:
+            while uses and live < _AT_ONCE_BYTES:
+                segment, _ = use = uses.popleft()
+                if self._is_in_line(use) and self._may_gain(use):
+                    chosen.append(segment)
+                    live += self._tmem.segments.live[segment]
+            return self._tmem.merges.plan_merge(self._lane, chosen, encoder.dictionary.number) if chosen else None
+
+    def commit(self, plan: Merge, copied: Copied) -> bool:
+        """Keep what was `copied`, if that is worth it."""
+        before = sum(record_bytes(handle_length(old)) for _, old, _ in copied.moves)
+        if not saves_enough(before, copied.fill):
+            self._tmem.merges.abort(plan, copied.damaged)
+            self.counts.not_worth += 1
+            return False
+        self._tmem.merges.commit(plan, copied)
+        self.counts.segments += 1
+        self.counts.records += len(copied.moves)
+        self.counts.saved_bytes += before - copied.fill
+        return True
+
+    def give_up(self, plan: Merge) -> None:
+        """Do not try the sources of `plan` again."""
+        with self._tmem.lock:
+            self._not_worth.update(self._tmem.segments.sequence(source.segment) for source in plan.sources)
+
+    def left_of(self, plan: Merge) -> list[Use]:
+        """Sources of `plan` that did not fit, to go on with."""
+        with self._tmem.lock:
+            uses = [(source.segment, self._tmem.segments.sequence(source.segment)) for source in plan.sources]
+            return [use for use in uses if self._is_in_line(use) and self._may_gain(use)]
+
+    def _is_in_line(self, use: Use) -> bool:
+        segment, sequence = use
+        table = self._tmem.segments
+        return table.state(segment) == SEALED and table.sequence(segment) == sequence
+
+    def _may_gain(self, use: Use) -> bool:
+        segment, sequence = use
+        table = self._tmem.segments
+        if table.loaded[segment] or table.dictionary(segment) or sequence in self._not_worth:
+            return False
+        return self._tmem.merges.can_be_emptied(segment)
+
+    def _pages_of(self, use: Use, most: int) -> list[bytes]:
+        """Up to `most` live pages that lz4 has encoded, from all over the segment. Under the lock."""
+        segment, sequence = use
+        table, handles = self._tmem.segments, self._tmem.slots.handles
+        data, seed = self._tmem.arena.frame_view(Frame(table.index(segment))), segment_seed(sequence)
+        pages: list[bytes] = []
+        step = max(table.pages[segment] // most, 1)
+        for offset, slot, tag, length in islice(scan(data, table.fill(segment)), 0, None, step):
+            handle = tag | length << LENGTH_SHIFT | offset << OFFSET_BYTES_SHIFT | segment << SEGMENT_SHIFT
+            if tag == LZ4 and handles[slot] == handle and len(pages) < most:
+                record = data[offset : offset + HEADER_BYTES + length]
+                try:
+                    pages.append(decode(tag, verify(record, slot, tag, length, seed)))
+                except Corrupt:
+                    continue
+        return pages
+
+
+def encode_anew(encoder: Encoder, tag: int, payload: memoryview) -> tuple[int, bytes | memoryview]:
+    """A record of lz4 with the dictionary of `encoder`, if that makes it shorter; others as they are. Raises Corrupt."""
+    if tag == LZ4:
+        shorter = encoder.encode(decode(tag, payload))
+        if len(shorter) < len(payload):
+            return ZSTD_DICT, shorter
+    return tag, payload
