@@ -24,7 +24,8 @@ import pyfuse3
 import trio
 
 from tmemfs.control import Control
-from tmemfs.engine.engine import Engine
+from tmemfs.engine.engine import Engine, MakePager
+from tmemfs.engine.pager import Pager
 from tmemfs.engine.services import Limits, Services, parse_pool_max
 from tmemfs.errors import BadValue, Busy, Refused
 from tmemfs.fuse.mount import FUSE_DEVICE, mount_fuse
@@ -80,13 +81,16 @@ def check(options: Options) -> None:
         check_backing(options.backing)
 
 
-def serve(options: Options, ready: Callable[[], None]) -> None:
-    """Mount and serve until unmounted; `ready` is called once the mount answers. Raises what `check` raises."""
+def serve(options: Options, ready: Callable[[], None], make_pager: MakePager = Pager) -> None:
+    """Mount and serve until unmounted; `ready` is called once the mount answers. Raises what `check` raises.
+
+    `make_pager` is for those who record what a pager is asked.
+    """
     check(options)
     outcomes = _prepare_process()
     tier = FileTier(options.backing) if options.backing else MemoryTier(0)
     try:
-        services = _build(options, tier, outcomes)
+        services = _build(options, tier, outcomes, make_pager)
         _Server(options, services, ready).run()
     finally:
         tier.close()
@@ -127,7 +131,7 @@ def _noted(tried: list[memory.Outcome]) -> dict[str, int]:
     return {outcome.name: int(outcome.ok) for outcome in tried}
 
 
-def _build(options: Options, tier: Tier, outcomes: dict[str, int]) -> Services:
+def _build(options: Options, tier: Tier, outcomes: dict[str, int], make_pager: MakePager) -> Services:
     """The parts, from the bottom up, their regions locked."""
     ram = memory.total_ram_bytes()
     pool_bytes = parse_pool_max(options.pool_max, ram)
@@ -144,7 +148,7 @@ def _build(options: Options, tier: Tier, outcomes: dict[str, int]) -> Services:
     locked += [memory.lock_on_fault(arena.region.map, arena.region.size_bytes)]
     outcomes["memory_locked"] = int(all(outcome.ok for outcome in locked))
     tmem = Tmem(slots, segments, arena, Extents(extents, backing_bytes, CLEANING_RESERVE_BYTES))
-    engine = Engine.over(tmem, tier, parse_codec(options.codec))
+    engine = Engine.over(tmem, tier, parse_codec(options.codec), make_pager)
     return Services(engine, Limits(engine, ram, backing_bytes), options.datapath, outcomes)
 
 

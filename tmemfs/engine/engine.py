@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -18,6 +19,8 @@ from tmemfs.store.tmem import Tmem
 from tmemfs.tiers.tier import Tier
 from tmemfs.units import SEGMENT_BYTES
 
+MakePager = Callable[[Tmem, Reader, Room, Codec], Pager]
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:
@@ -33,11 +36,11 @@ class Engine:
     recompressor: Recompressor
 
     @classmethod
-    def over(cls, tmem: Tmem, tier: Tier, codec: Codec) -> Engine:
-        """An engine with watermarks below the arena's limit."""
+    def over(cls, tmem: Tmem, tier: Tier, codec: Codec, make_pager: MakePager = Pager) -> Engine:
+        """An engine with watermarks below the arena's limit. `make_pager` is for those who record what a pager is asked."""
         room, reader = Room(), Reader(tmem, tier)
         marks = Watermarks.below(tmem.arena.limit * SEGMENT_BYTES)
-        pager, cleaner = Pager(tmem, reader, room, codec), Cleaner(tmem, tier, reader)
+        pager, cleaner = make_pager(tmem, reader, room, codec), Cleaner(tmem, tier, reader)
         cleaner.refused = lambda: pager.refused
         shrinker = Shrinker(tmem, tier, room, cleaner, marks)
         return cls(tmem, tier, room, reader, pager, cleaner, shrinker, Recompressor(tmem))

@@ -1,11 +1,13 @@
 """Drives a store, without a mount and without a disk: stores, loads, write-backs and cleanings, each page checked.
 
 Pages are real ones (tmemfs/samples.py), encoded once, so that what is measured is the store and not its codec. The pool may hold
-an eighth of the live set. The tier is memory. Every LOAD_EACH-th operation also loads a page; at the end every page is loaded.
+an eighth of the live set. The tier is memory, unless another is given. Every LOAD_EACH-th operation also loads a page; at the end
+every page is loaded.
 """
 
 from __future__ import annotations
 
+import mmap
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -24,7 +26,7 @@ from tmemfs.store.plans import WriteBack
 from tmemfs.store.segments import CLEANING_RESERVE_BYTES, Extents, SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem
-from tmemfs.tiers.tier import Extent
+from tmemfs.tiers.tier import Extent, Tier
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 from tools.churn.workloads import Operation
 
@@ -54,12 +56,10 @@ class MemorySegments:
 
     def __init__(self) -> None:
         self._extents: dict[Extent, bytes] = {}
-        self.written = 0
 
     def write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
         """Keep a copy."""
         self._extents[extent] = bytes(data)
-        self.written += len(data)
 
     def read(self, extent: Extent, offset: int, into: memoryview) -> None:
         """Copy from it."""
@@ -78,7 +78,9 @@ class MemorySegments:
 class Drive:
     """A store of `slots` slots whose live set is `utilisation` of the tier; `score` ranks the cleaner's victims."""
 
-    def __init__(self, slots: int, utilisation: float, score: Callable[[float, float], float], seed: int = 1) -> None:
+    def __init__(
+        self, slots: int, utilisation: float, score: Callable[[float, float], float], tier: Tier | None = None, seed: int = 1
+    ) -> None:
         supply = RealPages(seed)
         self._pages = [supply.page(number) for number in range(CONTENTS)]
         self._packed: list[Packed] = [encode(page, parse_codec("lz4")) for page in self._pages]
@@ -93,12 +95,13 @@ class Drive:
             Extents(2 * extents, tier_bytes + CLEANING_RESERVE_BYTES, CLEANING_RESERVE_BYTES),
         )
         self.tmem.merges.score = score
-        self.tier = MemorySegments()
+        self.tier: Tier = tier or MemorySegments()
         self.slots = slots
         self._reader = Reader(self.tmem, self.tier)
         self._random = Random(seed)
         self._model = array("h", [-1]) * slots
-        self._into, self._from = memoryview(bytearray(SEGMENT_BYTES)), memoryview(bytearray(SEGMENT_BYTES))
+        self._into, self._from = (memoryview(mmap.mmap(-1, SEGMENT_BYTES)) for _ in range(2))
+        self._written = 0
         self._next = 0
         self._before = (0, 0, 0)
         self._cpu_s = time.process_time()
@@ -127,6 +130,11 @@ class Drive:
         for slot in range(self.slots):
             self._load(slot)
         check(self.tmem)
+
+    def verify_some(self, pages: int) -> None:
+        """Load some pages, chosen at random."""
+        for _ in range(pages):
+            self._load(self._random.randrange(self.slots))
 
     def compact(self) -> float:
         """Clean until nothing more is gained; the space amplification of the tier then."""
@@ -165,7 +173,7 @@ class Drive:
                 raise SystemExit("the tier is full of live pages: give a lower utilisation") from None
             return
         if isinstance(plan, WriteBack):
-            self.tier.write(plan.extent, plan.data)
+            self._write(plan.extent, plan.data)
             self.tmem.commit_write_back(plan)
         elif plan is not None:
             assert plan.into is not None
@@ -193,13 +201,17 @@ class Drive:
         if copied.damaged:
             raise TierError("bug in tmemfs: a record was damaged in memory; please report it")
         if plan.extent is not None:
-            self.tier.write(plan.extent, copied.data, for_cleaning=True)
+            self._write(plan.extent, copied.data, for_cleaning=True)
         self.tmem.merges.commit(plan, copied)
+
+    def _write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
+        self.tier.write(extent, data, for_cleaning)
+        self._written += len(data)
 
     def _reading(self, operations: int) -> Point:
         """What has been done since the last reading."""
         cleaned = self.tmem.merges.counts.cleaned_bytes
-        now = (self.tmem.counts.stored_bytes, self.tier.written - cleaned, cleaned)
+        now = (self.tmem.counts.stored_bytes, self._written - cleaned, cleaned)
         stored, written, cleaned = (new - old for new, old in zip(now, self._before, strict=True))
         cpu_s, self._before, self._cpu_s = time.process_time() - self._cpu_s, now, time.process_time()
         return Point(operations, stored, written, cleaned, cpu_s, self.tmem.merges.space().amplification)
