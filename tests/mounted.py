@@ -69,6 +69,11 @@ class Place:
         assert text.endswith("\n")
         return text[:-1]
 
+    @property
+    def state(self) -> str:
+        """The first line of control/state."""
+        return self.read("state").splitlines()[0]
+
     def write(self, name: str, value: str) -> None:
         """Write a control file with one write(2). Raises OSError."""
         fd = os.open(self.mountpoint / "control" / name, os.O_WRONLY)

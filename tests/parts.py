@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final, Literal
 
+from tmemfs.engine.engine import Engine
+from tmemfs.engine.pressure import Pressure
 from tmemfs.errors import TierError
+from tmemfs.host.signals import Signals
 from tmemfs.store.arena import Arena
 from tmemfs.store.merges import Copied, Merge
 from tmemfs.store.region import Region
@@ -75,6 +78,43 @@ class Regions:
 def new_tmem(slots: int = 4096, frames: int = 32, limit: int = 16, extents: int = 32) -> Tmem:
     """An empty store."""
     return Regions.new(slots, frames, extents).start(limit, slots)
+
+
+class FixedSignals(Signals):
+    """Signals of a machine with `room_bytes` to spare, which nothing else knows of."""
+
+    def __init__(self, room_bytes: int = 1 << 40, memory_bytes: int = 1 << 40) -> None:
+        self.room_bytes = room_bytes
+        self.total_bytes = memory_bytes
+        self.missing: list[str] = []
+        self.limits = []
+        self.stalls = []
+        self.has_stalled = False
+
+    @property
+    def memory_bytes(self) -> int:
+        """As given."""
+        return self.total_bytes
+
+    @property
+    def live(self) -> list[str]:
+        """What it pretends to be."""
+        return ["fixed"]
+
+    def room(self) -> int:
+        """As given."""
+        return self.room_bytes
+
+    def stalled(self) -> bool:
+        """As told, once."""
+        stalled, self.has_stalled = self.has_stalled, False
+        return stalled
+
+
+def new_pressure(engine: Engine, signals: Signals | None = None) -> Pressure:
+    """Pressure over `engine`, on a machine with memory to spare."""
+    found = signals or FixedSignals()
+    return Pressure(engine.tmem, engine.shrinker, engine.reader, lambda: found)
 
 
 def copy_for(tmem: Tmem, plan: Merge, tier: Tier) -> Copied:

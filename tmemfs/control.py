@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tmemfs.engine.cleaner import parse_factor
+from tmemfs.engine.pressure import MODES, parse_mode
 from tmemfs.engine.recompressor import parse_recompress
 from tmemfs.engine.services import Services
 from tmemfs.engine.shrinker import ShrinkRequest
@@ -104,7 +105,17 @@ class Control:
             Attribute("codec", "-", "How pages stored from now on are compressed: lz4, zstd, zstd:1 to zstd:19, none. "
                 "Read: the choices, the current one in [brackets].",
                 lambda: _choices(s.engine.pager.codec.name), self._codec),
-            Attribute("state", "-", "running, degraded: WHY, or draining.", lambda: s.state() + "\n"),
+            Attribute("pressure.mode", "-", "auto: the pool follows the memory there is (docs/operations.md has the law); "
+                "manual: it moves by limits, watermarks and shrink; off: no signal is looked at. Read: the choice in [brackets].",
+                lambda: _bracketed(MODES, s.pressure.mode), self._pressure_mode),
+            Attribute("pressure.reserve", "bytes", "Memory to leave to others: below twice that the pool holds, below that it "
+                "shrinks. Bytes, K/M/G/T, or N% of RAM.",
+                _number(lambda: s.pressure.settings.reserve_bytes), self._pressure_reserve),
+            Attribute("pressure.growth", "bytes/s", "What the pool may grow by when there is memory again: bytes, K/M/G/T.",
+                _number(lambda: s.pressure.settings.growth_bytes), self._pressure_growth),
+            Attribute("state", "-", "First line: running, degraded: WHY, or draining. Second: the signals of memory pressure "
+                "that are live.",
+                lambda: f"{s.state()}\nsignals: {', '.join(s.pressure.signals.live)}\n"),
             Attribute("stat", "flat keyed", "Everything that is counted.", lambda: _flat(stat(s))),
             Attribute("events", "flat keyed", "How often something noteworthy happened.", lambda: _flat(events(s))),
             Attribute("mm_stat", "zram", "orig_data_size compr_data_size mem_used_total mem_limit mem_used_max same_pages "
@@ -133,6 +144,15 @@ class Control:
 
     async def _recompress(self, text: str) -> None:
         self._services.engine.recompressor.set_level(parse_recompress(text))
+
+    async def _pressure_mode(self, text: str) -> None:
+        self._services.pressure.set_mode(parse_mode(text))
+
+    async def _pressure_reserve(self, text: str) -> None:
+        self._services.pressure.set_reserve(parse_size(text, self._services.pressure.signals.memory_bytes))
+
+    async def _pressure_growth(self, text: str) -> None:
+        self._services.pressure.set_growth(parse_size(text))
 
     async def _shrink(self, text: str) -> None:
         answer = await self._services.engine.shrinker.shrink(ShrinkRequest.parse(text))
@@ -168,12 +188,16 @@ def _flat(values: Values) -> str:
 
 
 def _choices(current: str) -> str:
+    return _bracketed(CHOICES, current)
+
+
+def _bracketed(choices: tuple[str, ...], current: str) -> str:
     family = current.partition(":")[0]
-    return " ".join(f"[{current}]" if name == family else name for name in CHOICES) + "\n"
+    return " ".join(f"[{current}]" if name == family else name for name in choices) + "\n"
 
 
 def _recompress_choices(level: int | None) -> str:
-    return "[off] zstd\n" if level is None else f"off [zstd:{level}]\n"
+    return _bracketed(("off", "zstd"), "off" if level is None else f"zstd:{level}")
 
 
 def document() -> str:

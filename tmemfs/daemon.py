@@ -26,11 +26,13 @@ import trio
 from tmemfs.control import Control
 from tmemfs.engine.engine import Engine, MakePager
 from tmemfs.engine.pager import Pager
+from tmemfs.engine.pressure import Pressure
 from tmemfs.engine.services import Limits, Services, parse_pool_max
 from tmemfs.errors import BadValue, Busy, Refused
 from tmemfs.fuse.mount import FUSE_DEVICE, mount_fuse
 from tmemfs.fuse.namespace import SWAP, Namespace
 from tmemfs.fuse.relay import Relay
+from tmemfs.fuse.wire import REQUEST_PAGES
 from tmemfs.host import memory
 from tmemfs.host.doctor import require_root
 from tmemfs.host.notify import notify
@@ -149,7 +151,8 @@ def _build(options: Options, tier: Tier, outcomes: dict[str, int], make_pager: M
     outcomes["memory_locked"] = int(all(outcome.ok for outcome in locked))
     tmem = Tmem(slots, segments, arena, Extents(extents, backing_bytes, CLEANING_RESERVE_BYTES))
     engine = Engine.over(tmem, tier, parse_codec(options.codec), make_pager)
-    return Services(engine, Limits(engine, ram, backing_bytes), options.datapath, outcomes)
+    pressure = Pressure(tmem, engine.shrinker, engine.reader)
+    return Services(engine, Limits(engine, ram, backing_bytes), pressure, options.datapath, outcomes)
 
 
 class _Server:
@@ -197,6 +200,7 @@ class _Server:
 
     def _run_pyfuse3(self, ended: Callable[[], Awaitable[None]] = trio.sleep_forever) -> None:
         """Serve until pyfuse3 is told of the unmount, or `ended` returns."""
+        self._services.engine.pager.warm(REQUEST_PAGES)
         try:
             trio.run(self._main, ended)
         finally:
@@ -210,6 +214,7 @@ class _Server:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(self._services.engine.run)
+            nursery.start_soon(self._services.pressure.run)
             nursery.start_soon(self._obey_signals)
             nursery.start_soon(self._announce)
             nursery.start_soon(until, ended)

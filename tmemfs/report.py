@@ -20,7 +20,8 @@ _COUNTERS: Final = frozenset(
     ("stores", "loads_ram", "loads_disk", "invalidates", "pages_written", "bytes_written", "bytes_released", "bytes_stored",
      "disk_reads", "disk_read_bytes", "requests", "deferred", "compactions", "compacted_records", "cleanings", "cleaned_segments",
      "cleaned_records", "cleaned_bytes", "recompressed_segments", "recompressed_records",
-     "recompressed_saved_bytes", "recompressions_not_worth", "cleaner_pauses", "cleaner_paused_ms")
+     "recompressed_saved_bytes", "recompressions_not_worth", "cleaner_pauses", "cleaner_paused_ms",
+     "pressure_looks", "pressure_shrinks", "pressure_stalls", "pressure_strict")
 )  # fmt: skip
 
 Values = dict[str, int | float | str]
@@ -63,6 +64,7 @@ def stat(services: Services) -> Values:
         "disk_reads": reads.reads,
         "disk_read_bytes": reads.read_bytes,
         **_density(services, now),
+        **_pressure(services),
         "table_bytes": tmem.slots.region.resident_bytes() + tmem.segments.region.resident_bytes(),
         "resident_anon": resident.anon,
         "resident_file": resident.file,
@@ -102,6 +104,23 @@ def _density(services: Services, now: TmemStatistics) -> Values:
         "cleaner_pauses": cleaner.counts.pauses,
         "cleaner_paused_ms": int(cleaner.counts.paused_s * 1000),
         "cleaner_budget_left": "max" if math.isinf(left) else int(left),
+    }
+
+
+def _pressure(services: Services) -> Values:
+    """What memory there is, and what the pool does about it."""
+    pressure = services.pressure
+    ceiling = pressure.control.ceiling
+    return {
+        "pressure_zone": pressure.control.zone,
+        "pressure_room": pressure.room,
+        "pressure_ceiling": "max" if math.isinf(ceiling) else int(ceiling),
+        "pressure_step": int(pressure.control.step),
+        "pressure_looks": pressure.counts.looks,
+        "pressure_shrinks": pressure.counts.shrinks,
+        "pressure_stalls": pressure.counts.stalls,
+        "pressure_strict": pressure.counts.strict,
+        "pressure_first_release_us": pressure.counts.first_release_us,
     }
 
 

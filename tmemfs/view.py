@@ -53,6 +53,10 @@ def read_stat(mountpoint: Path) -> Values:
     return {key: _value(text) for key, _, text in pairs}
 
 
+def _state(mountpoint: Path) -> str:
+    return read_control(mountpoint, "state").splitlines()[0]
+
+
 def _value(text: str) -> int | float | str:
     try:
         return int(text) if text.isdecimal() else float(text)
@@ -67,7 +71,7 @@ def print_stat(mountpoint: Path, in_bytes: bool = False, headings: bool = True) 
     ratio = f" (ratio {stored / compressed:.2f})" if compressed else ""
     show = str if in_bytes else format_size
     rows = [
-        ("state", read_control(mountpoint, "state").strip()),
+        ("state", _state(mountpoint)),
         ("swapped out", f"{show(stored)} of {show(int(stat['swap_size']))}"),
         ("compressed", f"{show(compressed)}{ratio}, {stat['codec']}"),
         ("pool", f"{show(int(stat['pool_current']))} of {show(int(stat['pool_max']))}, peak {show(int(stat['pool_peak']))}"),
@@ -76,6 +80,7 @@ def print_stat(mountpoint: Path, in_bytes: bool = False, headings: bool = True) 
             f"{stat['incompressible_pages']} incompressible"),
         ("density", f"{stat['ram_amplification']:.2f} bytes a live byte in RAM, {stat['disk_amplification']:.2f} on disk; "
             f"{stat['write_amplification']:.2f} bytes written a byte stored"),
+        ("pressure", f"{stat['pressure_zone']}, {show(int(stat['pressure_room']))} of room"),
         ("loads", f"{stat['loads_ram']} from RAM, {stat['loads_disk']} from disk"),
         ("protection", f"memory locked {stat['memory_locked']}, I/O flusher {stat['io_flusher']}, "
             f"OOM score {stat['oom_score_adj_set']}"),
@@ -86,7 +91,7 @@ def print_stat(mountpoint: Path, in_bytes: bool = False, headings: bool = True) 
 
 def print_json(mountpoint: Path) -> None:
     """control/stat as one object."""
-    print(json.dumps({"state": read_control(mountpoint, "state").strip(), **read_stat(mountpoint)}, indent=2))
+    print(json.dumps({"state": _state(mountpoint), **read_stat(mountpoint)}, indent=2))
 
 
 def print_columns(mountpoint: Path, columns: list[str], in_bytes: bool, headings: bool) -> None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import trio
 
-from tests.parts import FaultyTier, new_tmem, page_of
+from tests.parts import FaultyTier, new_pressure, new_tmem, page_of
 from tmemfs.engine import shrinker as shrinker_module
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.pager import Deferred
@@ -40,7 +40,7 @@ def engine(tier: FaultyTier) -> Engine:
 
 @pytest.fixture
 def services(engine: Engine) -> Services:
-    return Services(engine, Limits(engine, 32 * SEGMENT_BYTES, 32 * SEGMENT_BYTES), "none")
+    return Services(engine, Limits(engine, 32 * SEGMENT_BYTES, 32 * SEGMENT_BYTES), new_pressure(engine), "none")
 
 
 @pytest.fixture

@@ -110,14 +110,14 @@ def test_a_backing_that_is_in_use(tmp_path: Path) -> None:
         other = Place(tmp_path / "second")
         other.mountpoint.mkdir(parents=True)
         refused(other, "--backing", first.backing, says="is in use by another tmemfs daemon")
-        assert first.read("state") == "running"
+        assert first.state == "running"
 
 
 def test_a_mount_twice(tmp_path: Path) -> None:
     with mounted(tmp_path) as place:
         done = tmemfs("mount", *place.options, check=False)
         assert done.returncode == 2 and "is taken by a mount" in done.stderr
-        assert place.read("state") == "running"
+        assert place.state == "running"
 
 
 def test_not_root(place: Place) -> None:

@@ -125,8 +125,6 @@ def test_the_background_shrinks_from_high_to_low(tmp_path: Path) -> None:
         place.write("pool.high", "32M")
         place.write("pool.low", "24M")
         fill(place, 9000)
-        from tests.mounted import wait_until
-
         wait_until(lambda: place.number("pool_resident") <= 32 * MIB)
         assert place.number("pages_on_disk") > 0
 
@@ -134,6 +132,7 @@ def test_the_background_shrinks_from_high_to_low(tmp_path: Path) -> None:
 def test_a_shrink_returns_when_memory_is_back(tmp_path: Path) -> None:
     with mounted(tmp_path) as place:
         fill(place, 8192)
+        wait_until(lambda: place.number("pool_current") - place.number("pool_used") >= 4 * MIB)  # the reserve is full
         shmem = place.number("resident_shmem")
         place.write("shrink", "16M deadline=10s")
         answer = place.flat("shrink")
@@ -159,12 +158,12 @@ def test_a_full_backing_is_said_and_ends(tmp_path: Path) -> None:
         place.write("backing.max", "4M")
         fill(place, 8192)
         assert errno_of_write(place, "shrink", "all") == errno.EAGAIN
-        assert place.read("state").startswith("degraded: the backing is full")
+        assert place.state.startswith("degraded: the backing is full")
         assert "the backing is full" in place.flat("shrink")["reason"]
         assert int(place.read("backing.current")) <= 4 * MIB
         place.write("backing.max", "max")
         place.write("shrink", "all")
-        assert place.read("state") == "running"
+        assert place.state == "running"
 
 
 def test_the_codec_is_shown_in_brackets_and_old_pages_stay_readable(tmp_path: Path) -> None:

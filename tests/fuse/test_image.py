@@ -194,7 +194,7 @@ def test_without_a_backing_a_full_pool_refuses_stores_and_keeps_the_rest(tmp_pat
                 for stored in range(4096):
                     os.pwrite(fd, page_of("raw", stored), stored * PAGE_BYTES)
             assert stored > 1000
-            assert place.read("state").startswith("degraded: the backing is full")
+            assert place.state.startswith("degraded: the backing is full")
             for slot in range(stored):
                 assert os.pread(fd, PAGE_BYTES, slot * PAGE_BYTES) == page_of("raw", slot)
             assert int(place.flat("events")["stores_refused"]) >= 1
@@ -220,7 +220,7 @@ def test_a_damaged_extent_fails_its_loads_and_nothing_else(place: Place, image: 
             assert error.errno == errno.EIO
             failed.append(slot)
     assert len(failed) == 1
-    assert place.read("state").startswith("degraded: 1 loads found a damaged record")
+    assert place.state.startswith("degraded: 1 loads found a damaged record")
     assert place.flat("events")["corrupt_records"] == "1"
     os.pwrite(image, page_of("raw", 5), failed[0] * PAGE_BYTES)
     assert os.pread(image, PAGE_BYTES, failed[0] * PAGE_BYTES) == page_of("raw", 5)

@@ -90,7 +90,7 @@ def test_a_hog_of_1_gib_in_256_mib_comes_back_right_while_the_pool_shrinks(tmp_p
         assert int(stat["pages_written"]) > 10_000
         events = place.flat("events")
         assert {events[key] for key in ("stores_refused", "corrupt_records", "read_errors", "write_errors")} == {"0"}
-        assert place.read("state") == "running"
+        assert place.state == "running"
 
 
 @pytest.mark.timeout(400)
@@ -211,14 +211,14 @@ def test_umount_refuses_while_the_image_is_used(tmp_path: Path) -> None:
     with swap_up(tmp_path) as place:
         done = tmemfs("umount", place.mountpoint, check=False)
         assert done.returncode == 2 and "uses the image: run 'tmemfs down" in done.stderr
-        assert place.read("state") == "running"
+        assert place.state == "running"
 
 
 def test_sigterm_is_refused_while_the_swap_is_on_and_obeyed_after(tmp_path: Path) -> None:
     with swap_up(tmp_path) as place:
         os.kill(place.pid, signal.SIGTERM)
         wait_until(lambda: "SIGTERM: not stopping" in place.log.read_text())
-        assert place.read("state") == "running"
+        assert place.state == "running"
         for device in swapdev.loop_devices_of(place.image):
             swapdev.swap_off(device)
             swapdev.detach(device)
@@ -244,13 +244,13 @@ def test_a_backing_that_fills_up_degrades_and_recovers(tmp_path: Path) -> None:
         command = [*HOG, "--size", "512M", "--rounds", "0", "--tasks", str(cgroup.tasks)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            wait_until(lambda: place.read("state").startswith("degraded: the backing is full"), 60)
+            wait_until(lambda: place.state.startswith("degraded: the backing is full"), 60)
             assert place.number("backing_current") <= 16 * MIB
         finally:
             process.kill()
             process.wait(60)
         place.write("backing.max", "max")
-        wait_until(lambda: place.read("state") == "running")
+        wait_until(lambda: place.state == "running")
         hog(cgroup, "160M", rounds=1, timeout_s=100)
 
 
@@ -277,7 +277,7 @@ def test_the_foreground_daemon_notifies_its_supervisor(tmp_path: Path) -> None:
         )  # fmt: skip
         try:
             assert supervisor.recv(100) == b"READY=1"
-            assert place.read("state") == "running"
+            assert place.state == "running"
             process.terminate()
             assert supervisor.recv(100) == b"STOPPING=1"
             assert process.wait(20) == 0

@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from tests.parts import FaultyTier, Regions, page_of
+from tests.parts import FaultyTier, Regions, new_pressure, page_of
 from tmemfs import control, errors, report
 from tmemfs.control import Attribute, Control, document, errno_of
 from tmemfs.engine.engine import Engine
@@ -34,7 +34,7 @@ RAM: Final = 64 * MIB
 def services() -> Iterator[Services]:
     regions = Regions.new(slots=1024, frames=16, extents=16)
     engine = Engine.over(regions.start(limit=LIMIT // MIB, slots=1024), FaultyTier(), parse_codec("lz4"))
-    yield Services(engine, Limits(engine, RAM, 16 * MIB), "none")
+    yield Services(engine, Limits(engine, RAM, 16 * MIB), new_pressure(engine), "none")
     regions.close()
 
 
@@ -95,6 +95,7 @@ def test_the_mode_is_what_can_be_done() -> None:
     assert modes == [0o444, 0o200, 0o644]
     assert {attribute.name for attribute in TABLE if attribute.mode == 0o644} == {
         "pool.max", "pool.high", "pool.low", "backing.max", "shrink", "compact", "clean.rate", "clean.daily", "recompress",
+        "pressure.mode", "pressure.reserve", "pressure.growth",
         "codec",
     }  # fmt: skip
 
@@ -243,14 +244,14 @@ def test_the_three_files_of_zram_have_its_number_of_fields(files: dict[str, Attr
 
 
 def test_the_state_says_why_it_is_degraded(services: Services, files: dict[str, Attribute]) -> None:
-    assert read(files, "state") == "running\n"
+    assert read(files, "state") == "running\nsignals: fixed\n"
     services.engine.room.set_stuck("the backing is full: raise it")
     services.engine.reader.counts.corrupt = 2
     assert read(files, "state") == (
-        "degraded: the backing is full: raise it; 2 loads found a damaged record: check the backing device\n"
+        "degraded: the backing is full: raise it; 2 loads found a damaged record: check the backing device\nsignals: fixed\n"
     )
     services.is_draining = True
-    assert read(files, "state") == "draining\n"
+    assert read(files, "state") == "draining\nsignals: fixed\n"
 
 
 def test_a_shrink_never_asked_for_has_an_answer(files: dict[str, Attribute]) -> None:

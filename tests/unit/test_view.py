@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts import FaultyTier, Regions, page_of
+from tests.parts import FaultyTier, Regions, new_pressure, page_of
 from tmemfs import view
 from tmemfs.control import Control, errno_of
 from tmemfs.engine.engine import Engine
@@ -42,6 +42,8 @@ STAT = {
     "ram_amplification": 1.02,
     "disk_amplification": 1.253,
     "write_amplification": 0.5,
+    "pressure_zone": "holding",
+    "pressure_room": 48 << 20,
     "memory_locked": 1,
     "io_flusher": 0,
     "oom_score_adj_set": 1,
@@ -55,7 +57,7 @@ def mount(tmp_path: Path) -> Path:
     control = tmp_path / "control"
     control.mkdir()
     (control / "stat").write_text("".join(f"{key} {value}\n" for key, value in STAT.items()))
-    (control / "state").write_text("running\n")
+    (control / "state").write_text("running\nsignals: psi\n")
     (control / "pool.current").write_text("3145728\n")
     (control / "shrink").write_text(ANSWER)
     return tmp_path
@@ -79,6 +81,7 @@ def test_the_lines_for_people(mount: Path, capsys: pytest.CaptureFixture[str]) -
         "backing:     1 MiB of 80 GiB",
         "pages:       700 in RAM, 200 on disk, 110 same-filled, 30 incompressible",
         "density:     1.02 bytes a live byte in RAM, 1.25 on disk; 0.50 bytes written a byte stored",
+        "pressure:    holding, 48 MiB of room",
         "loads:       12 from RAM, 34 from disk",
         "protection:  memory locked 1, I/O flusher 0, OOM score 1",
     ]
@@ -135,7 +138,7 @@ def test_what_a_daemon_says_can_be_shown(tmp_path: Path, capsys: pytest.CaptureF
     engine = Engine.over(regions.start(10, 64), FaultyTier(), parse_codec("lz4"))
     engine.tmem.insert(0, [encode(page_of("text", 1), parse_codec("lz4"))])
     outcomes = {"memory_locked": 1, "io_flusher": 1, "oom_score_adj_set": 1}
-    services = Services(engine, Limits(engine, 64 * MIB, 10 * MIB), "none", outcomes)
+    services = Services(engine, Limits(engine, 64 * MIB, 10 * MIB), new_pressure(engine), "none", outcomes)
     (tmp_path / "control").mkdir()
     for attribute in Control(services).attributes:
         assert attribute.read is not None

@@ -15,6 +15,7 @@ Invariants:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,7 @@ from typing import Final, Literal
 from tmemfs.engine.reader import Reader
 from tmemfs.engine.room import Room
 from tmemfs.errors import NoRoom, TierError
-from tmemfs.store.codec import Codec, Packed, encode, encode_pages
+from tmemfs.store.codec import Codec, Packed, decode, encode, encode_pages
 from tmemfs.store.record import EMPTY
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import PAGE_BYTES
@@ -72,6 +73,13 @@ class Pager:
         self._reader = reader
         self._room = room
         self._waiting = 0
+
+    def warm(self, pages: int) -> None:
+        """Use the heap once as much as a request of so many pages does, so that it is there when memory is short."""
+        noise = memoryview(os.urandom(PAGE_BYTES) * pages)
+        half = memoryview((os.urandom(PAGE_BYTES // 2) + bytes(PAGE_BYTES // 2)) * pages)
+        for packed in (encode_pages(noise, self.codec), encode_pages(half, self.codec)):
+            b"".join(decode(tag, payload) for tag, payload in packed)
 
     def read(self, offset: int, size: int) -> bytes | Deferred:
         """Bytes [offset, offset + size) of the image, fewer at its end."""

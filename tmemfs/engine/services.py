@@ -12,6 +12,7 @@ from typing import Any, Final
 import trio
 
 from tmemfs.engine.engine import Engine
+from tmemfs.engine.pressure import Pressure
 from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import Busy, OutOfRange
 from tmemfs.store.arena import RESERVE_FRAMES
@@ -107,6 +108,7 @@ class Services:
 
     engine: Engine
     limits: Limits
+    pressure: Pressure
     datapath: str
     outcomes: dict[str, int] = field(default_factory=dict)
     is_draining: bool = False
@@ -133,4 +135,4 @@ class Services:
     def placeholder(cls) -> Services:
         """Services of nothing, to print the table of attributes without a daemon."""
         nothing: Any = None
-        return cls(nothing, nothing, "none")
+        return cls(nothing, nothing, nothing, "none")

@@ -148,6 +148,10 @@ class Shrinker:
         self.counts = ShrinkCounts()
         self.last: ShrinkAnswer | None = None
         self.marks = marks
+        #: What the pool may hold while memory is short (pressure.py), in bytes.
+        self.ceiling = math.inf
+        #: Called in trio's thread when frames were taken or have become free.
+        self.moved: Callable[[], None] = lambda: None
         self._tmem = tmem
         self._tier = tier
         self._room = room
@@ -169,7 +173,8 @@ class Shrinker:
                 self._kick_pending = False
                 await trio.to_thread.run_sync(self._tidy)
                 self._cleaner.look()
-                goal = background_goal(self._tmem.pool_bytes, self.marks, shrinking) if self._tier.capacity_bytes else 0
+                marks = self.marks.under(self.ceiling)
+                goal = background_goal(self._tmem.pool_bytes, marks, shrinking) if self._tier.capacity_bytes else 0
                 if self._room.stuck or not self._tmem.arena.has_room:
                     goal = max(goal, SEGMENT_BYTES)
                 shrinking = goal > 0 and await self._step(goal)
@@ -216,6 +221,7 @@ class Shrinker:
 
     def _wake(self) -> None:
         self._kicked.set()
+        self.moved()
 
     def _write_back_while(self, tally: _Tally) -> None:
         """Write segments back as long as `tally` wants more; in a thread."""

@@ -10,6 +10,7 @@ from typing import Final
 
 from tmemfs.errors import Refused
 from tmemfs.host.memory import total_ram_bytes
+from tmemfs.host.signals import Signals
 from tmemfs.host.swapdev import swap_entries
 from tmemfs.units import format_size
 
@@ -109,8 +110,15 @@ def _has_capability(number: int) -> bool:
 
 
 def _pressure() -> Check:
-    ok = True if Path("/proc/pressure/memory").exists() else None
-    return Check("PSI", ok, "yes" if ok else "no", "" if ok else "boot with psi=1")
+    """The signals of memory pressure, tried as the daemon does."""
+    signals = Signals()
+    try:
+        ok = True if signals.stalls else None
+        return Check(
+            "pressure signals", ok, ", ".join(signals.live), "" if ok else f"no {'; '.join(signals.missing)}: boot with psi=1"
+        )
+    finally:
+        signals.close()
 
 
 def _cgroup() -> Check:

@@ -42,6 +42,12 @@ class Watermarks:
         bottom = min(int(max_bytes * LOW_SHARE) if low is None else low, top)
         return cls(max_bytes, top, bottom)
 
+    def under(self, ceiling: float) -> Watermarks:
+        """The same, but that shrinking starts above `ceiling` and stops there."""
+        if ceiling >= self.high:
+            return self
+        return Watermarks(self.max, int(ceiling), min(self.low, int(ceiling)))
+
 
 def background_goal(current_bytes: int, marks: Watermarks, shrinking: bool) -> int:
     """Bytes the background has to free now: 0 below `high`, or below `low` once it is shrinking."""

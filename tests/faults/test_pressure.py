@@ -1,0 +1,196 @@
+"""Pressure steering a shrinker: signals in, frames out, on a machine whose memory is what the test says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from tests.parts import FaultyTier, FixedSignals, new_pressure, new_tmem, page_of
+from tmemfs.engine.engine import Engine
+from tmemfs.engine.pressure import Pressure, default_settings, parse_mode
+from tmemfs.errors import BadValue, OutOfRange
+from tmemfs.store.codec import parse_codec
+from tmemfs.store.pressure import Settings
+from tmemfs.units import MIB, PAGE_BYTES, SEGMENT_BYTES
+
+FULL = 255
+
+
+class Place:
+    """An engine, and the signals of its machine; the reserve is 10 MiB."""
+
+    def __init__(self, tier: FaultyTier | None = None) -> None:
+        self.tier = tier or FaultyTier()
+        self.engine = Engine.over(new_tmem(slots=16384, frames=80, limit=60, extents=200), self.tier, parse_codec("lz4"))
+        self.signals = FixedSignals(room_bytes=1000 * MIB, memory_bytes=160 * MIB)
+        self.pressure: Pressure = new_pressure(self.engine, self.signals)
+        self.pressure.settings = Settings(10 * MIB, 5 * MIB)
+        self.tmem = self.engine.tmem
+
+    def store(self, segments: int, first: int = 0) -> None:
+        for slot in range(first, first + segments * FULL):
+            assert self.engine.pager.write(slot * PAGE_BYTES, memoryview(page_of("raw", slot))) is None
+
+    def start(self, nursery: trio.Nursery) -> None:
+        nursery.start_soon(self.engine.run)
+        nursery.start_soon(self.pressure.run)
+
+    @property
+    def pool_mib(self) -> int:
+        return self.tmem.pool_bytes // MIB
+
+
+@pytest.fixture
+def place() -> Place:
+    return Place()
+
+
+async def test_a_pool_on_a_machine_with_memory_is_left_alone(place: Place, nursery: trio.Nursery) -> None:
+    place.start(nursery)
+    place.store(20)
+    await trio.sleep(0.1)
+    assert place.pool_mib >= 20 and place.pressure.control.ceiling == math.inf and not place.tier.inner.extents
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_pool_that_memory_is_short_of_shrinks_until_there_is_enough(place: Place, nursery: trio.Nursery) -> None:
+    place.start(nursery)
+    place.store(40)
+    await _until(lambda: place.pool_mib >= 40)
+    held = place.pool_mib
+    place.signals.room_bytes = 5 * MIB
+    place.pressure.look_again()
+    await _until(lambda: place.pool_mib < held - 10)
+    await _until(lambda: place.pressure.counts.first_release_us)
+    assert place.pressure.counts.shrinks >= 1
+    place.signals.room_bytes = 15 * MIB
+    await trio.sleep(0.05)
+    settled = place.pool_mib
+    await trio.sleep(0.1)
+    assert place.pressure.control.zone == "holding" and place.pool_mib == settled > 4
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_is_stored_while_memory_is_short_leaves_again(place: Place, nursery: trio.Nursery) -> None:
+    place.start(nursery)
+    place.store(10)
+    place.signals.room_bytes = 15 * MIB
+    await _until(lambda: place.pressure.control.zone == "holding")
+    held = place.pool_mib
+    for segment in range(10, 30):
+        place.store(1, segment * FULL)
+        await trio.sleep(0.01)
+    await _until(lambda: place.pool_mib <= held + 2)
+    assert len(place.tier.inner.extents) >= 18
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_stall_shrinks_where_memory_is_short(place: Place, nursery: trio.Nursery) -> None:
+    place.start(nursery)
+    place.store(20)
+    place.signals.room_bytes, place.signals.has_stalled = 15 * MIB, True
+    place.pressure.look_again()
+    await _until(lambda: place.tier.inner.extents)
+    assert place.pressure.counts.stalls == 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_in_critical_shortage_no_store_takes_memory_that_was_not_given_back(place: Place, nursery: trio.Nursery) -> None:
+    place.store(20)
+    place.signals.room_bytes = MIB
+    place.tier.fail("write")
+    place.start(nursery)
+    await _until(lambda: place.pressure.control.zone == "critical")
+    assert place.tmem.arena.limit * SEGMENT_BYTES == place.tmem.pool_bytes and place.pressure.counts.strict == 1
+    place.signals.room_bytes = 1000 * MIB
+    place.tier.fail()
+    await _until(lambda: place.pressure.control.zone == "relaxed")
+    assert place.tmem.arena.limit == 60
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("mode", ["manual", "off"])
+async def test_only_auto_acts(place: Place, nursery: trio.Nursery, mode: str) -> None:
+    place.pressure.set_mode(mode)
+    place.start(nursery)
+    place.store(20)
+    place.signals.room_bytes = MIB
+    place.pressure.look_again()
+    await trio.sleep(0.1)
+    assert place.pool_mib >= 20 and not place.tier.inner.extents and place.tmem.arena.limit == 60
+    assert place.pressure.control.zone == ("critical" if mode == "manual" else "relaxed")
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_mode_other_than_auto_lifts_what_the_law_had_asked(place: Place, nursery: trio.Nursery) -> None:
+    place.start(nursery)
+    place.store(20)
+    place.signals.room_bytes = MIB
+    place.pressure.look_again()
+    await _until(lambda: place.pressure.control.zone == "critical")
+    place.pressure.set_mode("manual")
+    assert place.engine.shrinker.ceiling == math.inf and place.tmem.arena.limit == 60
+    nursery.cancel_scope.cancel()
+
+
+async def test_it_looks_only_while_something_moves(place: Place, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tmemfs.engine.pressure.QUIET_S", 0.05)
+    place.signals.room_bytes = 15 * MIB
+    place.start(nursery)
+    place.store(20)
+    await trio.sleep(0.3)
+    looks = place.pressure.counts.looks
+    await trio.sleep(0.5)
+    assert place.pressure.counts.looks - looks <= 1
+    place.store(1, 20 * FULL)
+    await _until(lambda: place.pressure.counts.looks > looks + 3)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_tier_that_fails_under_pressure_loses_nothing(place: Place, nursery: trio.Nursery) -> None:
+    place.tier.fail("write")
+    place.start(nursery)
+    place.store(20)
+    place.signals.room_bytes = 5 * MIB
+    place.pressure.look_again()
+    await _until(lambda: place.engine.room.stuck)
+    assert place.pool_mib >= 20 and place.engine.shrinker.counts.write_errors
+    place.tier.fail()
+    await _until(lambda: place.pool_mib < 15)
+    for slot in range(0, 20 * FULL, 97):
+        page = place.engine.pager.read(slot * PAGE_BYTES, PAGE_BYTES)
+        loaded = page if isinstance(page, bytes) else await trio.to_thread.run_sync(page.run)
+        assert loaded == page_of("raw", slot)
+    nursery.cancel_scope.cancel()
+
+
+def test_the_reserve_is_a_sixteenth_within_bounds() -> None:
+    sizes = [default_settings(memory * MIB, 60 * MIB).reserve_bytes // MIB for memory in (64, 512, 4096, 64 << 10)]
+    assert sizes == [16, 32, 256, 512]
+    assert default_settings(MIB, 600 * MIB).growth_bytes == 10 * MIB
+
+
+@pytest.mark.parametrize("reserve", [0, -1, 81 * MIB])
+def test_a_reserve_that_cannot_be_is_refused(place: Place, reserve: int) -> None:
+    with pytest.raises(OutOfRange, match="half of the memory"):
+        place.pressure.set_reserve(reserve)
+
+
+def test_a_growth_of_nothing_is_refused(place: Place) -> None:
+    with pytest.raises(OutOfRange, match="small for ever"):
+        place.pressure.set_growth(0)
+
+
+def test_modes() -> None:
+    assert [parse_mode(f" {mode}\n") for mode in ("auto", "manual", "off")] == ["auto", "manual", "off"]
+    with pytest.raises(BadValue, match="choose auto, manual, off"):
+        parse_mode("on")
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    with trio.fail_after(10):
+        while not condition():
+            await trio.sleep(0.005)

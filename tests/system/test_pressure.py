@@ -1,0 +1,91 @@
+"""The pool gives memory back at the speed of those who want it: daemon and hog in one cgroup, whose limit both have to share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.mounted import TMEMFS, Place
+from tmemfs.units import MIB
+from tools.cgroup import MemoryCgroup, memory_controller
+
+pytestmark = pytest.mark.system
+
+GROW = (sys.executable, str(Path(__file__).parents[2] / "tools" / "grow.py"))
+LIMIT = 512 * MIB
+POOL = 250 * MIB
+#: The hog grows to 90% of the limit; it may be faster than 500 MB/s, and is throttled to somewhat more.
+HOG = LIMIT * 9 // 10
+RATE = "700M"
+
+
+@contextmanager
+def shared_cgroup(directory: Path, limit: int = LIMIT) -> Iterator[tuple[Place, MemoryCgroup]]:
+    """A mount whose daemon lives in a cgroup of `limit`."""
+    if memory_controller() != "v1":
+        pytest.skip("needs a memory controller of version 1: its thresholds tell when a limit comes near")
+    place = Place(directory)
+    place.mountpoint.mkdir()
+    with MemoryCgroup("shared", limit) as cgroup:
+        try:
+            inside = f'echo $$ > {cgroup.tasks}; exec "$@"'
+            command = [*TMEMFS, "mount", *map(str, place.options), "--size", "2G", "--pool-max", "90%"]
+            subprocess.run(["sh", "-c", inside, "sh", *command], check=True, timeout=60)
+            yield place, cgroup
+        finally:
+            place.end()
+
+
+def fill(place: Place, size: int) -> bytes:
+    """Write pages that do not compress; a MiB of them, which is repeated."""
+    data = Random(1).randbytes(MIB)
+    fd = os.open(place.image, os.O_RDWR)
+    try:
+        for offset in range(0, size, MIB):
+            os.pwrite(fd, data, offset)
+    finally:
+        os.close(fd)
+    return data
+
+
+def grow(cgroup: MemoryCgroup) -> subprocess.CompletedProcess[str]:
+    command = [*GROW, "--size", str(HOG), "--rate", RATE, "--tasks", str(cgroup.tasks)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+@pytest.mark.timeout(200)
+def test_a_hog_grows_to_nine_tenths_of_a_limit_that_the_pool_has_half_of(tmp_path: Path) -> None:
+    with shared_cgroup(tmp_path) as (place, cgroup):
+        assert f"limit of cgroup v1 {cgroup.path.name}" in place.read("state")
+        data = fill(place, POOL)
+        assert place.number("pool_current") >= POOL
+        done = grow(cgroup)
+        assert done.returncode == 0, (done, place.flat())
+        assert float(done.stdout) >= 500, done.stdout
+        stat = place.flat()
+        assert int(stat["pool_current"]) < LIMIT - HOG and 0 < int(stat["pressure_first_release_us"]) < 200_000
+        assert place.flat("events")["stores_refused"] == "0" and place.state == "running"
+        fd = os.open(place.image, os.O_RDONLY)
+        try:
+            for offset in range(0, POOL, 16 * MIB):
+                assert os.pread(fd, MIB, offset) == data
+        finally:
+            os.close(fd)
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("mode", ["off", "manual"])
+def test_without_the_law_the_same_hog_is_killed(tmp_path: Path, mode: str) -> None:
+    with shared_cgroup(tmp_path) as (place, cgroup):
+        place.write("pressure.mode", mode)
+        fill(place, POOL)
+        done = grow(cgroup)
+        is_daemon_dead = not Path(f"/proc/{place.pid}").exists() if done.returncode == 0 else False
+        assert done.returncode == -9 or is_daemon_dead

@@ -1,0 +1,187 @@
+"""The control law under simulated pressure: what a program takes, the pool gives; it grows back, and it does not flap."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tmemfs.store import pressure
+from tmemfs.store.pressure import CRITICAL, HOLDING, RELAXED, SHRINKING, Control, Look, Settings, control, zone_of
+from tmemfs.units import MIB
+
+SETTINGS = Settings(reserve_bytes=32 * MIB, growth_bytes=8 * MIB)
+TOP = 400 * MIB
+
+
+@dataclass
+class Machine:
+    """`memory` bytes, of which the pool and others hold some; the pool follows its ceiling at `speed` bytes a second."""
+
+    memory: int = 512 * MIB
+    pool: float = 250 * MIB
+    others: float = 0
+    speed: float = 1000 * MIB
+    now: float = 0.0
+    control: Control = field(default_factory=Control)
+    released: float = 0
+    refault_share: float = 0.0
+    is_oom: bool = False
+    pools: list[float] = field(default_factory=list)
+
+    @property
+    def room(self) -> float:
+        return self.memory - self.pool - self.others
+
+    def tick(self, seconds: float = 0.01, taken: float = 0, stored: float = 0, stalled: bool = False) -> Control:
+        """Others take, the kernel swaps out, the law looks, the shrinker works."""
+        self.now += seconds
+        self.others += taken
+        self.pool += stored
+        look = Look(
+            self.now, int(self.room), int(self.pool), TOP, int(self.released), int(self.released * self.refault_share), stalled
+        )
+        self.control = control(self.control, look, SETTINGS)
+        goes = min(max(self.pool - self.control.ceiling, 0), self.speed * seconds)
+        self.pool -= goes
+        self.released += goes
+        self.is_oom |= self.room < 0
+        self.pools.append(self.pool)
+        return self.control
+
+
+@pytest.mark.parametrize("rate", [10, 100, 500, 900])
+def test_a_program_that_mlocks_nearly_all_memory_gets_it(rate: int) -> None:
+    machine = Machine()
+    while machine.others < 0.8 * machine.memory:
+        machine.tick(taken=rate * MIB * 0.01)
+    assert not machine.is_oom
+
+
+def test_a_program_faster_than_the_disk_is_not_survived_and_that_is_what_the_model_says() -> None:
+    machine = Machine(speed=100 * MIB)
+    while machine.others < 0.8 * machine.memory and not machine.is_oom:
+        machine.tick(taken=900 * MIB * 0.01)
+    assert machine.is_oom
+
+
+def test_without_the_law_the_same_program_fails() -> None:
+    machine = Machine(speed=0)
+    while machine.others < 0.8 * machine.memory and not machine.is_oom:
+        machine.tick(taken=10 * MIB * 0.01)
+    assert machine.is_oom
+
+
+def test_what_is_stored_while_room_is_short_leaves_as_fast() -> None:
+    machine = Machine(others=220 * MIB)
+    machine.tick()
+    before = machine.pool
+    for _ in range(500):
+        machine.tick(stored=2 * MIB)
+    assert machine.control.zone == HOLDING and machine.pool <= before + 2 * MIB
+
+
+def test_with_room_enough_nothing_is_asked_of_the_pool() -> None:
+    machine = Machine(others=100 * MIB)
+    for _ in range(100):
+        found = machine.tick(stored=MIB // 10, stalled=True)
+    assert (found.zone, found.ceiling, found.step) == (RELAXED, math.inf, 0.0) and machine.released == 0
+
+
+def test_a_stall_while_room_is_short_shrinks_at_once() -> None:
+    machine = Machine(others=220 * MIB)
+    assert machine.tick().zone == HOLDING
+    found = machine.tick(stalled=True)
+    assert found.zone == SHRINKING and found.ceiling < 250 * MIB
+
+
+def test_a_slow_disk_is_not_asked_for_the_whole_pool() -> None:
+    machine = Machine(others=245 * MIB, speed=10 * MIB)
+    for _ in range(50):
+        machine.tick()
+    assert machine.control.zone == SHRINKING and machine.control.ceiling >= 0.7 * machine.pool
+    machine.others -= 30 * MIB
+    assert machine.tick().ceiling == int(machine.pool) or machine.control.zone == HOLDING
+    held = machine.pool
+    machine.tick()
+    assert machine.pool == pytest.approx(held, rel=0.01)
+
+
+def test_steps_escalate_while_pressure_lasts_and_decay_when_it_ends() -> None:
+    machine = Machine(others=245 * MIB, speed=0)
+    steps = [machine.tick().step for _ in range(6)]
+    assert steps == sorted(steps) and steps[-1] > 4 * steps[0] and steps[-1] <= machine.pool / 4
+    machine.others = 215 * MIB
+    decayed = [machine.tick().step for _ in range(12)]
+    assert decayed == sorted(decayed, reverse=True) and decayed[-1] == 0
+
+
+def test_the_pool_grows_back_when_memory_is_idle_and_no_faster_than_it_may() -> None:
+    machine = Machine(others=250 * MIB)
+    for _ in range(20):
+        machine.tick()
+    held = machine.pool
+    machine.others = 0
+    for _ in range(100):
+        machine.tick()
+    assert machine.control.zone == RELAXED
+    assert machine.control.ceiling == pytest.approx(held + SETTINGS.growth_bytes, rel=0.05)
+    machine.tick(seconds=60)
+    assert machine.control.ceiling == math.inf
+
+
+def test_shrinking_that_is_loaded_again_at_once_is_backed_off() -> None:
+    calm, thrashing = Machine(others=255 * MIB, speed=20 * MIB), Machine(others=255 * MIB, speed=20 * MIB, refault_share=0.9)
+    for _ in range(8):
+        calm.tick()
+        thrashing.tick()
+    assert thrashing.control.zone == calm.control.zone == SHRINKING
+    assert thrashing.control.step < calm.control.step / 2
+
+
+def test_critical_room_is_not_backed_off() -> None:
+    machine = Machine(others=260 * MIB, speed=20 * MIB, refault_share=0.9)
+    steps = [machine.tick().step for _ in range(4)]
+    assert machine.control.zone == CRITICAL and steps[-1] > steps[0]
+
+
+def test_steady_moderate_pressure_does_not_make_the_pool_flap() -> None:
+    machine = Machine(others=210 * MIB)
+    for tick in range(3000):
+        machine.tick(taken=(3 if tick % 2 else -3) * MIB, stored=MIB / 4)
+    settled = machine.pools[500:]
+    assert max(settled) - min(settled) < 0.1 * max(settled)
+
+
+@pytest.mark.parametrize(
+    ("room", "stalled", "zone"),
+    [(64, False, RELAXED), (64, True, RELAXED), (63, False, HOLDING), (63, True, SHRINKING), (32, False, HOLDING),
+     (31, False, SHRINKING), (8, False, SHRINKING), (7, False, CRITICAL), (7, True, CRITICAL), (-5, False, CRITICAL)],
+)  # fmt: skip
+def test_the_zones(room: int, stalled: bool, zone: str) -> None:
+    assert zone_of(Look(0.0, room * MIB, 100 * MIB, TOP, stalled=stalled), SETTINGS) == zone
+
+
+@given(
+    rooms=st.lists(st.tuples(st.integers(-100, 600), st.booleans()), min_size=1, max_size=50),
+    pool=st.integers(0, 400),
+)
+def test_whatever_comes_the_ceiling_is_a_size_and_a_step_no_more_than_a_quarter(rooms: list[tuple[int, bool]], pool: int) -> None:
+    found = Control()
+    for at, (room, stalled) in enumerate(rooms):
+        before = found
+        found = control(before, Look(at * 0.01, room * MIB, pool * MIB, TOP, stalled=stalled), SETTINGS)
+        assert found.ceiling >= 0 and 0 <= found.step <= max(pool * MIB / 4, before.step / 2)
+        if found.zone != RELAXED:
+            assert found.ceiling <= pool * MIB
+
+
+def test_the_law_in_the_docs_is_the_law() -> None:
+    assert pressure.__doc__
+    operations = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    law = pressure.__doc__.split("\n\n", 1)[1].split("\n\nA stall")[0]
+    assert law in operations

@@ -1,0 +1,237 @@
+"""Pressure: watches the signals of memory pressure, and steers the shrinker by the control law (store/pressure.py).
+
+It looks when something moves: pages are being stored, a stall or a threshold is told. From then on it looks every LOOK_S until
+nothing has moved for QUIET_S, and then waits again. Only while there is little room and much in the pool it also looks every
+IDLE_S.
+
+    mode auto     the law acts
+    mode manual   signals are watched and shown; the pool moves by its limits, its watermarks and `shrink`
+    mode off      no signal is looked at
+
+Invariant: 1. What the law has not asked for is not limited: in any other mode than auto, ceiling and strictness are lifted.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import trio
+
+from tmemfs.engine.reader import Reader
+from tmemfs.engine.shrinker import Shrinker
+from tmemfs.errors import BadValue, OutOfRange
+from tmemfs.host.signals import CgroupLimit, Signals
+from tmemfs.store.pressure import CRITICAL, RELAXED, SHRINKING, Control, Look, Settings, control
+from tmemfs.store.tmem import Tmem
+from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
+
+log = logging.getLogger(__name__)
+
+MODES: Final = ("auto", "manual", "off")
+#: A program that takes 1 GB a second takes 10 MB between two looks.
+LOOK_S: Final = 0.01
+QUIET_S: Final = 1.0
+IDLE_S: Final = 2.0
+#: The reserve: this share of what memory there is, within these bounds.
+RESERVE_SHARE: Final = 1 / 16
+LEAST_RESERVE_BYTES: Final = 16 << 20
+LARGEST_RESERVE_BYTES: Final = 512 << 20
+#: The whole pool grows back in this time.
+GROWTH_S: Final = 60
+#: With this many reserves of room and more, nothing is looked at while nothing moves.
+_FAR: Final = 4
+#: A pool below this has nothing to give.
+_SMALL_POOL_BYTES: Final = 8 * SEGMENT_BYTES
+
+
+def parse_mode(text: str) -> str:
+    """A mode of control/pressure.mode. Raises BadValue."""
+    if text.strip() not in MODES:
+        raise BadValue(f"{text.strip()!r} is no mode of pressure: choose {', '.join(MODES)}")
+    return text.strip()
+
+
+@dataclass(slots=True)
+class PressureCounts:
+    """Since the start. `first_release_us`: from the last time room fell below the reserve to the first frame given back."""
+
+    looks: int = 0
+    shrinks: int = 0
+    stalls: int = 0
+    strict: int = 0
+    first_release_us: int = 0
+
+
+class Pressure:
+    """Steers `shrinker` by `signals`. `run` must be running in trio."""
+
+    def __init__(self, tmem: Tmem, shrinker: Shrinker, reader: Reader, signals: Callable[[], Signals] = Signals) -> None:
+        self.counts = PressureCounts()
+        self.mode = "auto"
+        self.control = Control()
+        self.signals = signals()
+        self.settings = default_settings(self.signals.memory_bytes, shrinker.marks.max)
+        self.room = self.signals.room()
+        self._tmem = tmem
+        self._shrinker = shrinker
+        self._reader = reader
+        self._moved = trio.Event()
+        self._stalled = False
+        self._armed: set[trio.CancelScope] = set()
+        self._fell_at: float | None = None
+        self._released_before = 0
+        shrinker.moved = self.look_again
+
+    def look_again(self) -> None:
+        """Something moves: see whether there is pressure. In trio's thread."""
+        self._moved.set()
+
+    def set_mode(self, mode: str) -> None:
+        """Change the mode. In trio's thread."""
+        self.mode = mode
+        if mode != "auto":
+            self._apply(Control())
+        self.look_again()
+
+    def set_reserve(self, reserve_bytes: int) -> None:
+        """Leave so much memory to others. Raises OutOfRange."""
+        most = self.signals.memory_bytes // 2
+        if not 0 < reserve_bytes <= most:
+            raise OutOfRange(
+                f"a reserve of {reserve_bytes} bytes is not between 1 and half of the memory ({most}): give for example 5%"
+            )
+        self.settings = Settings(reserve_bytes, self.settings.growth_bytes)
+        for armed in self._armed:
+            armed.cancel()
+        self.look_again()
+
+    def set_growth(self, growth_bytes: int) -> None:
+        """Grow back by so many bytes a second. Raises OutOfRange."""
+        if growth_bytes <= 0:
+            raise OutOfRange("a pool that grows by 0 bytes a second stays small for ever: give for example 16M")
+        self.settings = Settings(self.settings.reserve_bytes, growth_bytes)
+        self.look_again()
+
+    async def run(self) -> None:
+        """Watch and steer until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for stall in self.signals.stalls:
+                nursery.start_soon(self._watch, stall.fileno(), self._note_stall)
+            for limit in self.signals.limits:
+                nursery.start_soon(self._watch_threshold, limit)
+            await self._look_on()
+
+    async def _look_on(self) -> None:
+        moved_at, seen = time.monotonic(), (0, 0.0)
+        while True:
+            self._moved = trio.Event()
+            if self.mode != "off":
+                self._look()
+                now, before, seen = (
+                    time.monotonic(),
+                    seen,
+                    (self._tmem.counts.stores, round(self.room / self.settings.reserve_bytes, 1)),
+                )
+                moved_at = now if seen != before or self.control.zone in (SHRINKING, CRITICAL) else moved_at
+                if now - moved_at < QUIET_S and self.room < _FAR * self.settings.reserve_bytes:
+                    await trio.sleep(LOOK_S)
+                    continue
+            with trio.move_on_after(self._idle_s):
+                await self._moved.wait()
+
+    @property
+    def _idle_s(self) -> float:
+        """How long nothing needs to be looked at while nothing moves."""
+        is_near = self.mode != "off" and self.room < _FAR * self.settings.reserve_bytes
+        return IDLE_S if is_near and self._tmem.pool_bytes > _SMALL_POOL_BYTES else math.inf
+
+    def _look(self) -> None:
+        self.room = self.signals.room()
+        stalled, self._stalled = self._stalled or self.signals.stalled(), False
+        self.counts.looks += 1
+        self.counts.stalls += stalled
+        released = self._shrinker.counts.pages * PAGE_BYTES
+        refaulted = self._tmem.counts.loads_disk * PAGE_BYTES
+        marks = self._shrinker.marks
+        look = Look(time.monotonic(), self.room, self._tmem.pool_bytes, marks.high, released, refaulted, stalled)
+        found = control(self.control, look, self.settings)
+        self._time_first_release(found)
+        if self.mode == "auto":
+            self._apply(found)
+        else:
+            self.control = Control(found.zone, at=found.at)
+
+    def _apply(self, found: Control) -> None:
+        before, self.control = self.control, found
+        self._shrinker.ceiling = found.ceiling
+        limit = self._shrinker.marks.max
+        if found.zone == CRITICAL:
+            limit = min(limit, max(self._tmem.pool_bytes, _SMALL_POOL_BYTES))
+            self.counts.strict += before.zone != CRITICAL
+        if found.zone == CRITICAL or before.zone == CRITICAL:
+            self._tmem.limit_pool(limit)
+        if found.ceiling < self._tmem.pool_bytes:
+            self.counts.shrinks += found.ceiling < before.ceiling
+            self._shrinker.look_again()
+        if found.zone != before.zone and RELAXED in (found.zone, before.zone):
+            log.info("memory is %s, %d MiB of room", found.zone, self.room >> 20)
+
+    def _time_first_release(self, found: Control) -> None:
+        """How long it took from the first sign to the first frame, in steps of LOOK_S."""
+        released = self._shrinker.counts.released_bytes
+        if found.zone not in (SHRINKING, CRITICAL):
+            self._fell_at = None if found.zone == RELAXED else self._fell_at
+        elif self._fell_at is None:
+            self._fell_at, self._released_before = time.monotonic(), released
+        if self._fell_at is not None and released > self._released_before:
+            self.counts.first_release_us = int((time.monotonic() - self._fell_at) * 1e6)
+            self._released_before = 1 << 62  # only the first
+
+    def _note_stall(self) -> bool:
+        self._stalled = self.signals.stalled()
+        return self._stalled
+
+    async def _watch(self, fd: int, noted: Callable[[], bool]) -> None:
+        """Look whenever `fd` tells something."""
+        while True:
+            await trio.lowlevel.wait_readable(fd)
+            if noted():
+                self.look_again()
+            else:
+                await trio.sleep(LOOK_S)
+
+    async def _watch_threshold(self, limit: CgroupLimit) -> None:
+        """Look whenever a cgroup comes near its limit (v1 tells)."""
+        with suppress(OSError):
+            while True:  # until the reserve changes, and then anew
+                event = limit.watch(2 * self.settings.reserve_bytes)
+                with trio.CancelScope() as armed:
+                    self._armed.add(armed)
+                    try:
+                        await self._watch(event, partial(_read_event, event))
+                    finally:
+                        self._armed.discard(armed)
+                        os.close(event)
+                if not armed.cancelled_caught:
+                    return
+
+
+def _read_event(event: int) -> bool:
+    """Take what `event` has counted."""
+    with suppress(BlockingIOError):
+        os.eventfd_read(event)
+    return True
+
+
+def default_settings(memory_bytes: int, pool_bytes: int) -> Settings:
+    """The reserve and the growth for a machine, or a cgroup, with so much memory and a pool of so much."""
+    reserve = min(max(int(memory_bytes * RESERVE_SHARE), LEAST_RESERVE_BYTES), LARGEST_RESERVE_BYTES)
+    return Settings(reserve, max(pool_bytes // GROWTH_S, SEGMENT_BYTES))

@@ -1,0 +1,198 @@
+"""Signals of memory pressure that the machine gives: what is available, what is left of a cgroup's limit, stalls, thresholds.
+
+Each may be missing; then it says why, and the others go on. Descriptors are opened once, before there is pressure, and reading one
+allocates nothing that is not small. Sources: proc(5), the kernel's accounting/psi, admin-guide/cgroup-v2 and cgroup-v1/memory.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from tmemfs.host.memory import total_ram_bytes
+
+_MEMINFO: Final = Path("/proc/meminfo")
+_PSI: Final = Path("/proc/pressure/memory")
+_V1: Final = Path("/sys/fs/cgroup/memory")
+_V2: Final = Path("/sys/fs/cgroup")
+_READ_BYTES: Final = 8192
+#: A trigger fires after STALL_US of stalls in WINDOW_US; a longer window where the shorter one is not allowed to us.
+_TRIGGERS: Final = ("some 20000 500000", "some 50000 2000000")
+
+
+class Available:
+    """MemAvailable of the system."""
+
+    name = "available memory"
+
+    def __init__(self) -> None:
+        self._fd = os.open(_MEMINFO, os.O_RDONLY | os.O_CLOEXEC)
+
+    def room(self) -> int:
+        """Bytes that can be had without swapping."""
+        text = os.pread(self._fd, _READ_BYTES, 0)
+        at = text.index(b"MemAvailable:") + 13
+        return int(text[at : text.index(b"kB", at)]) * 1024
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._fd)
+
+
+class CgroupLimit:
+    """What is left below the limit of one cgroup of version 1 or 2; its page cache counts as left."""
+
+    def __init__(self, directory: Path, is_v1: bool) -> None:
+        self.directory = directory
+        self.is_v1 = is_v1
+        self.name = f"limit of cgroup {'v1' if is_v1 else 'v2'} {directory.name}"
+        self._limits = [self._open(name) for name in (("memory.limit_in_bytes",) if is_v1 else ("memory.max", "memory.high"))]
+        self._usage = self._open("memory.usage_in_bytes" if is_v1 else "memory.current")
+        self._stat = self._open("memory.stat")
+        self._cache = (b"total_inactive_file", b"total_active_file") if is_v1 else (b"inactive_file", b"active_file")
+
+    @property
+    def limit(self) -> int:
+        """Bytes; all of RAM where there is none."""
+        texts = [os.pread(fd, 32, 0).strip() for fd in self._limits]
+        return min([total_ram_bytes(), *(int(text) for text in texts if text != b"max")])
+
+    def room(self) -> int:
+        """Bytes."""
+        stat = os.pread(self._stat, _READ_BYTES, 0)
+        return self.limit - int(os.pread(self._usage, 32, 0)) + sum(_field(stat, key) for key in self._cache)
+
+    def watch(self, room_bytes: int) -> int:
+        """An eventfd that becomes readable whenever less than `room_bytes` are left (v1). Raises OSError."""
+        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            (self.directory / "cgroup.event_control").write_text(f"{event} {self._usage} {max(self.limit - room_bytes, 0)}")
+        except OSError:
+            os.close(event)
+            raise
+        return event
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for fd in (*self._limits, self._usage, self._stat):
+            os.close(fd)
+
+    def _open(self, name: str) -> int:
+        return os.open(self.directory / name, os.O_RDONLY | os.O_CLOEXEC)
+
+
+class Stalls:
+    """PSI: a descriptor that becomes readable when something stalls for memory. Raises OSError where there is none."""
+
+    def __init__(self, file: Path = _PSI) -> None:
+        self.file = file
+        self._fd, self.trigger = _armed(file)
+        self._poll = select.epoll()
+        self._poll.register(self._fd, select.EPOLLPRI)
+        self.name = f"stalls ({file})"
+
+    def fileno(self) -> int:
+        """To wait for."""
+        return self._poll.fileno()
+
+    def happened(self) -> bool:
+        """Whether the trigger has fired since this was last asked."""
+        return any(events & select.EPOLLPRI for _, events in self._poll.poll(0))
+
+    def close(self) -> None:
+        """Disarm."""
+        self._poll.close()
+        os.close(self._fd)
+
+
+class Signals:
+    """The signals that are live here, and why the others are not."""
+
+    def __init__(self) -> None:
+        self.missing: list[str] = []
+        self.available = Available()
+        self.limits: list[CgroupLimit] = _own_limits()
+        self.stalls: list[Stalls] = []
+        for file in _stall_files(self.limits):
+            try:
+                self.stalls.append(Stalls(file))
+            except OSError as error:
+                self.missing.append(f"stalls ({file}: {error.strerror})")
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory there is: RAM, or the least limit of a cgroup."""
+        return min([total_ram_bytes(), *(limit.limit for limit in self.limits)])
+
+    @property
+    def live(self) -> list[str]:
+        """Names."""
+        names = [self.available.name, *(limit.name for limit in self.limits), *(stall.name for stall in self.stalls)]
+        return ["swap-out stream", *names]
+
+    def room(self) -> int:
+        """Bytes that can be had still."""
+        return min([self.available.room(), *(limit.room() for limit in self.limits)])
+
+    def stalled(self) -> bool:
+        """Whether something stalled for memory since this was last asked."""
+        return any([stall.happened() for stall in self.stalls])
+
+    def close(self) -> None:
+        """Let go of all."""
+        self.available.close()
+        for limit in self.limits:
+            limit.close()
+        for stall in self.stalls:
+            stall.close()
+
+
+def _own_limits() -> list[CgroupLimit]:
+    """The cgroups that limit this process, its own first: those whose limit is less than RAM."""
+    found: list[CgroupLimit] = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        is_v1 = "memory" in controllers.split(",")
+        if is_v1 or not controllers:
+            found += _limits_above((_V1 if is_v1 else _V2) / path.strip("/"), is_v1)
+    return found
+
+
+def _stall_files(limits: list[CgroupLimit]) -> list[Path]:
+    """Where stalls are told: of the own cgroup (v2), and of the system."""
+    return [limit.directory / "memory.pressure" for limit in limits if not limit.is_v1] + [_PSI]
+
+
+def _limits_above(directory: Path, is_v1: bool) -> list[CgroupLimit]:
+    """Of `directory` and those above it; a root has no limit."""
+    found: list[CgroupLimit] = []
+    root = _V1 if is_v1 else _V2
+    while directory != root and directory.is_relative_to(root):
+        with suppress(OSError, ValueError):
+            limit = CgroupLimit(directory, is_v1)
+            found.append(limit) if limit.limit < total_ram_bytes() else limit.close()
+        directory = directory.parent
+    return found
+
+
+def _armed(file: Path) -> tuple[int, str]:
+    for trigger in _TRIGGERS:
+        fd = os.open(file, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            os.write(fd, trigger.encode() + b"\0")
+            return fd, trigger
+        except OSError as error:
+            os.close(fd)
+            refused = error
+    raise refused
+
+
+def _field(stat: bytes, key: bytes) -> int:
+    at = stat.find(b"\n" + key + b" ")
+    if at < 0:
+        return 0
+    start = at + len(key) + 2
+    return int(stat[start : stat.index(b"\n", start)])

@@ -1,0 +1,143 @@
+"""The control law of the pool under memory pressure. Pure: figures and the time are passed in, the ceiling of the pool comes out.
+
+    room      memory that is still to be had: what is available in the system, or what is left below the limit of the daemon's
+              cgroup, whichever is less
+    reserve   pressure.reserve: the room that is to be left
+    ceiling   what the pool may hold now; the shrinker keeps it below that, in the background
+
+    room               the pool
+    above 2 reserves   grows back: its ceiling rises by pressure.growth a second, until it is no longer needed
+    1 to 2 reserves    holds: what it is given it gives up, and as much again as room falls below the lowest seen (memory-neutral)
+    below the reserve  shrinks: by what is missing to the reserve, or 1/64 of the pool if that is more; each further step in a
+                       row is twice as large, a quarter of the pool at most
+    below a quarter    as below the reserve, and no store is taken before a frame is given back for it
+    of the reserve
+
+A stall (PSI) while there is less than 2 reserves counts as room below the reserve: something waits for memory already. Stalls with
+more room than that are somebody's own limit, which shrinking does not help.
+
+A step is half of what it was after each look without pressure. If more than half of what was released since the look before was
+loaded again (refaults), the next step is not larger than the last; below a quarter of the reserve that does not count.
+
+Knows nothing of tiers, threads and files.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+#: Shares of the pool: the least step and the largest.
+LEAST_STEP: Final = 1 / 64
+LARGEST_STEP: Final = 1 / 4
+#: Room below this share of the reserve is critical.
+CRITICAL_SHARE: Final = 1 / 4
+#: Refaults by release above which steps do not grow.
+REFAULT_SHARE: Final = 0.5
+RELAXED: Final = "relaxed"
+HOLDING: Final = "holding"
+SHRINKING: Final = "shrinking"
+CRITICAL: Final = "critical"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`reserve_bytes` of room to leave; `growth_bytes` a second that the ceiling rises when there is room again."""
+
+    reserve_bytes: int
+    growth_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look found: seconds of any clock that does not go back, bytes, and whether something stalled for memory.
+
+    `top` is what the pool may hold without pressure. `released` and `refaulted` are bytes of pages since the start: those that left
+    RAM for the tier, and those loaded from there again.
+    """
+
+    at: float
+    room: int
+    pool: int
+    top: int
+    released: int = 0
+    refaulted: int = 0
+    stalled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What the pool is to do: hold no more than `ceiling`, in CRITICAL take no store for which nothing was given back.
+
+    `lowest` is the least room seen since there was enough; the rest is of the look that this comes from.
+    """
+
+    zone: str = RELAXED
+    ceiling: float = math.inf
+    step: float = 0.0
+    lowest: float = math.inf
+    at: float = 0.0
+    released: int = 0
+    refaulted: int = 0
+
+
+def control(before: Control, look: Look, settings: Settings) -> Control:
+    """What the pool is to do after `look`, having done `before`."""
+    zone = zone_of(look, settings)
+    lowest = math.inf if zone == RELAXED else min(before.lowest, look.room)
+    matched = _held(before, look, zone) - max(min(before.lowest, 2 * settings.reserve_bytes) - look.room, 0.0)
+    if zone == RELAXED:
+        step, ceiling = _decayed(before, look), _grown(before, look, settings)
+    elif zone == HOLDING:
+        step, ceiling = _decayed(before, look), matched
+    else:
+        step = _next_step(before, look, settings, zone)
+        ceiling = min(matched, look.pool - step)
+    return Control(zone, max(ceiling, 0.0), step, lowest, look.at, look.released, look.refaulted)
+
+
+def zone_of(look: Look, settings: Settings) -> str:
+    """RELAXED, HOLDING, SHRINKING or CRITICAL."""
+    reserve = settings.reserve_bytes
+    if look.room < reserve * CRITICAL_SHARE:
+        return CRITICAL
+    if look.room < reserve or (look.stalled and look.room < 2 * reserve):
+        return SHRINKING
+    return HOLDING if look.room < 2 * reserve else RELAXED
+
+
+def _held(before: Control, look: Look, zone: str) -> float:
+    """What the pool may keep if no more is taken; what was still to be shrunk when the pressure ended need not be any more."""
+    if zone == HOLDING and before.zone in (SHRINKING, CRITICAL):
+        return look.pool
+    return min(before.ceiling, look.pool)
+
+
+def _next_step(before: Control, look: Look, settings: Settings, zone: str) -> float:
+    """Bytes to shrink by."""
+    first = max(settings.reserve_bytes - look.room, look.pool * LEAST_STEP)
+    if not before.step:
+        step = first
+    elif zone != CRITICAL and _is_refaulted(before, look):
+        step = min(first, before.step)
+    else:
+        step = max(first, 2 * before.step)
+    return min(step, look.pool * LARGEST_STEP)
+
+
+def _is_refaulted(before: Control, look: Look) -> bool:
+    """Whether most of what was released since the look before was loaded again."""
+    released = look.released - before.released
+    return released > 0 and look.refaulted - before.refaulted > REFAULT_SHARE * released
+
+
+def _decayed(before: Control, look: Look) -> float:
+    half = before.step / 2
+    return half if half > look.pool * LEAST_STEP else 0.0
+
+
+def _grown(before: Control, look: Look, settings: Settings) -> float:
+    """The ceiling after a while with room; none at all once it has reached the top."""
+    ceiling = before.ceiling + settings.growth_bytes * max(look.at - before.at, 0.0)
+    return math.inf if ceiling >= look.top else ceiling

@@ -1,0 +1,59 @@
+"""A program that locks memory, 2 MiB at a time, at a given rate or as fast as it goes: what must not be killed by a swap.
+
+    python tools/grow.py --size 450M --rate 600M [--tasks FILE]
+
+Enters the cgroup whose tasks file is given before it locks anything. Prints the rate it reached, in MB/s; exit 3 where the kernel
+refuses to lock more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import mmap
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tmemfs.units import parse_size
+
+STEP_BYTES = 2 << 20
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+
+def grow(size: int, rate: float) -> float | None:
+    """Lock `size` bytes at `rate` bytes a second or less; the rate reached, None if the kernel refused."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    began = time.monotonic()
+    for at in range(0, size, STEP_BYTES):
+        while (time.monotonic() - began) * rate < at:
+            pass
+        if _libc.mlock(base + at, min(STEP_BYTES, size - at)):
+            return None
+    return size / (time.monotonic() - began)
+
+
+def main() -> int:
+    """Lock what is asked for."""
+    parser = argparse.ArgumentParser(description="Lock memory at a rate.")
+    parser.add_argument("--size", required=True)
+    parser.add_argument("--rate", default="1T")
+    parser.add_argument("--tasks", type=Path, help="tasks file of the cgroup to enter")
+    arguments = parser.parse_args()
+    if arguments.tasks:
+        arguments.tasks.write_text(str(os.getpid()))
+    rate = grow(parse_size(arguments.size), parse_size(arguments.rate))
+    if rate is None:
+        return 3
+    print(f"{rate / 1e6:.0f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
