@@ -52,9 +52,9 @@ async def background(engine: Engine, nursery: trio.Nursery) -> AsyncIterator[Non
 
 def fill_reserve(engine: Engine) -> None:
     """What the background does; otherwise the frames of the first segments written back would fill it."""
-    while plan := engine.tmem.plan_populate():
+    while plan := engine.tmem.upkeep.plan_populate():
         populate(engine.tmem.arena.region.map, plan.frame * SEGMENT_BYTES, SEGMENT_BYTES)
-        engine.tmem.commit_populate(plan)
+        engine.tmem.upkeep.commit_populate(plan)
 
 
 def raw(number: int) -> bytes:

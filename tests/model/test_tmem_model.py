@@ -175,7 +175,7 @@ class TmemMachine(RuleBasedStateMachine):
             self.tier.write(plan.extent, plan.data)
             self.tmem.commit_write_back(plan)
             self._merge_all_in_ram()
-        while release := self.tmem.plan_release():
+        while release := self.tmem.upkeep.plan_release():
             self._release(release)
 
     @rule()
@@ -252,7 +252,7 @@ class TmemMachine(RuleBasedStateMachine):
     @rule()
     def plan_release(self) -> None:
         """Begin to give frames back."""
-        if plan := self.tmem.plan_release(2):
+        if plan := self.tmem.upkeep.plan_release(2):
             self.releases.append(plan)
 
     @precondition(lambda self: self.releases)
@@ -263,12 +263,12 @@ class TmemMachine(RuleBasedStateMachine):
         if ok:
             self._release(plan)
         else:
-            self.tmem.abort_release(plan)
+            self.tmem.upkeep.abort_release(plan)
 
     @rule()
     def plan_discard(self) -> None:
         """Begin to punch holes."""
-        if plan := self.tmem.plan_discard(3):
+        if plan := self.tmem.upkeep.plan_discard(3):
             self.discards.append(plan)
 
     @precondition(lambda self: self.discards)
@@ -278,21 +278,21 @@ class TmemMachine(RuleBasedStateMachine):
         plan = self.discards.pop()
         if ok:
             self.tier.discard(plan.extents)
-            self.tmem.commit_discard(plan)
+            self.tmem.upkeep.commit_discard(plan)
         else:
-            self.tmem.abort_discard(plan)
+            self.tmem.upkeep.abort_discard(plan)
 
     @rule()
     def plan_populate(self) -> None:
         """Begin to fault a frame in."""
-        if plan := self.tmem.plan_populate():
+        if plan := self.tmem.upkeep.plan_populate():
             self.populates.append(plan)
 
     @precondition(lambda self: self.populates)
     @rule(ok=st.booleans())
     def finish_populate(self, ok: bool) -> None:
         """The frame is faulted in, or the kernel has no memory."""
-        self.tmem.commit_populate(self.populates.pop(), ok)
+        self.tmem.upkeep.commit_populate(self.populates.pop(), ok)
 
     @rule(frames=st.integers(4, FRAMES))
     def limit_pool(self, frames: int) -> None:
@@ -344,7 +344,7 @@ class TmemMachine(RuleBasedStateMachine):
     def _release(self, plan: Release) -> None:
         for frame in plan.frames:
             self.tmem.arena.frame_view(frame)[:] = bytes(SEGMENT_BYTES)
-        self.tmem.commit_release(plan)
+        self.tmem.upkeep.commit_release(plan)
 
 
 TestTmem = TmemMachine.TestCase

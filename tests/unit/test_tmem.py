@@ -168,11 +168,11 @@ def test_a_limit_is_whole_frames_and_no_more_than_there_are(tmem: Tmem) -> None:
 
 def test_a_lower_limit_sheds_the_reserve(tmem: Tmem) -> None:
     for _ in range(4):
-        plan = tmem.plan_populate()
+        plan = tmem.upkeep.plan_populate()
         assert plan is not None
-        tmem.commit_populate(plan)
+        tmem.upkeep.commit_populate(plan)
     tmem.limit_pool(SEGMENT_BYTES)
-    release = tmem.plan_release()
+    release = tmem.upkeep.plan_release()
     assert release is not None and len(release.frames) == 3
 
 
@@ -266,7 +266,7 @@ def test_an_open_segment_leaves_only_when_asked_for_and_nothing_else_is_left(pla
 
 def test_an_empty_store_has_no_victim(tmem: Tmem) -> None:
     assert tmem.plan_write_back(include_open=True) is None
-    assert (tmem.has_victims, tmem.plan_release(), tmem.plan_discard()) == (False, None, None)
+    assert (tmem.has_victims, tmem.upkeep.plan_release(), tmem.upkeep.plan_discard()) == (False, None, None)
 
 
 def test_a_segment_is_written_in_whole_blocks(place: Place) -> None:
@@ -375,10 +375,10 @@ def test_a_segment_being_read_outlives_its_last_page(place: Place) -> None:
     plan = place.tmem.plan_read(0, 2)
     segment = plan.records[0].segment
     place.tmem.invalidate(0, 2)
-    assert (place.tmem.segments.state(segment), place.tmem.plan_discard()) == (ON_TIER, None)
+    assert (place.tmem.segments.state(segment), place.tmem.upkeep.plan_discard()) == (ON_TIER, None)
     assert place.reader.perform(plan) == raw(0, 2)
     assert place.tmem.segments.state(segment) == FREE
-    discard = place.tmem.plan_discard()
+    discard = place.tmem.upkeep.plan_discard()
     assert discard is not None and discard.extents == (extent,)
 
 
@@ -485,12 +485,12 @@ def test_an_extent_is_not_used_again_before_its_hole_is_punched(place: Place) ->
     place.insert(0, raw(0, 1))
     second = place.write_back().extent
     assert (first, second) == (0, 1)
-    discard = place.tmem.plan_discard()
+    discard = place.tmem.upkeep.plan_discard()
     assert discard is not None
-    place.tmem.abort_discard(discard)
-    discard = place.tmem.plan_discard()
+    place.tmem.upkeep.abort_discard(discard)
+    discard = place.tmem.upkeep.plan_discard()
     assert discard is not None and discard.extents == (first,)
-    place.tmem.commit_discard(discard)
+    place.tmem.upkeep.commit_discard(discard)
     place.insert(1, raw(1, 1))
     assert place.write_back().extent == first
 
@@ -499,24 +499,24 @@ def test_memory_is_released_in_parts(place: Place) -> None:
     place.insert(0, raw(0, 7 * FULL))
     place.tmem.invalidate(0, 6 * FULL)
     held = place.tmem.pool_bytes
-    first, second = place.tmem.plan_release(1), place.tmem.plan_release()
+    first, second = place.tmem.upkeep.plan_release(1), place.tmem.upkeep.plan_release()
     assert first is not None and second is not None
     assert (len(first.frames), len(second.frames)) == (1, 1)  # of six frames the reserve keeps four
-    place.tmem.commit_release(first)
-    place.tmem.abort_release(second)
+    place.tmem.upkeep.commit_release(first)
+    place.tmem.upkeep.abort_release(second)
     assert place.tmem.pool_bytes == held - SEGMENT_BYTES
-    again = place.tmem.plan_release()
+    again = place.tmem.upkeep.plan_release()
     assert again is not None and again.frames == second.frames
 
 
 def test_the_reserve_is_populated_up_to_its_size(tmem: Tmem) -> None:
-    plans = [tmem.plan_populate() for _ in range(5)]
+    plans = [tmem.upkeep.plan_populate() for _ in range(5)]
     assert [plan is not None for plan in plans] == [True] * 4 + [False]
     for plan in plans[:4]:
         assert plan is not None
-        tmem.commit_populate(plan, ok=plan is not plans[0])
+        tmem.upkeep.commit_populate(plan, ok=plan is not plans[0])
     assert tmem.pool_bytes == 3 * SEGMENT_BYTES
-    assert tmem.plan_populate() is not None
+    assert tmem.upkeep.plan_populate() is not None
 
 
 # ---- figures -------------------------------------------------------------------------------------------------------
@@ -739,8 +739,8 @@ def test_a_death_on_the_tier_killed_within_frees_the_segment_at_the_next_start(
 def test_plans_of_a_store_that_was_killed_are_forgotten(place: Place) -> None:
     furnish(place)
     place.tmem.plan_read(10, 8)
-    place.tmem.plan_populate()
-    place.tmem.plan_release()
+    place.tmem.upkeep.plan_populate()
+    place.tmem.upkeep.plan_release()
     planned(place.tmem)
     place.start()
     assert place.tmem.segments.pins == {}

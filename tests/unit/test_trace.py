@@ -155,8 +155,8 @@ def shrink(tmem: Tmem, tier: Tier) -> None:
         tmem.commit_write_back(plan)
     elif plan is not None:
         tmem.merges.abort(plan)
-    while release := tmem.plan_release():
-        tmem.commit_release(release)
+    while release := tmem.upkeep.plan_release():
+        tmem.upkeep.commit_release(release)
 
 
 def asked(recording: Recording) -> list[tuple[int, int, int, tuple[int, ...]]]:

@@ -277,15 +277,15 @@ class Shrinker:
 
     def _release(self) -> None:
         """Give the memory of frames that are not needed back to the system."""
-        while plan := self._tmem.plan_release():
+        while plan := self._tmem.upkeep.plan_release():
             try:
                 for frame in plan.frames:
                     punch(self._tmem.arena.region.fd, frame * SEGMENT_BYTES, SEGMENT_BYTES)
             except OSError as error:
-                self._tmem.abort_release(plan)
+                self._tmem.upkeep.abort_release(plan)
                 log.error("memory could not be given back: %s", error)
                 return
-            self._tmem.commit_release(plan)
+            self._tmem.upkeep.commit_release(plan)
             with self._lock:
                 self.counts.released_bytes += len(plan.frames) * SEGMENT_BYTES
 
@@ -293,27 +293,27 @@ class Shrinker:
         """Release frames, punch holes, fill the reserve; in a thread."""
         self._release()
         self._discard()
-        while plan := self._tmem.plan_populate():
+        while plan := self._tmem.upkeep.plan_populate():
             try:
                 populate(self._tmem.arena.region.map, plan.frame * SEGMENT_BYTES, SEGMENT_BYTES)
             except OSError as error:
-                self._tmem.commit_populate(plan, ok=False)
+                self._tmem.upkeep.commit_populate(plan, ok=False)
                 log.warning("no memory for the reserve: %s", error)
                 return
-            self._tmem.commit_populate(plan)
+            self._tmem.upkeep.commit_populate(plan)
             self._room.signal()
 
     def _discard(self) -> None:
-        while plan := self._tmem.plan_discard():
+        while plan := self._tmem.upkeep.plan_discard():
             try:
                 self._tier.discard(plan.extents)
             except TierError as error:
-                self._tmem.abort_discard(plan)
+                self._tmem.upkeep.abort_discard(plan)
                 with self._lock:
                     self.counts.discard_errors += 1
                 log.warning("%s", error)
                 return
-            self._tmem.commit_discard(plan)
+            self._tmem.upkeep.commit_discard(plan)
             with self._lock:
                 self.counts.discarded += len(plan.extents)
 

@@ -1,7 +1,7 @@
 """The census: what slots and segments say the store holds, counted afresh.
 
-`census` is the one scan from which the store derives its state at a start; `check` holds the state it has kept since against
-such a scan; `statistics` and `segment_lines` read it for people. Knows the regions, changes nothing.
+`census` is one scan; `recover` derives the state of a store from it at a start; `check` holds the state it has kept since against
+another; `statistics` and `segment_lines` read it for people. Only `recover` changes anything.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from tmemfs.store.record import (
     scan,
     whole_blocks,
 )
-from tmemfs.store.segments import FREE, LANE_PACKED, LANE_RAW, LANES, ON_TIER, STATE_NAMES, SegmentTable
+from tmemfs.store.segments import FREE, LANE_PACKED, LANE_RAW, LANES, ON_TIER, SEALED, STATE_NAMES, SegmentTable
 from tmemfs.store.slots import SlotTable
+from tmemfs.tiers.tier import Extent
 from tmemfs.units import SEGMENT_BYTES
 
 if TYPE_CHECKING:
@@ -114,6 +115,31 @@ def census(slots: SlotTable, segments: SegmentTable) -> Census:
         compressed += handle_length(handle)
         disk_pages += segments.state(segment) == ON_TIER
     return Census(dict(live), dict(pages), by_tag, compressed, disk_pages)
+
+
+def recover(tmem: Tmem) -> None:
+    """Derive everything of `tmem` from its regions, as at every start; new regions are empty."""
+    segments = tmem.segments
+    used = segments.recover()
+    tmem.dictionaries.number_above(max(segments.dictionaries(), default=0))
+    tmem.arena.adopt({Frame(segments.index(s)) for s in used if segments.state(s) != ON_TIER})
+    on_tier = [s for s in used if segments.state(s) == ON_TIER]
+    tmem.extents.adopt({Extent(segments.index(s)): whole_blocks(segments.fill(s)) for s in on_tier})
+    found = census(tmem.slots, segments)
+    for segment in used:
+        segments.live[segment] = found.live.get(segment, 0)
+        segments.pages[segment] = found.pages.get(segment, 0)
+        if segments.state(segment) == SEALED:
+            tmem.lane_of(segment).append(segment, segments.live[segment])
+        elif segments.live[segment]:
+            tmem.file_on_tier(segment)
+    tmem.pages_by_tag = found.by_tag
+    tmem.compressed_bytes = found.compressed_bytes
+    tmem.disk_pages = found.disk_pages
+    tmem.live_bytes = sum(found.live.values())
+    for segment in used:
+        if not segments.live[segment]:
+            tmem.died(segment)
 
 
 def check(tmem: Tmem) -> None:

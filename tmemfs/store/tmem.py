@@ -30,13 +30,13 @@ from xxhash import xxh3_64_intdigest
 
 from tmemfs.errors import BackingFull, Corrupt, TmemfsError
 from tmemfs.store.arena import Arena, Frame
-from tmemfs.store.census import census
+from tmemfs.store.census import recover
 from tmemfs.store.codec import LZ4, RAW, ZERO, ZERO_PAGE, ZSTD_DICT, Packed, decode
 from tmemfs.store.dictionary import Dictionaries, Dictionary, read_dictionary
 from tmemfs.store.fullness import TIER, Fullness
 from tmemfs.store.lanes import Lane
 from tmemfs.store.merges import Merge, Merges
-from tmemfs.store.plans import Discard, Populate, ReadPlan, RecordAt, Release, WriteBack
+from tmemfs.store.plans import ReadPlan, RecordAt, WriteBack
 from tmemfs.store.policy import next_victim
 from tmemfs.store.record import (
     CHECKSUM_MASK,
@@ -62,7 +62,6 @@ from tmemfs.store.record import (
 )
 from tmemfs.store.segments import (
     FREE,
-    IN_RAM,
     LANE_PACKED,
     LANE_RAW,
     ON_TIER,
@@ -72,6 +71,7 @@ from tmemfs.store.segments import (
     SegmentTable,
 )
 from tmemfs.store.slots import SlotTable
+from tmemfs.store.upkeep import Upkeep
 from tmemfs.tiers.tier import Extent
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
@@ -119,7 +119,8 @@ class Tmem:
         self.counts = Counts()
         self.dictionaries = Dictionaries()
         self.merges = Merges(self)
-        self._recover()
+        self.upkeep = Upkeep(self)
+        recover(self)
 
     # ---- pages -----------------------------------------------------------------------------------------------------
 
@@ -239,7 +240,7 @@ class Tmem:
             if self.segments.live[plan.segment]:
                 self.segments.move(plan.segment, ON_TIER, plan.extent)
                 self.disk_pages += self.segments.pages[plan.segment]
-                self._file_on_tier(plan.segment)
+                self.file_on_tier(plan.segment)
             else:
                 self.segments.move(plan.segment, FREE, 0)
                 self.extents.die(plan.extent)
@@ -258,48 +259,6 @@ class Tmem:
                 self.segments.move(plan.segment, FREE, 0)
                 self.arena.give_back(plan.frame)
             self.notice()
-
-    def plan_release(self, most: int = 16) -> Release | None:
-        """Up to `most` frames whose memory can go back to the system."""
-        with self.lock:
-            frames = self.arena.take_releasing(most)
-        return Release(frames) if frames else None
-
-    def commit_release(self, plan: Release) -> None:
-        """The memory has gone."""
-        with self.lock:
-            self.arena.released(plan.frames)
-
-    def abort_release(self, plan: Release) -> None:
-        """The memory could not be given back; it stays counted and is tried again."""
-        with self.lock:
-            self.arena.keep(plan.frames)
-
-    def plan_discard(self, most: int = 64) -> Discard | None:
-        """Up to `most` extents whose holes are to be punched."""
-        with self.lock:
-            extents = self.extents.take_dying(most)
-        return Discard(extents) if extents else None
-
-    def commit_discard(self, plan: Discard) -> None:
-        """The holes are punched: the extents are free."""
-        with self.lock:
-            self.extents.discarded(plan.extents, ok=True)
-
-    def abort_discard(self, plan: Discard) -> None:
-        """The holes could not be punched; the extents are tried again later and not used meanwhile."""
-        with self.lock:
-            self.extents.discarded(plan.extents, ok=False)
-
-    def plan_populate(self) -> Populate | None:
-        """A frame to fault in for the reserve, if that is short and the limit allows it."""
-        with self.lock:
-            return Populate(self.arena.take_cold()) if self.arena.wants_populating else None
-
-    def commit_populate(self, plan: Populate, ok: bool = True) -> None:
-        """The frame is faulted in; not `ok`: the kernel had no memory for it."""
-        with self.lock:
-            self.arena.populated(plan.frame, ok)
 
     # ---- limits ----------------------------------------------------------------------------------------------------
 
@@ -463,7 +422,7 @@ class Tmem:
             loaded[segment] = 0
         return victim
 
-    def _file_on_tier(self, segment: SegmentId) -> None:
+    def file_on_tier(self, segment: SegmentId) -> None:
         """`segment` lies on the tier now, and may be cleaned when enough of it has died."""
         live = self.segments.live[segment]
         self.tier_live_bytes += live
@@ -505,26 +464,3 @@ class Tmem:
                 tag=handle & TAG_MASK,
                 length=handle_length(handle),
             )
-
-    def _recover(self) -> None:
-        """Derive everything from the regions, as at every start; new regions are empty."""
-        used = self.segments.recover()
-        self.dictionaries.number_above(max(self.segments.dictionaries(), default=0))
-        self.arena.adopt({Frame(self.segments.index(s)) for s in used if self.segments.state(s) in IN_RAM})
-        on_tier = [s for s in used if self.segments.state(s) == ON_TIER]
-        self.extents.adopt({Extent(self.segments.index(s)): whole_blocks(self.segments.fill(s)) for s in on_tier})
-        found = census(self.slots, self.segments)
-        for segment in used:
-            self.segments.live[segment] = found.live.get(segment, 0)
-            self.segments.pages[segment] = found.pages.get(segment, 0)
-            if self.segments.state(segment) == SEALED:
-                self.lane_of(segment).append(segment, self.segments.live[segment])
-            elif self.segments.live[segment]:
-                self._file_on_tier(segment)
-        self.pages_by_tag = found.by_tag
-        self.compressed_bytes = found.compressed_bytes
-        self.disk_pages = found.disk_pages
-        self.live_bytes = sum(found.live.values())
-        for segment in used:
-            if not self.segments.live[segment]:
-                self.died(segment)

@@ -178,17 +178,17 @@ class Drive:
         elif plan is not None:
             assert plan.into is not None
             self._merge(plan, Copied(plan.into))
-        while release := self.tmem.plan_release():
-            self.tmem.commit_release(release)
+        while release := self.tmem.upkeep.plan_release():
+            self.tmem.upkeep.commit_release(release)
 
     def _clean(self, least_gain_bytes: int = SEGMENT_BYTES // 32) -> bool:
         plan = self.tmem.merges.plan_clean(least_gain_bytes)
         if plan is None:
             return False
         self._merge(plan, Copied(self._into))
-        while discard := self.tmem.plan_discard():
+        while discard := self.tmem.upkeep.plan_discard():
             self.tier.discard(discard.extents)
-            self.tmem.commit_discard(discard)
+            self.tmem.upkeep.commit_discard(discard)
         return True
 
     def _merge(self, plan: Merge, copied: Copied) -> None:
