@@ -85,6 +85,18 @@ def test_what_is_stored_while_room_is_short_leaves_as_fast() -> None:
     assert machine.control.zone == HOLDING and machine.pool <= before + 2 * MIB
 
 
+def test_a_pool_that_holds_may_fill_again_what_died() -> None:
+    machine = Machine(others=220 * MIB)
+    held = machine.tick().ceiling
+    machine.pool -= 100 * MIB
+    machine.others += 100 * MIB
+    machine.tick()
+    machine.others -= 100 * MIB
+    for _ in range(100):
+        machine.tick(stored=MIB)
+    assert machine.control.ceiling == held and machine.pool == pytest.approx(held, rel=0.02)
+
+
 def test_with_room_enough_nothing_is_asked_of_the_pool() -> None:
     machine = Machine(others=100 * MIB)
     for _ in range(100):

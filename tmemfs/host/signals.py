@@ -24,7 +24,7 @@ _TRIGGERS: Final = ("some 20000 500000", "some 50000 2000000")
 
 
 class Available:
-    """MemAvailable of the system."""
+    """What is to be had in the system: MemAvailable, and half of what can be swapped out and has a place in swap."""
 
     name = "available memory"
 
@@ -32,10 +32,10 @@ class Available:
         self._fd = os.open(_MEMINFO, os.O_RDONLY | os.O_CLOEXEC)
 
     def room(self) -> int:
-        """Bytes that can be had without swapping."""
+        """Bytes."""
         text = os.pread(self._fd, _READ_BYTES, 0)
-        at = text.index(b"MemAvailable:") + 13
-        return int(text[at : text.index(b"kB", at)]) * 1024
+        anon = _kilobytes(text, b"\nActive(anon):") + _kilobytes(text, b"\nInactive(anon):")
+        return (_kilobytes(text, b"\nMemAvailable:") + min(anon, _kilobytes(text, b"\nSwapFree:")) // 2) * 1024
 
     def close(self) -> None:
         """Let go of the file."""
@@ -43,7 +43,7 @@ class Available:
 
 
 class CgroupLimit:
-    """What is left below the limit of one cgroup of version 1 or 2; its page cache counts as left."""
+    """What is left below the limit of one cgroup of version 1 or 2, with its page cache and half of what can be swapped out."""
 
     def __init__(self, directory: Path, is_v1: bool) -> None:
         self.directory = directory
@@ -52,7 +52,7 @@ class CgroupLimit:
         self._limits = [self._open(name) for name in (("memory.limit_in_bytes",) if is_v1 else ("memory.max", "memory.high"))]
         self._usage = self._open("memory.usage_in_bytes" if is_v1 else "memory.current")
         self._stat = self._open("memory.stat")
-        self._cache = (b"total_inactive_file", b"total_active_file") if is_v1 else (b"inactive_file", b"active_file")
+        self._prefix = b"total_" if is_v1 else b""
 
     @property
     def limit(self) -> int:
@@ -63,7 +63,10 @@ class CgroupLimit:
     def room(self) -> int:
         """Bytes."""
         stat = os.pread(self._stat, _READ_BYTES, 0)
-        return self.limit - int(os.pread(self._usage, 32, 0)) + sum(_field(stat, key) for key in self._cache)
+        cache, anon = (
+            sum(_field(stat, self._prefix + kind + page) for kind in (b"inactive_", b"active_")) for page in (b"file", b"anon")
+        )
+        return self.limit - int(os.pread(self._usage, 32, 0)) + cache + anon // 2
 
     def watch(self, room_bytes: int) -> int:
         """An eventfd that becomes readable whenever less than `room_bytes` are left (v1). Raises OSError."""
@@ -188,6 +191,11 @@ def _armed(file: Path) -> tuple[int, str]:
             os.close(fd)
             refused = error
     raise refused
+
+
+def _kilobytes(meminfo: bytes, key: bytes) -> int:
+    at = meminfo.index(key) + len(key)
+    return int(meminfo[at : meminfo.index(b"kB", at)])
 
 
 def _field(stat: bytes, key: bytes) -> int:

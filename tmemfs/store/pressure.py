@@ -1,7 +1,7 @@
 """The control law of the pool under memory pressure. Pure: figures and the time are passed in, the ceiling of the pool comes out.
 
-    room      memory that is still to be had: what is available in the system, or what is left below the limit of the daemon's
-              cgroup, whichever is less
+    room      memory that is still to be had without the pool: what is available, and half of what can still be swapped out, in the
+              system or below the limit of the daemon's cgroup, whichever is less
     reserve   pressure.reserve: the room that is to be left
     ceiling   what the pool may hold now; the shrinker keeps it below that, in the background
 
@@ -108,7 +108,13 @@ def zone_of(look: Look, settings: Settings) -> str:
 
 
 def _held(before: Control, look: Look, zone: str) -> float:
-    """What the pool may keep if no more is taken; what was still to be shrunk when the pressure ended need not be any more."""
+    """What the pool may keep if no more is taken.
+
+    While it holds, that is what it held at first, also after pages of it died. What was still to be shrunk when the pressure ended need
+    not be any more.
+    """
+    if zone == before.zone == HOLDING:
+        return before.ceiling
     if zone == HOLDING and before.zone in (SHRINKING, CRITICAL):
         return look.pool
     return min(before.ceiling, look.pool)
