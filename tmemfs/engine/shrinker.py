@@ -3,7 +3,7 @@
 One background task keeps the pool below its watermarks, gives back what died, punches holes and keeps the reserve of
 faulted-in frames; `shrink` does on request what the background does by itself. Each works in two threads: one writes, the other
 gives memory back. (Two threads that both do both reached 0.7 of what fio writes, these 0.8: writes to one file wait for each
-other.)
+other.) While `run` runs, both pairs of threads are there, so that none has to be made when memory is short.
 
 A write that fails leaves its segment in RAM. The shrinker says so (`Room.stuck`, control/state), refuses waiting stores and
 tries again every RETRY_S, until a write succeeds or nothing waits to be written.
@@ -21,12 +21,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import trio
 
 from tmemfs.engine.cleaner import Cleaner
 from tmemfs.engine.room import Room
+from tmemfs.engine.worker import Worker
 from tmemfs.errors import BackingFull, BadValue, TierError
 from tmemfs.host.memory import populate, punch
 from tmemfs.store.plans import WriteBack
@@ -139,6 +141,17 @@ class _Tally:
 
 
 _EMPTY: Final = "the pool holds no more pages"
+Workers = tuple[Worker, ...]
+
+
+def _workers(name: str) -> Workers:
+    """A thread to write and one to release."""
+    return Worker(f"{name}-write"), Worker(f"{name}-release")
+
+
+async def _in(workers: Workers, function: Callable[[], None]) -> None:
+    """Call `function` in the first of `workers`, or in a thread of trio's where there are none."""
+    await (workers[0].run(function) if workers else trio.to_thread.run_sync(function))
 
 
 class Shrinker:
@@ -160,6 +173,8 @@ class Shrinker:
         self._kicked = trio.Event()
         self._kick: Callable[[], None] = lambda: None
         self._kick_pending = False
+        self._background: Workers = ()
+        self._requested: Workers = ()
         tmem.notice = self._notice
 
     async def run(self) -> None:
@@ -167,11 +182,12 @@ class Shrinker:
         token = trio.lowlevel.current_trio_token()
         self._kick = lambda: token.run_sync_soon(self._wake)
         shrinking = False
+        self._background, self._requested = _workers("background"), _workers("request")
         try:
             while True:
                 self._kicked = trio.Event()
                 self._kick_pending = False
-                await trio.to_thread.run_sync(self._tidy)
+                await _in(self._background, self._tidy)
                 self._cleaner.look()
                 marks = self.marks.under(self.ceiling)
                 goal = background_goal(self._tmem.pool_bytes, marks, shrinking) if self._tier.capacity_bytes else 0
@@ -184,11 +200,14 @@ class Shrinker:
                     await self._kicked.wait()
         finally:
             self._kick = lambda: None
+            for worker in (*self._background, *self._requested):
+                worker.close()
+            self._background = self._requested = ()
 
     async def shrink(self, request: ShrinkRequest) -> ShrinkAnswer:
         """Free what is asked for, sealing the open segments if that takes it; returns when it is done or cannot go on."""
-        answer = await self._free(_Tally(request, include_open=True))
-        await trio.to_thread.run_sync(self._tidy)
+        answer = await self._free(_Tally(request, include_open=True), self._requested)
+        await _in(self._requested, self._tidy)
         self.counts.shrinks += 1
         self.counts.shrinks_short += answer.reason is not None
         self.last = answer
@@ -201,13 +220,13 @@ class Shrinker:
     async def _step(self, goal: int) -> bool:
         """Free up to `goal` bytes in the background; whether to go on at once."""
         include_open = not self._tmem.arena.has_room
-        answer = await self._free(_Tally(ShrinkRequest(goal), include_open))
+        answer = await self._free(_Tally(ShrinkRequest(goal), include_open), self._background)
         return answer.written > 0 and self._room.stuck is None
 
-    async def _free(self, tally: _Tally) -> ShrinkAnswer:
+    async def _free(self, tally: _Tally, workers: Workers) -> ShrinkAnswer:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.to_thread.run_sync, self._write_back_while, tally)
-            nursery.start_soon(trio.to_thread.run_sync, self._release_while, tally)
+            nursery.start_soon(_in, workers, partial(self._write_back_while, tally))
+            nursery.start_soon(_in, workers[1:], partial(self._release_while, tally))
         self._say_whether_stuck(tally)
         return tally.answer()
 

@@ -110,8 +110,8 @@ def zone_of(look: Look, settings: Settings) -> str:
 def _held(before: Control, look: Look, zone: str) -> float:
     """What the pool may keep if no more is taken.
 
-    While it holds, that is what it held at first, also after pages of it died. What was still to be shrunk when the pressure ended need
-    not be any more.
+    While it holds, that is what it held at first, also after pages of it died. What was still to be shrunk when the pressure ended
+    need not be any more.
     """
     if zone == before.zone == HOLDING:
         return before.ceiling
