@@ -89,7 +89,7 @@ class FixedSignals(Signals):
         self.missing: list[str] = []
         self.limits = []
         self.stalls = []
-        self.has_stalled = False
+        self.stalled_total_us = 0
 
     @property
     def memory_bytes(self) -> int:
@@ -105,10 +105,9 @@ class FixedSignals(Signals):
         """As given."""
         return self.room_bytes
 
-    def stalled(self) -> bool:
-        """As told, once."""
-        stalled, self.has_stalled = self.has_stalled, False
-        return stalled
+    def stalled_us(self) -> int:
+        """As told."""
+        return self.stalled_total_us
 
 
 def new_pressure(engine: Engine, signals: Signals | None = None) -> Pressure:

@@ -91,7 +91,7 @@ async def test_what_is_stored_while_memory_is_short_leaves_again(place: Place, n
 async def test_a_stall_shrinks_where_memory_is_short(place: Place, nursery: trio.Nursery) -> None:
     place.start(nursery)
     place.store(20)
-    place.signals.room_bytes, place.signals.has_stalled = 15 * MIB, True
+    place.signals.room_bytes, place.signals.stalled_total_us = 15 * MIB, 60_000_000
     place.pressure.look_again()
     await _until(lambda: place.tier.inner.extents)
     assert place.pressure.counts.stalls == 1

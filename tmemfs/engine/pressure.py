@@ -39,6 +39,8 @@ MODES: Final = ("auto", "manual", "off")
 #: A program that takes 1 GB a second takes 10 MB between two looks.
 LOOK_S: Final = 0.01
 QUIET_S: Final = 1.0
+#: Something stalls if it waits for memory this share of the time.
+STALL_SHARE: Final = 0.1
 IDLE_S: Final = 2.0
 #: The reserve: this share of what memory there is, within these bounds.
 RESERVE_SHARE: Final = 1 / 16
@@ -84,7 +86,8 @@ class Pressure:
         self._shrinker = shrinker
         self._reader = reader
         self._moved = trio.Event()
-        self._stalled = False
+        self._stalled_us = self.signals.stalled_us()
+        self._looked_at = time.monotonic()
         self._armed: set[trio.CancelScope] = set()
         self._fell_at: float | None = None
         self._released_before = 0
@@ -124,7 +127,7 @@ class Pressure:
         """Watch and steer until cancelled."""
         async with trio.open_nursery() as nursery:
             for stall in self.signals.stalls:
-                nursery.start_soon(self._watch, stall.fileno(), self._note_stall)
+                nursery.start_soon(self._watch, stall.fileno(), stall.happened)
             for limit in self.signals.limits:
                 nursery.start_soon(self._watch_threshold, limit)
             await self._look_on()
@@ -155,13 +158,15 @@ class Pressure:
 
     def _look(self) -> None:
         self.room = self.signals.room()
-        stalled, self._stalled = self._stalled or self.signals.stalled(), False
+        now, stalled_us = time.monotonic(), self.signals.stalled_us()
+        stalled = stalled_us - self._stalled_us > STALL_SHARE * 1e6 * max(now - self._looked_at, LOOK_S)
+        self._looked_at, self._stalled_us = now, stalled_us
         self.counts.looks += 1
         self.counts.stalls += stalled
         released = self._shrinker.counts.pages * PAGE_BYTES
         refaulted = self._tmem.counts.loads_disk * PAGE_BYTES
         marks = self._shrinker.marks
-        look = Look(time.monotonic(), self.room, self._tmem.pool_bytes, marks.high, released, refaulted, stalled)
+        look = Look(now, self.room, self._tmem.pool_bytes, marks.high, released, refaulted, stalled)
         found = control(self.control, look, self.settings)
         self._time_first_release(found)
         if self.mode == "auto":
@@ -194,10 +199,6 @@ class Pressure:
         if self._fell_at is not None and released > self._released_before:
             self.counts.first_release_us = int((time.monotonic() - self._fell_at) * 1e6)
             self._released_before = 1 << 62  # only the first
-
-    def _note_stall(self) -> bool:
-        self._stalled = self.signals.stalled()
-        return self._stalled
 
     async def _watch(self, fd: int, noted: Callable[[], bool]) -> None:
         """Look whenever `fd` tells something."""

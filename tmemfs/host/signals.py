@@ -105,6 +105,12 @@ class Stalls:
         """Whether the trigger has fired since this was last asked."""
         return any(events & select.EPOLLPRI for _, events in self._poll.poll(0))
 
+    def total_us(self) -> int:
+        """How long something has stalled since the boot."""
+        text = os.pread(self._fd, _READ_BYTES, 0)
+        at = text.index(b"total=") + 6
+        return int(text[at : text.index(b"\n", at)])
+
     def close(self) -> None:
         """Disarm."""
         self._poll.close()
@@ -140,9 +146,9 @@ class Signals:
         """Bytes that can be had still."""
         return min([self.available.room(), *(limit.room() for limit in self.limits)])
 
-    def stalled(self) -> bool:
-        """Whether something stalled for memory since this was last asked."""
-        return any([stall.happened() for stall in self.stalls])
+    def stalled_us(self) -> int:
+        """How long something has stalled for memory, since the boot; of the cgroup's and the system's stalls the greater sum."""
+        return max((stall.total_us() for stall in self.stalls), default=0)
 
     def close(self) -> None:
         """Let go of all."""

@@ -13,8 +13,8 @@
     below a quarter    as below the reserve, and no store is taken before a frame is given back for it
     of the reserve
 
-A stall (PSI) while there is less than 2 reserves counts as room below the reserve: something waits for memory already. Stalls with
-more room than that are somebody's own limit, which shrinking does not help.
+A stall (PSI: something waits for memory a tenth of the time) while there is less than 2 reserves counts as room below the reserve.
+Stalls with more room than that are somebody's own limit, which shrinking does not help.
 
 A step is half of what it was after each look without pressure. If more than half of what was released since the look before was
 loaded again (refaults), the next step is not larger than the last; below a quarter of the reserve that does not count.
