@@ -32,12 +32,12 @@ from tmemfs.errors import BadValue, Busy, Refused
 from tmemfs.fuse.mount import FUSE_DEVICE, mount_fuse
 from tmemfs.fuse.namespace import SWAP, Namespace
 from tmemfs.fuse.relay import Relay
-from tmemfs.fuse.wire import REQUEST_PAGES
+from tmemfs.fuse.wire import REQUEST_PAGES, REQUESTS_UNDER_WAY
 from tmemfs.host import memory
 from tmemfs.host.doctor import require_root
 from tmemfs.host.notify import notify
 from tmemfs.host.swapdev import is_mounted, loop_devices_of, unmount
-from tmemfs.store.arena import SPARE_FRAMES, Arena
+from tmemfs.store.arena import KEPT_FRAMES, SPARE_FRAMES, Arena
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.segments import CLEANING_RESERVE_BYTES, Extents, SegmentTable
 from tmemfs.store.slots import SlotTable
@@ -144,10 +144,11 @@ def _build(options: Options, tier: Tier, outcomes: dict[str, int], make_pager: M
         extents = min(extents, tier.capacity_bytes // SEGMENT_BYTES)
     locked = [memory.lock_current()]
     memory.drop_code(_NEVER_CALLED)
-    arena = Arena(frames, pool_bytes // SEGMENT_BYTES, spare=SPARE_FRAMES)
+    arena = Arena(frames, pool_bytes // SEGMENT_BYTES, spare=SPARE_FRAMES, kept=KEPT_FRAMES)
     slots, segments = SlotTable(options.swap_bytes // PAGE_BYTES), SegmentTable(frames + extents)
     locked += [memory.lock_region(region.map, region.size_bytes) for region in (slots.region, segments.region)]
     locked += [memory.lock_on_fault(arena.region.map, arena.region.size_bytes)]
+    memory.populate(arena.region.map, 0, KEPT_FRAMES * SEGMENT_BYTES)
     outcomes["memory_locked"] = int(all(outcome.ok for outcome in locked))
     tmem = Tmem(slots, segments, arena, Extents(extents, backing_bytes, CLEANING_RESERVE_BYTES))
     engine = Engine.over(tmem, tier, parse_codec(options.codec), make_pager)
@@ -200,7 +201,7 @@ class _Server:
 
     def _run_pyfuse3(self, ended: Callable[[], Awaitable[None]] = trio.sleep_forever) -> None:
         """Serve until pyfuse3 is told of the unmount, or `ended` returns."""
-        self._services.engine.pager.warm(REQUEST_PAGES)
+        self._services.engine.pager.warm(REQUESTS_UNDER_WAY, REQUEST_PAGES)
         try:
             trio.run(self._main, ended)
         finally:

@@ -345,12 +345,12 @@ async def test_a_lower_limit_is_not_shown_before_it_is_reached(
     await store(engine, 0, 2560)
     release = threading.Event()
     tier.before["write"] = lambda: (release.wait(10), None)[1]
-    nursery.start_soon(services.limits.set_pool_max, "8M")
+    nursery.start_soon(services.limits.set_pool_max, "10M")
     await until(lambda: _being_written(engine))
     assert services.limits.pool.max == LIMIT * SEGMENT_BYTES
     release.set()
-    await until(lambda: services.limits.pool.max == 8 * SEGMENT_BYTES)
-    assert engine.tmem.pool_bytes <= 8 * SEGMENT_BYTES
+    await until(lambda: services.limits.pool.max == 10 * SEGMENT_BYTES)
+    assert engine.tmem.pool_bytes <= 10 * SEGMENT_BYTES
 
 
 async def test_a_deadline_ends_a_shrink(engine: Engine, tier: FaultyTier) -> None:
@@ -406,9 +406,9 @@ async def test_a_shrink_neither_compresses_nor_decompresses(engine: Engine, monk
 
 async def test_a_lower_limit_is_reached_before_it_is_set(background: None, engine: Engine, services: Services) -> None:
     await store(engine, 0, 2048)
-    await services.limits.set_pool_max("8M")
-    assert engine.tmem.pool_bytes <= 8 * SEGMENT_BYTES
-    assert engine.tmem.arena.region.resident_bytes() <= 8 * SEGMENT_BYTES
+    await services.limits.set_pool_max("10M")
+    assert engine.tmem.pool_bytes <= 10 * SEGMENT_BYTES
+    assert engine.tmem.arena.region.resident_bytes() <= 10 * SEGMENT_BYTES
     await verify(engine, 2048)
 
 
@@ -416,7 +416,7 @@ async def test_a_limit_that_cannot_be_reached_stays(engine: Engine, tier: Faulty
     await store(engine, 0, 2560)
     tier.fail("write")
     with pytest.raises(Busy, match="stays 12582912"):
-        await services.limits.set_pool_max("8M")
+        await services.limits.set_pool_max("10M")
     assert services.limits.pool.max == LIMIT * SEGMENT_BYTES
     assert engine.tmem.arena.limit == LIMIT
     await verify(engine, 2560)

@@ -80,9 +80,9 @@ async def test_what_is_stored_while_memory_is_short_leaves_again(place: Place, n
     place.signals.room_bytes = 15 * MIB
     await _until(lambda: place.pressure.control.zone == "holding")
     held = place.pool_mib
-    for segment in range(10, 30):
-        place.store(1, segment * FULL)
-        await trio.sleep(0.01)
+    for slot in range(10 * FULL, 30 * FULL):
+        if waiting := place.engine.pager.write(slot * PAGE_BYTES, memoryview(page_of("raw", slot))):
+            await trio.to_thread.run_sync(waiting.run)
     await _until(lambda: place.pool_mib <= held + 2)
     assert len(place.tier.inner.extents) >= 18
     nursery.cancel_scope.cancel()

@@ -267,11 +267,11 @@ def test_metrics_have_a_type_for_every_figure(files: dict[str, Attribute]) -> No
     assert len(set(figures)) == len(figures)
 
 
-def test_the_smallest_pool_is_eight_frames() -> None:
-    assert SMALLEST_POOL_BYTES == 8 * MIB
-    assert parse_pool_max("8M", RAM) == 8 * MIB
-    with pytest.raises(OutOfRange, match="give 8 MiB or more"):
-        parse_pool_max(str(8 * MIB - 1), RAM)
+def test_the_smallest_pool_is_ten_frames() -> None:
+    assert SMALLEST_POOL_BYTES == 10 * MIB
+    assert parse_pool_max("10M", RAM) == 10 * MIB
+    with pytest.raises(OutOfRange, match="give 10 MiB or more"):
+        parse_pool_max(str(10 * MIB - 1), RAM)
 
 
 def test_a_bad_value_is_a_value_error_too() -> None:

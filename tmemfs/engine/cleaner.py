@@ -4,7 +4,8 @@ On the tier it works in the background, by the thresholds of the policy and with
 way: between records it lets go of the interpreter, before each read from the tier it waits while faults do, and after a refused
 store it pauses. When the tier is full the shrinker asks it for room, whatever the thresholds say.
 
-Each cleaning goes through two buffers of one segment, which are made once; nothing comes back into the pool.
+Each cleaning goes through two buffers of one segment: the arena's kept frames, or two that are made where it has none; nothing
+comes back into the pool.
 
 Invariants:
 1. An extent is given back only after the handles of its records were moved, and those only after the new extent was written.
@@ -94,7 +95,7 @@ class Cleaner:
         self._tier = tier
         self._reader = reader
         self._one_at_a_time = threading.Lock()
-        self._into, self._from = _buffer(), _buffer()
+        self._into, self._from = tmem.arena.buffers() or (_buffer(), _buffer())
         self._kicked = trio.Event()
 
     def merge_in_ram(self, plan: Merge, breathe: Breathe = go_on) -> int:

@@ -74,12 +74,19 @@ class Pager:
         self._room = room
         self._waiting = 0
 
-    def warm(self, pages: int) -> None:
-        """Use the heap once as much as a request of so many pages does, so that it is there when memory is short."""
+    def warm(self, requests: int, pages: int) -> None:
+        """Use the heap once as much as so many stores that wait, of so many pages, do: so that it is there when memory is short."""
         noise = memoryview(os.urandom(PAGE_BYTES) * pages)
         half = memoryview((os.urandom(PAGE_BYTES // 2) + bytes(PAGE_BYTES // 2)) * pages)
-        for packed in (encode_pages(noise, self.codec), encode_pages(half, self.codec)):
+        waiting = [encode_pages(noise, self.codec) for _ in range(requests)]
+        waiting[-1] += encode_pages(half, self.codec)
+        for packed in waiting:
             b"".join(decode(tag, payload) for tag, payload in packed)
+
+    def warm_thread(self) -> None:
+        """Have the calling thread do once what it will do, so that it has its stack and its buffer."""
+        encode_pages(memoryview(os.urandom(PAGE_BYTES // 2) + bytes(PAGE_BYTES // 2) + os.urandom(PAGE_BYTES)), self.codec)
+        self._reader.warm()
 
     def read(self, offset: int, size: int) -> bytes | Deferred:
         """Bytes [offset, offset + size) of the image, fewer at its end."""

@@ -177,12 +177,12 @@ class Pressure:
     def _apply(self, found: Control) -> None:
         before, self.control = self.control, found
         self._shrinker.ceiling = found.ceiling
-        limit = self._shrinker.marks.max
-        if found.zone == CRITICAL:
-            limit = min(limit, max(self._tmem.pool_bytes, _SMALL_POOL_BYTES))
-            self.counts.strict += before.zone != CRITICAL
-        if found.zone == CRITICAL or before.zone == CRITICAL:
-            self._tmem.limit_pool(limit)
+        if found.zone != RELAXED:  # no frame that the kernel would have to find memory for
+            limit = max(self._tmem.pool_bytes, _SMALL_POOL_BYTES, min(found.ceiling, self._shrinker.marks.max))
+            self._tmem.limit_pool(int(limit))
+            self.counts.strict += before.zone == RELAXED
+        elif before.zone != RELAXED:
+            self._tmem.limit_pool(self._shrinker.marks.max)
         if found.ceiling < self._tmem.pool_bytes:
             self.counts.shrinks += found.ceiling < before.ceiling
             self._shrinker.look_again()

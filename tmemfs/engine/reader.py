@@ -15,21 +15,23 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final
 
 from tmemfs.errors import Corrupt, TierError
-from tmemfs.store.codec import ZSTD_DICT, decode
+from tmemfs.store.codec import RAW, ZSTD_DICT, decode
 from tmemfs.store.dictionary import DICTIONARY_RECORD_BYTES, Dictionary, read_dictionary
 from tmemfs.store.plans import ReadPlan, RecordAt
-from tmemfs.store.record import verify, whole_blocks
+from tmemfs.store.record import HEADER, HEADER_BYTES, LARGEST_RECORD_BYTES, record_word, verify, whole_blocks
 from tmemfs.store.tmem import Tmem
-from tmemfs.tiers.tier import Tier
-from tmemfs.units import BLOCK_BYTES
+from tmemfs.tiers.tier import Extent, Tier
+from tmemfs.units import BLOCK_BYTES, PAGE_BYTES
 
-#: Bytes one read call may fetch: a request's pages at the size they had before compression.
-BUFFER_BYTES: Final = 256 << 10
+#: Bytes one read call may fetch: the pages of a readahead as they were before compression; more in several calls.
+BUFFER_BYTES: Final = 64 << 10
+_WARM_PAGES: Final = 16
 
 
 @dataclass(slots=True)
@@ -53,6 +55,16 @@ class Reader:
         self._lock = threading.Lock()
         self.counts = ReadCounts()
         self.waiting = 0
+
+    def warm(self) -> None:
+        """Give the calling thread its buffer, and have it do once what it will do: verify and decode pages, and ask the tier."""
+        blocks, page = self._buffers.view, bytes(PAGE_BYTES)
+        for slot in range(_WARM_PAGES):
+            HEADER.pack_into(blocks, 0, record_word(RAW, slot, page, 0), slot)
+            blocks[HEADER_BYTES:LARGEST_RECORD_BYTES] = page
+            decode(RAW, verify(blocks[:LARGEST_RECORD_BYTES], slot, RAW, PAGE_BYTES, 0))
+        with suppress(TierError):  # nothing lies there yet
+            self._tier.read(Extent(0), 0, blocks[:BLOCK_BYTES])
 
     def perform(self, plan: ReadPlan) -> list[bytes]:
         """The pages of `plan`, complete. Commits the plan. Raises TierError, Corrupt."""

@@ -15,13 +15,13 @@ from tmemfs.engine.engine import Engine
 from tmemfs.engine.pressure import Pressure
 from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import Busy, OutOfRange
-from tmemfs.store.arena import RESERVE_FRAMES
+from tmemfs.store.arena import KEPT_FRAMES, RESERVE_FRAMES
 from tmemfs.store.census import TmemStatistics, statistics
 from tmemfs.store.policy import Watermarks
 from tmemfs.units import SEGMENT_BYTES, format_size, parse_size
 
 #: Below this no swap-out can go on while a segment is written back: the reserve, and an open segment a lane and one on its way.
-SMALLEST_POOL_BYTES: Final = (RESERVE_FRAMES + 4) * SEGMENT_BYTES
+SMALLEST_POOL_BYTES: Final = (KEPT_FRAMES + RESERVE_FRAMES + 4) * SEGMENT_BYTES
 
 
 def parse_pool_max(text: str, ram_bytes: int) -> int:

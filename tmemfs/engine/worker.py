@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 import trio
 
+from tmemfs.host.memory import prepare_thread
+
 
 class _Call:
     """What is to be done, and what came of it; `finish` is called in the worker's thread."""
@@ -54,5 +56,6 @@ class Worker:
         self._calls.put(None)
 
     def _work(self) -> None:
+        prepare_thread()
         while call := self._calls.get():
             call.do()

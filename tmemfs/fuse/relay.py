@@ -34,6 +34,7 @@ import trio
 from tmemfs.engine.pager import Deferred, Pager
 from tmemfs.errors import NoRoom, TmemfsError
 from tmemfs.fuse import wire
+from tmemfs.host.memory import prepare_thread
 from tmemfs.store.region import Region
 from tmemfs.units import PAGE_BYTES
 
@@ -102,6 +103,8 @@ class Relay:
 
     def _serve(self) -> None:
         """The page path, until the file system is unmounted."""
+        prepare_thread()
+        self._pager.warm_thread()
         try:
             self._serve_requests()
         finally:
@@ -186,6 +189,8 @@ class Relay:
 
     def _work(self, work: queue.SimpleQueue[Work | None]) -> None:
         """Finish deferred requests, until told to end."""
+        prepare_thread()
+        self._pager.warm_thread()
         while item := work.get():
             unique, deferred, size = item
             try:
@@ -195,6 +200,7 @@ class Relay:
 
     def _return_replies(self) -> None:
         """Copy pyfuse3's replies to the device, with our limits in the first, which answers INIT."""
+        prepare_thread()
         buffer = bytearray(wire.REQUEST_BYTES + PAGE_BYTES)
         is_first = True
         while True:

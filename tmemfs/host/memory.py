@@ -20,6 +20,10 @@ _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.mlock2.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.munlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.pthread_self.restype = ctypes.c_ulong
+_libc.pthread_getattr_np.argtypes = (ctypes.c_ulong, ctypes.c_void_p)
+_libc.pthread_attr_getstack.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+_libc.pthread_attr_destroy.argtypes = (ctypes.c_void_p,)
 _libc.prctl.argtypes = (ctypes.c_int,) + (ctypes.c_ulong,) * 4
 
 _PUNCH_HOLE_KEEP_SIZE: Final = 3
@@ -28,6 +32,11 @@ _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _MLOCK_ONFAULT: Final = 1
 _PR_SET_IO_FLUSHER: Final = 57
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+#: glibc's pthread_attr_t has 56 bytes.
+_PTHREAD_ATTR_BYTES: Final = 64
+STACK_DEPTH_BYTES: Final = 64 << 10
+#: Frames of the interpreter that fill the memory it takes for them at first, 16 KiB a thread.
+_FRAMES: Final = 120
 #: Heap below this is never handed back, and no request of the page path is larger than it.
 _HEAP_BYTES: Final = 64 << 20
 
@@ -80,6 +89,30 @@ def lock_region(buffer: Buffer, length: int) -> Outcome:
 def lock_on_fault(buffer: Buffer, length: int) -> Outcome:
     """Lock each page of `buffer` when it is first touched."""
     return _outcome("memory_locked", _libc.mlock2(_address(buffer), length, _MLOCK_ONFAULT))
+
+
+def lock_stack(depth_bytes: int = STACK_DEPTH_BYTES) -> Outcome:
+    """Fault in and lock the upper `depth_bytes` of the calling thread's stack: more than our threads have been seen to use."""
+    attributes = ctypes.create_string_buffer(_PTHREAD_ATTR_BYTES)
+    start, size = ctypes.c_void_p(), ctypes.c_size_t()
+    failed = _libc.pthread_getattr_np(_libc.pthread_self(), attributes)
+    failed = failed or _libc.pthread_attr_getstack(attributes, ctypes.byref(start), ctypes.byref(size))
+    if failed or start.value is None:
+        return Outcome("memory_locked", False, os.strerror(failed))
+    _libc.pthread_attr_destroy(attributes)
+    depth_bytes = min(depth_bytes, size.value)
+    return _outcome("memory_locked", _libc.mlock2(start.value + size.value - depth_bytes, depth_bytes, 0))
+
+
+def prepare_thread() -> Outcome:
+    """Give the calling thread what it will touch when memory may be short: its stack, and room for the interpreter's frames."""
+    _descend(_FRAMES)
+    return lock_stack()
+
+
+def _descend(left: int) -> int:
+    """Call as deep as nothing else does."""
+    return _descend(left - 1) if left else 0
 
 
 def io_flusher() -> Outcome:

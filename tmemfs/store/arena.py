@@ -9,7 +9,7 @@ and between `take_releasing` and `released`.
 
 Invariants:
 1. Each frame is in exactly one of the four conditions.
-2. held = ready + used + releasing <= limit, unless the limit was lowered below it; then no frame is taken until it is true.
+2. held = kept + ready + used + releasing <= limit, unless the limit was lowered below it; then no frame is taken until it is true.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ Frame = NewType("Frame", int)
 RESERVE_FRAMES: Final = 4
 #: The last ready frame is for merging segments alone, which gives back more frames than it takes: a full pool stays workable.
 SPARE_FRAMES: Final = 1
+#: Buffers for cleaning: one to read segments into, one to write from.
+KEPT_FRAMES: Final = 2
 
 
 class Arena:
     """`frames` frames of SEGMENT_BYTES in one region, of which at most `limit` have memory behind them.
 
-    `reserve` ready ones are kept for stores, the last `spare` of them for merges.
+    `reserve` ready ones are kept for stores, the last `spare` of them for merges. The first `kept` frames hold no segments: they
+    are buffers for whoever merges.
     """
 
     def __init__(
@@ -40,12 +43,14 @@ class Arena:
         region: Region | None = None,
         reserve: int = RESERVE_FRAMES,
         spare: int = 0,
+        kept: int = 0,
     ) -> None:
         self.frames = frames
         self.region = region or Region("arena", frames * SEGMENT_BYTES)
         self.view = self.region.view
         self.reserve = reserve
         self.spare = spare
+        self.kept = kept
         self.limit = limit
         self.used: set[Frame] = set()
         self.peak = 0
@@ -54,12 +59,12 @@ class Arena:
         self._given_back = 0
         self._populating = 0
         self._cold: list[Frame] = []
-        self._untouched = 0
+        self._untouched = kept
 
     @property
     def held(self) -> int:
         """Frames with memory behind them."""
-        return len(self.used) + self.idle
+        return self.kept + len(self.used) + self.idle
 
     @property
     def idle(self) -> int:
@@ -90,8 +95,8 @@ class Arena:
     def adopt(self, frames: set[Frame]) -> None:
         """Count `frames` as used by segments that were found in the table."""
         self.used = set(frames)
-        self._untouched = max(frames, default=-1) + 1
-        self._cold = [Frame(index) for index in range(self._untouched) if index not in frames]
+        self._untouched = max(max(frames, default=-1) + 1, self.kept)
+        self._cold = [Frame(index) for index in range(self.kept, self._untouched) if index not in frames]
         self.peak = self.held
 
     def take(self) -> Frame | None:
@@ -161,6 +166,10 @@ class Arena:
         """The first `length` bytes of `frame`, borrowed."""
         base = frame * SEGMENT_BYTES
         return self.view[base : base + length]
+
+    def buffers(self) -> list[memoryview]:
+        """The kept frames, borrowed."""
+        return [self.frame_view(Frame(index)) for index in range(self.kept)]
 
     def _pop_cold(self) -> Frame:
         if self._cold:

@@ -10,8 +10,11 @@
     1 to 2 reserves    holds: what it is given it gives up, and as much again as room falls below the lowest seen (memory-neutral)
     below the reserve  shrinks: by what is missing to the reserve, or 1/64 of the pool if that is more; each further step in a
                        row is twice as large, a quarter of the pool at most
-    below a quarter    as below the reserve, and no store is taken before a frame is given back for it
+    below a quarter    the same, whatever is loaded again
     of the reserve
+
+Below 2 reserves the pool takes no frame that the kernel would have to find memory for: a store that finds none waits for one that
+is given back.
 
 A stall (PSI: something waits for memory a tenth of the time) while there is less than 2 reserves counts as room below the reserve.
 Stalls with more room than that are somebody's own limit, which shrinking does not help.
@@ -68,7 +71,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What the pool is to do: hold no more than `ceiling`, in CRITICAL take no store for which nothing was given back.
+    """What the pool is to do: hold no more than `ceiling`.
 
     `lowest` is the least room seen since there was enough; the rest is of the look that this comes from.
     """
