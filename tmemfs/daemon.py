@@ -122,7 +122,7 @@ def _prepare_process() -> dict[str, int]:
     """Memory settings of the whole process; which of them were had."""
     threading.stack_size(_STACK_BYTES)
     sys.setswitchinterval(_SWITCH_S)
-    tried = [memory.heap_settings(), memory.io_flusher(), memory.oom_score_adjust(), memory.freeze_garbage()]
+    tried = [memory.heap_settings(), memory.io_flusher(), memory.oom_score_adjust(), memory.realtime(), memory.freeze_garbage()]
     return _noted(tried)
 
 

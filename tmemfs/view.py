@@ -83,7 +83,7 @@ def print_stat(mountpoint: Path, in_bytes: bool = False, headings: bool = True) 
         ("pressure", f"{stat['pressure_zone']}, {show(int(stat['pressure_room']))} of room"),
         ("loads", f"{stat['loads_ram']} from RAM, {stat['loads_disk']} from disk"),
         ("protection", f"memory locked {stat['memory_locked']}, I/O flusher {stat['io_flusher']}, "
-            f"OOM score {stat['oom_score_adj_set']}"),
+            f"OOM score {stat['oom_score_adj_set']}, real-time {stat['realtime']}"),
     ]  # fmt: skip
     for key, value in rows:
         print(f"{key + ':':13}{value}" if headings else value)

@@ -47,6 +47,7 @@ STAT = {
     "memory_locked": 1,
     "io_flusher": 0,
     "oom_score_adj_set": 1,
+    "realtime": 1,
 }
 ANSWER = "requested 67108864\nfreed 1048576\nreason the pool holds no more pages\n"
 
@@ -83,7 +84,7 @@ def test_the_lines_for_people(mount: Path, capsys: pytest.CaptureFixture[str]) -
         "density:     1.02 bytes a live byte in RAM, 1.25 on disk; 0.50 bytes written a byte stored",
         "pressure:    holding, 48 MiB of room",
         "loads:       12 from RAM, 34 from disk",
-        "protection:  memory locked 1, I/O flusher 0, OOM score 1",
+        "protection:  memory locked 1, I/O flusher 0, OOM score 1, real-time 1",
     ]
 
 
@@ -137,7 +138,7 @@ def test_what_a_daemon_says_can_be_shown(tmp_path: Path, capsys: pytest.CaptureF
     regions = Regions.new(slots=64, frames=10, extents=10)
     engine = Engine.over(regions.start(10, 64), FaultyTier(), parse_codec("lz4"))
     engine.tmem.insert(0, [encode(page_of("text", 1), parse_codec("lz4"))])
-    outcomes = {"memory_locked": 1, "io_flusher": 1, "oom_score_adj_set": 1}
+    outcomes = {"memory_locked": 1, "io_flusher": 1, "oom_score_adj_set": 1, "realtime": 1}
     services = Services(engine, Limits(engine, 64 * MIB, 10 * MIB), new_pressure(engine), "none", outcomes)
     (tmp_path / "control").mkdir()
     for attribute in Control(services).attributes:

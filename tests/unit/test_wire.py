@@ -116,8 +116,8 @@ def test_an_empty_reply_is_a_header() -> None:
 def test_limits_are_set_in_the_reply_to_init() -> None:
     reply = init_reply()
     wire.limit_requests(reply)
-    assert field_of(reply, "max background") == wire.REQUESTS_UNDER_WAY == 10
-    assert field_of(reply, "congestion") == 7
+    assert field_of(reply, "max background") == wire.REQUESTS_UNDER_WAY == 8
+    assert field_of(reply, "congestion") == 6
     assert field_of(reply, "max write") == wire.REQUEST_BYTES == 64 * PAGE_BYTES
     assert field_of(reply, "max pages") == wire.REQUEST_PAGES == 64
 

@@ -50,8 +50,8 @@ LARGEST_RESERVE_BYTES: Final = 512 << 20
 GROWTH_S: Final = 60
 #: With this many reserves of room and more, nothing is looked at while nothing moves.
 _FAR: Final = 4
-#: A pool below this has nothing to give.
-_SMALL_POOL_BYTES: Final = 8 * SEGMENT_BYTES
+#: A pool of this size has nothing to give: buffers, reserve, and a few frames for what passes through it.
+_SMALL_POOL_BYTES: Final = 12 * SEGMENT_BYTES
 
 
 def parse_mode(text: str) -> str:

@@ -38,9 +38,9 @@ ZERO_RANGE: Final = 0x11
 #: A request's pages at most: how many stores a load waits for when one request stands before it.
 REQUEST_PAGES: Final = 64
 REQUEST_BYTES: Final = REQUEST_PAGES * 4096
-#: Requests the kernel may have under way at once, waiting stores included: what bounds the memory those take, 2.5 MiB, which is
+#: Requests the kernel may have under way at once, waiting stores included: what bounds the memory those take, 2 MiB, which is
 #: there from the start. (With 64, a guest whose memory was gone stood still: the heap had to grow for stores that waited.)
-REQUESTS_UNDER_WAY: Final = 10
+REQUESTS_UNDER_WAY: Final = 8
 
 _INIT_LIMITS: Final = Struct("<HHIIH")
 _INIT_LIMITS_AT: Final = REPLY_BYTES + 16

@@ -14,7 +14,7 @@ from tmemfs.host.signals import Signals
 from tmemfs.host.swapdev import swap_entries
 from tmemfs.units import format_size
 
-_CAP_IPC_LOCK, _CAP_SYS_ADMIN, _CAP_SYS_RESOURCE = 14, 21, 24
+_CAP_IPC_LOCK, _CAP_SYS_ADMIN, _CAP_SYS_NICE, _CAP_SYS_RESOURCE = 14, 21, 23, 24
 _PROGRAMS: Final = ("losetup", "mkswap", "swapon", "swapoff")
 
 
@@ -39,6 +39,7 @@ def examine(backing: Path) -> list[Check]:
         _disk(backing),
         _capability("lock memory", _CAP_IPC_LOCK, "the pool may be swapped out itself: run with CAP_IPC_LOCK"),
         _capability("io_flusher, oom score", _CAP_SYS_RESOURCE, "run with CAP_SYS_RESOURCE, or protect the daemon from outside"),
+        _capability("real-time", _CAP_SYS_NICE, "the daemon gets no memory that others do not: run with CAP_SYS_NICE"),
         _pressure(),
         _cgroup(),
         _zswap(),
