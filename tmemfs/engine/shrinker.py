@@ -3,7 +3,8 @@
 One background task keeps the pool below its watermarks, gives back what died, punches holes and keeps the reserve of
 faulted-in frames; `shrink` does on request what the background does by itself. Each works in two threads: one writes, the other
 gives memory back. (Two threads that both do both reached 0.7 of what fio writes, these 0.8: writes to one file wait for each
-other.) While `run` runs, both pairs of threads are there, so that none has to be made when memory is short.
+other.) While `run` runs, both pairs of threads are there, so that none has to be made when memory is short, and one more, which faults
+frames in: it alone waits for the system's memory. Stores take only frames that have theirs.
 
 A write that fails leaves its segment in RAM. The shrinker says so (`Room.stuck`, control/state), refuses waiting stores and
 tries again every RETRY_S, until a write succeeds or nothing waits to be written.
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 
 #: While the tier is full or fails, one segment is tried again this often.
 RETRY_S: Final = 0.25
+#: If a frame could not be had from the system for so long, one is written back instead: 25 times what it takes otherwise.
+GROWTH_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +173,7 @@ class Shrinker:
         self._room = room
         self._cleaner = cleaner
         self._lock = threading.Lock()
-        self._kicked = trio.Event()
+        self._kicked = self._short = trio.Event()
         self._kick: Callable[[], None] = lambda: None
         self._kick_pending = False
         self._background: Workers = ()
@@ -181,28 +184,53 @@ class Shrinker:
         """Look after the pool until cancelled."""
         token = trio.lowlevel.current_trio_token()
         self._kick = lambda: token.run_sync_soon(self._wake)
-        shrinking = False
         self._background, self._requested = _workers("background"), _workers("request")
+        grower = Worker("populate")
+        self._tmem.arena.takes_cold = False
         try:
-            while True:
-                self._kicked = trio.Event()
-                self._kick_pending = False
-                await _in(self._background, self._tidy)
-                self._cleaner.look()
-                marks = self.marks.under(self.ceiling)
-                goal = background_goal(self._tmem.pool_bytes, marks, shrinking) if self._tier.capacity_bytes else 0
-                if self._room.stuck or not self._tmem.arena.has_room:
-                    goal = max(goal, SEGMENT_BYTES)
-                shrinking = goal > 0 and await self._step(goal)
-                if self._room.stuck:
-                    await trio.sleep(RETRY_S)
-                elif not shrinking:
-                    await self._kicked.wait()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._fill_reserve_on, grower)
+                await self._look_on()
         finally:
             self._kick = lambda: None
-            for worker in (*self._background, *self._requested):
+            self._tmem.arena.takes_cold = True
+            for worker in (*self._background, *self._requested, grower):
                 worker.close()
             self._background = self._requested = ()
+
+    async def _look_on(self) -> None:
+        shrinking = False
+        while True:
+            self._kicked = trio.Event()
+            self._kick_pending = False
+            await _in(self._background, self._tidy)
+            self._cleaner.look()
+            marks = self.marks.under(self.ceiling)
+            goal = background_goal(self._tmem.pool_bytes, marks, shrinking) if self._tier.capacity_bytes else 0
+            if self._room.stuck or not await self._gets_room():
+                goal = max(goal, SEGMENT_BYTES)
+            shrinking = goal > 0 and await self._step(goal)
+            if self._room.stuck:
+                await trio.sleep(RETRY_S)
+            elif not shrinking:
+                await self._kicked.wait()
+
+    async def _gets_room(self) -> bool:
+        """Whether there is a frame for the next segment, or the system gives one soon."""
+        arena = self._tmem.arena
+        with trio.move_on_after(GROWTH_S if self._tier.capacity_bytes else math.inf):
+            while not arena.has_room and arena.is_growing:
+                self._kicked = trio.Event()
+                self._kick_pending = False
+                await self._kicked.wait()
+        return arena.has_room
+
+    async def _fill_reserve_on(self, grower: Worker) -> None:
+        """Keep the reserve filled. The system may have no memory for it, for as long as it likes: nobody waits for that."""
+        while True:
+            self._short = trio.Event()
+            await grower.run(self._fill_reserve)
+            await self._short.wait()
 
     async def shrink(self, request: ShrinkRequest) -> ShrinkAnswer:
         """Free what is asked for, sealing the open segments if that takes it; returns when it is done or cannot go on."""
@@ -240,6 +268,7 @@ class Shrinker:
 
     def _wake(self) -> None:
         self._kicked.set()
+        self._short.set()
         self.moved()
 
     def _write_back_while(self, tally: _Tally) -> None:
@@ -309,9 +338,14 @@ class Shrinker:
                 self.counts.released_bytes += len(plan.frames) * SEGMENT_BYTES
 
     def _tidy(self) -> None:
-        """Release frames, punch holes, fill the reserve; in a thread."""
+        """Release frames, punch holes, and fill the reserve, if nobody else does; in a thread."""
         self._release()
         self._discard()
+        if self._tmem.arena.takes_cold:
+            self._fill_reserve()
+
+    def _fill_reserve(self) -> None:
+        """Fault frames in for what comes; in a thread."""
         while plan := self._tmem.upkeep.plan_populate():
             try:
                 populate(self._tmem.arena.region.map, plan.frame * SEGMENT_BYTES, SEGMENT_BYTES)
@@ -320,7 +354,7 @@ class Shrinker:
                 log.warning("no memory for the reserve: %s", error)
                 return
             self._tmem.upkeep.commit_populate(plan)
-            self._room.signal()
+            self._notice()
 
     def _discard(self) -> None:
         while plan := self._tmem.upkeep.plan_discard():

@@ -51,6 +51,8 @@ class Arena:
         self.reserve = reserve
         self.spare = spare
         self.kept = kept
+        #: Whether `take` may give a frame that is still to be faulted in, by whoever writes to it first.
+        self.takes_cold = True
         self.limit = limit
         self.used: set[Frame] = set()
         self.peak = 0
@@ -77,7 +79,14 @@ class Arena:
         if len(self._ready) > self.spare:
             return True
         held = self.held
-        return (bool(self._releasing) and held <= self.limit) or (held + self._missing_spare < self.limit and self._has_cold)
+        if self._releasing and held <= self.limit:
+            return True
+        return self.takes_cold and held + self._missing_spare < self.limit and self._has_cold
+
+    @property
+    def is_growing(self) -> bool:
+        """Whether a frame is being faulted in, or is to be."""
+        return self._populating > 0 or self.wants_populating
 
     @property
     def _missing_spare(self) -> int:
@@ -105,7 +114,7 @@ class Arena:
             frame = self._ready.pop()
         elif self._releasing and self.held <= self.limit:
             frame = self._releasing.pop()
-        elif self.held + self._missing_spare < self.limit and self._has_cold:
+        elif self.takes_cold and self.held + self._missing_spare < self.limit and self._has_cold:
             frame = self._pop_cold()
         else:
             return None
