@@ -3,8 +3,8 @@
 One background task keeps the pool below its watermarks, gives back what died, punches holes and keeps the reserve of
 faulted-in frames; `shrink` does on request what the background does by itself. Each works in two threads: one writes, the other
 gives memory back. (Two threads that both do both reached 0.7 of what fio writes, these 0.8: writes to one file wait for each
-other.) While `run` runs, both pairs of threads are there, so that none has to be made when memory is short, and one more, which faults
-frames in: it alone waits for the system's memory. Stores take only frames that have theirs.
+other.) While `run` runs, both pairs of threads are there, so that none has to be made when memory is short, and one more, which
+faults frames in: it alone waits for the system's memory. Stores take only frames that have theirs.
 
 A write that fails leaves its segment in RAM. The shrinker says so (`Room.stuck`, control/state), refuses waiting stores and
 tries again every RETRY_S, until a write succeeds or nothing waits to be written.
