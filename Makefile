@@ -5,7 +5,7 @@ VENV := .venv
 TMEMFS := $(VENV)/bin/tmemfs
 PYTEST := $(VENV)/bin/python -m pytest
 
-.PHONY: setup up down demo fmt lint test test-system check bench docs clean
+.PHONY: setup up down demo fmt lint test test-system test-vm check bench docs clean
 
 setup: $(VENV)/.installed
 
@@ -40,12 +40,18 @@ test: setup
 test-system: setup
 	$(PYTEST) tests/fuse tests/system $(ARGS)
 
+# A 512 MiB machine whose only swap is tmemfs, emulated: ARGS=--full runs all of it, which takes an hour and more.
+test-vm: setup
+	tools/setup.sh --vm $(VENV)
+	$(VENV)/bin/python -m tools.vm $(ARGS)
+
 check: lint test
 
 # The figures of docs/benchmarks.md.
 bench: setup
 	$(VENV)/bin/pip install --quiet '.[plot]'
 	$(VENV)/bin/python -m tools.bench $(ARGS)
+	$(VENV)/bin/python -m tools.bench.peers $(ARGS)
 
 docs: setup
 	$(VENV)/bin/python -m tmemfs.control > docs/control.md

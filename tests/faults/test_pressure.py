@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import threading
 from collections.abc import Callable
 
 import pytest
 import trio
 
-from tests.parts import FaultyTier, FixedSignals, new_pressure, new_tmem, page_of
+from tests.parts import FaultyTier, FixedSignals, Regions, new_pressure, page_of
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.pressure import Pressure, default_settings, parse_mode
 from tmemfs.errors import BadValue, OutOfRange
@@ -24,7 +26,8 @@ class Place:
 
     def __init__(self, tier: FaultyTier | None = None) -> None:
         self.tier = tier or FaultyTier()
-        self.engine = Engine.over(new_tmem(slots=16384, frames=80, limit=60, extents=200), self.tier, parse_codec("lz4"))
+        tmem = Regions.new(16384, 80, 200).start(60, 16384, spare=1)
+        self.engine = Engine.over(tmem, self.tier, parse_codec("lz4"))
         self.signals = FixedSignals(room_bytes=1000 * MIB, memory_bytes=160 * MIB)
         self.pressure: Pressure = new_pressure(self.engine, self.signals)
         self.pressure.settings = Settings(10 * MIB, 5 * MIB)
@@ -164,6 +167,30 @@ async def test_a_tier_that_fails_under_pressure_loses_nothing(place: Place, nurs
         page = place.engine.pager.read(slot * PAGE_BYTES, PAGE_BYTES)
         loaded = page if isinstance(page, bytes) else await trio.to_thread.run_sync(page.run)
         assert loaded == page_of("raw", slot)
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("fails", ["at once", "never ends"])
+async def test_stores_go_on_when_the_system_has_no_memory_at_all(
+    place: Place, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    frames, ended = iter(range(4)), threading.Event()
+
+    def populate(*arguments: object) -> None:
+        if next(frames, None) is None:
+            if fails == "never ends":
+                ended.wait(60)
+            raise OSError(errno.ENOMEM, "injected")
+
+    monkeypatch.setattr("tmemfs.engine.shrinker.populate", populate)
+    place.start(nursery)
+    await _until(lambda: not place.tmem.arena.takes_cold and place.tmem.arena.has_room)
+    for slot in range(12 * FULL):
+        if waiting := place.engine.pager.write(slot * PAGE_BYTES, memoryview(page_of("raw" if slot % 2 else "half", slot))):
+            with trio.fail_after(5):
+                await trio.to_thread.run_sync(waiting.run)
+    assert place.pool_mib <= 5 and len(place.tier.inner.extents) >= 6 and not place.engine.pager.refused
+    ended.set()
     nursery.cancel_scope.cancel()
 
 

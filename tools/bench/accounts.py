@@ -1,0 +1,177 @@
+"""What a swap costs beside time: CPU of its daemon, of kernel threads and of who faults; bytes and requests at the disk.
+
+Counters are read before and after, and subtracted. CPU time comes from /proc/PID/task/*/schedstat, which counts nanoseconds; where
+the kernel does not have it, from /proc/PID/stat, which counts ticks of 4 ms or so. Kernel threads are those that kthreadd started:
+loop's requests are carried out by kworkers, so the CPU of all kworkers stands beside that of the daemon (work of others in them is
+counted too, and what a kworker did that ended meanwhile is not). Disk requests are the disk's own (/proc/diskstats), swapped pages
+the kernel's (/proc/vmstat). The parsers are pure.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_PROC: Final = Path("/proc")
+_KTHREADD: Final = 2
+_SECTOR_BYTES: Final = 512
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_VMSTAT: Final = ("pswpin", "pswpout", "zswpin", "zswpout", "zswpwb")
+
+
+@dataclass(frozen=True, slots=True)
+class DiskCounters:
+    """Completed requests and their bytes."""
+
+    reads: int = 0
+    read_bytes: int = 0
+    writes: int = 0
+    written_bytes: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Both ways."""
+        return self.read_bytes + self.written_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Seconds of CPU, requests and bytes at the disk, pages swapped: since boot, or between two moments."""
+
+    wall_s: float
+    daemon_s: float
+    kworkers_s: float
+    kswapd_s: float
+    process_s: float
+    disk: DiskCounters
+    swapped: Mapping[str, int]
+
+    def since(self, before: Usage) -> Usage:
+        """What was used from `before` on."""
+        return Usage(
+            self.wall_s - before.wall_s,
+            self.daemon_s - before.daemon_s,
+            self.kworkers_s - before.kworkers_s,
+            self.kswapd_s - before.kswapd_s,
+            self.process_s - before.process_s,
+            DiskCounters(
+                self.disk.reads - before.disk.reads,
+                self.disk.read_bytes - before.disk.read_bytes,
+                self.disk.writes - before.disk.writes,
+                self.disk.written_bytes - before.disk.written_bytes,
+            ),
+            {key: value - before.swapped.get(key, 0) for key, value in self.swapped.items()},
+        )
+
+    @property
+    def pages_out(self) -> int:
+        """Pages that went out: to the device, or into zswap, and not those that zswap passed on later."""
+        return self.swapped.get("pswpout", 0) + self.swapped.get("zswpout", 0) - self.swapped.get("zswpwb", 0)
+
+    @property
+    def pages_in(self) -> int:
+        """Pages that came in, from the device or from zswap."""
+        return self.swapped.get("pswpin", 0) + self.swapped.get("zswpin", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """Reads the counters of the daemon's processes, of those that fault, and of one disk ('254:0')."""
+
+    daemons: tuple[int, ...]
+    processes: tuple[int, ...]
+    disk: str
+
+    def now(self) -> Usage:
+        """Everything, at this moment."""
+        kworkers, kswapd = _kernel_threads()
+        return Usage(
+            time.monotonic(),
+            sum(map(cpu_s, self.daemons)),
+            kworkers,
+            kswapd,
+            sum(map(cpu_s, self.processes)),
+            parse_diskstats((_PROC / "diskstats").read_text(), self.disk),
+            {key: value for key, value in parse_flat((_PROC / "vmstat").read_text()).items() if key in _VMSTAT},
+        )
+
+
+def parse_diskstats(text: str, device: str) -> DiskCounters:
+    """Counters of 'MAJOR:MINOR' in /proc/diskstats; nothing if it is not there (Documentation/admin-guide/iostats.rst)."""
+    major, minor = device.split(":")
+    for line in text.splitlines():
+        fields = line.split()
+        if fields[:2] == [major, minor]:
+            reads, _, sectors_read, _, writes, _, sectors_written = map(int, fields[3:10])
+            return DiskCounters(reads, sectors_read * _SECTOR_BYTES, writes, sectors_written * _SECTOR_BYTES)
+    return DiskCounters()
+
+
+def parse_flat(text: str) -> dict[str, int]:
+    """`key value` lines; those whose value is no number are left out."""
+    pairs = (line.split() for line in text.splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+
+
+def parse_stat_cpu_s(text: str, ticks: int = _TICKS) -> float:
+    """User and system time in /proc/PID/stat; the name may hold anything, brackets and spaces too."""
+    fields = text.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / ticks
+
+
+def parse_stat_parent(text: str) -> int:
+    """The parent in /proc/PID/stat."""
+    return int(text.rpartition(")")[2].split()[1])
+
+
+def parse_stat_name(text: str) -> str:
+    """The name in /proc/PID/stat."""
+    return text.partition("(")[2].rpartition(")")[0]
+
+
+def parse_mm_stat(text: str) -> dict[str, int]:
+    """zram's mm_stat, the fields that compare (Documentation/admin-guide/blockdev/zram.rst)."""
+    names = ("original_bytes", "compressed_bytes", "ram_bytes", "ram_limit", "ram_peak", "same_pages", "compacted", "huge_pages")
+    return dict(zip(names, map(int, text.split()), strict=False))
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of all threads of `pid` so far; 0 if it has gone."""
+    with suppress(OSError):
+        return sum(_thread_cpu_s(thread) for thread in (_PROC / str(pid) / "task").iterdir())
+    return 0.0
+
+
+def disk_of(path: Path) -> str:
+    """'MAJOR:MINOR' of the disk that `path` lies on."""
+    device = path.stat().st_dev
+    return f"{os.major(device)}:{os.minor(device)}"
+
+
+def _thread_cpu_s(place: Path) -> float:
+    with suppress(OSError):
+        return int((place / "schedstat").read_text().split()[0]) / 1e9
+    with suppress(OSError):
+        return parse_stat_cpu_s((place / "stat").read_text())
+    return 0.0
+
+
+def _kernel_threads() -> tuple[float, float]:
+    """CPU time of kworkers and of kswapd."""
+    threads = list(_threads(place.name for place in _PROC.iterdir()))
+    kworkers, kswapd = (sum(s for name, s in threads if name.startswith(kind)) for kind in ("kworker", "kswapd"))
+    return kworkers, kswapd
+
+
+def _threads(pids: Iterable[str]) -> Iterator[tuple[str, float]]:
+    for pid in pids:
+        if pid.isdigit():
+            with suppress(OSError, IndexError):
+                stat = (_PROC / pid / "stat").read_text()
+                if parse_stat_parent(stat) == _KTHREADD:
+                    yield parse_stat_name(stat), _thread_cpu_s(_PROC / pid)

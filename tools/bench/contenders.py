@@ -1,0 +1,397 @@
+"""The swaps that are compared: each turned on alone, and gone at the end whatever happened.
+
+    tmemfs        the command, its relay, its own backing file
+    zram-NAME     a device of its own, for each compressor that the kernel offers
+    zswap-NAME    in front of a plain swap file, for each compressor that the kernel offers
+    plain         a swap file
+    floor         tools/floor: raw pages in memory behind FUSE and the same kind of loop device as tmemfs
+
+`Contender.on` takes the steps of its kind on an ExitStack: what undoes a step is registered before the step is taken and may find
+nothing to undo, so an exception (or the signal that `interruptible` turns into one) between any two instructions leaves nothing
+behind. What the kernel lacks is not found by `all_contenders`, and its reason is given.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Final, Protocol
+
+from tmemfs.errors import Refused
+from tmemfs.host import swapdev
+from tools.bench.accounts import cpu_s, disk_of, parse_flat, parse_mm_stat
+from tools.bench.native import FLOOR, compiled
+
+_ZRAM_CONTROL: Final = Path("/sys/class/zram-control")
+_ZSWAP: Final = Path("/sys/module/zswap/parameters")
+_CRYPTO: Final = Path("/proc/crypto")
+_ZSWAP_KNOWS: Final = ("lzo", "lzo-rle", "lz4", "lz4hc", "zstd", "deflate", "842")
+_COMMAND_S: Final = 120.0
+_QUIET_S: Final = 0.1
+_QUIET_SHARE: Final = 0.03
+_QUIET_LOOKS: Final = 100
+#: Below what others give theirs: what they swap does not come here.
+_PRIORITY: Final = 0
+
+
+class NotAlone(Refused):
+    """Another swap is on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large a swap is made, and how much RAM its pages may take: `pool_percent` of all RAM, or as much as they want."""
+
+    swap_bytes: int
+    pool_percent: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """A swap that is on (or, of those that are block devices, only attached)."""
+
+    device: str
+    daemons: tuple[int, ...]
+    disk: str
+    counters: Callable[[], dict[str, int]]
+    #: Writes everything that is in RAM to disk; None where that cannot be asked for.
+    to_disk: Callable[[], None] | None = None
+
+    def settle(self) -> None:
+        """Wait until the daemon has come to rest, for some seconds at most."""
+        for _ in range(_QUIET_LOOKS if self.daemons else 1):
+            before = sum(map(cpu_s, self.daemons))
+            time.sleep(_QUIET_S)
+            if sum(map(cpu_s, self.daemons)) - before < _QUIET_S * _QUIET_SHARE:
+                return
+
+
+class Contender(Protocol):
+    """A swap that can be turned on."""
+
+    @property
+    def name(self) -> str:
+        """As in the results."""
+
+    @property
+    def kind(self) -> str:
+        """The part of the name before the compressor."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where all pages can be had from: 'ram', 'disk'."""
+
+    def on(self, undo: ExitStack, directory: Path, limits: Limits, swap: bool) -> Swap:
+        """Turn it on (without `swap`, attach its block device only); `undo` turns it off. Raises Refused."""
+
+
+@contextmanager
+def turned_on(contender: Contender, directory: Path, limits: Limits, swap: bool = True, wait_s: float = 0) -> Iterator[Swap]:
+    """`contender` as the only swap, below `directory`; others are waited for. Raises Refused."""
+    refuse_other_swaps(wait_s=wait_s)
+    place = directory / contender.name
+    with ExitStack() as undo:
+        undo.callback(shutil.rmtree, place, True)
+        place.mkdir()
+        yield contender.on(undo, place, limits, swap)
+
+
+@dataclass(frozen=True, slots=True)
+class Tmemfs:
+    """tmemfs as `tmemfs up` makes it."""
+
+    datapath: str = "relay"
+    name: str = "tmemfs"
+    kind: str = "tmemfs"
+    sources: tuple[str, ...] = ("ram", "disk")
+
+    def on(self, undo: ExitStack, directory: Path, limits: Limits, swap: bool) -> Swap:
+        """See Contender."""
+        mountpoint = directory / "mnt"
+        mountpoint.mkdir()
+        pool = "8G" if limits.pool_percent is None else f"{limits.pool_percent}%"
+        options = ["--size", str(limits.swap_bytes), "--pool-max", pool, "--datapath", self.datapath,
+                   "--backing", str(directory / "backing"), "--log", str(directory / "log")]  # fmt: skip
+        undo.callback(_tmemfs_down, mountpoint)
+        _run(sys.executable, "-m", "tmemfs", "mount", str(mountpoint), *options)
+        device = _attach(undo, mountpoint / "swap")
+        if swap:
+            _swap_on(undo, device, discard=True)
+        control = mountpoint / "control"
+        pids = _processes_with(os.fspath(mountpoint))
+        return Swap(
+            device,
+            pids,
+            disk_of(directory),
+            lambda: parse_flat((control / "stat").read_text()),
+            lambda: _written(control / "shrink", "all"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Zram:
+    """A zram device of its own with one compressor. Nothing limits its RAM: this kernel's zram cannot write back."""
+
+    compressor: str
+    kind: str = "zram"
+    sources: tuple[str, ...] = ("ram",)
+
+    @property
+    def name(self) -> str:
+        """As in the results."""
+        return f"zram-{self.compressor}"
+
+    def on(self, undo: ExitStack, directory: Path, limits: Limits, swap: bool) -> Swap:
+        """See Contender."""
+        with _uninterrupted():
+            number = int((_ZRAM_CONTROL / "hot_add").read_text())
+            undo.callback(_remove_zram, number)
+        sys_block = swapdev.SYS_BLOCK / f"zram{number}"
+        (sys_block / "comp_algorithm").write_text(self.compressor)
+        (sys_block / "disksize").write_text(str(limits.swap_bytes))
+        device = f"/dev/zram{number}"
+        if swap:
+            _swap_on(undo, device, discard=False)
+        return Swap(device, (), disk_of(directory), lambda: parse_mm_stat((sys_block / "mm_stat").read_text()))
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A swap file."""
+
+    name: str = "plain"
+    kind: str = "plain"
+    sources: tuple[str, ...] = ("disk",)
+
+    def on(self, undo: ExitStack, directory: Path, limits: Limits, swap: bool) -> Swap:
+        """See Contender."""
+        file = directory / "swapfile"
+        _run("fallocate", "--length", str(limits.swap_bytes), str(file))
+        file.chmod(0o600)
+        if swap:
+            _swap_on(undo, str(file), discard=False)
+        return Swap(str(file), (), disk_of(directory), dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Zswap:
+    """zswap with one compressor in front of a swap file; its parameters are restored."""
+
+    compressor: str
+    kind: str = "zswap"
+    sources: tuple[str, ...] = ("ram",)
+
+    @property
+    def name(self) -> str:
+        """As in the results."""
+        return f"zswap-{self.compressor}"
+
+    def on(self, undo: ExitStack, directory: Path, limits: Limits, swap: bool) -> Swap:
+        """See Contender."""
+        percent = 50 if limits.pool_percent is None else limits.pool_percent
+        wanted = {"compressor": self.compressor, "max_pool_percent": str(percent), "enabled": "Y"}
+        for name, value in wanted.items():
+            undo.callback((_ZSWAP / name).write_text, (_ZSWAP / name).read_text())
+            (_ZSWAP / name).write_text(value)
+        plain = Plain().on(undo, directory, limits, swap)
+        return Swap(plain.device, (), plain.disk, _zswap_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The null server: the least that FUSE under loop can do. `raw` keeps the pages, `null` drops them."""
+
+    mode: str = "raw"
+    name: str = "floor"
+    kind: str = "floor"
+    sources: tuple[str, ...] = ("ram",)
+
+    def on(self, undo: ExitStack, directory: Path, limits: Limits, swap: bool) -> Swap:
+        """See Contender."""
+        mountpoint = directory / "mnt"
+        mountpoint.mkdir()
+        command = [str(compiled(FLOOR)), self.mode, str(mountpoint), str(limits.swap_bytes)]
+        with _uninterrupted():
+            server = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+            undo.callback(_end_server, server)
+        undo.callback(_unmount, mountpoint)
+        _wait_ready(server)
+        device = _attach(undo, mountpoint / "swap")
+        if swap:
+            _swap_on(undo, device, discard=True)
+        return Swap(device, (server.pid,), disk_of(directory), dict)
+
+
+def all_contenders() -> tuple[list[Contender], dict[str, str]]:
+    """What this kernel offers, and for what is left out the reason."""
+    found: list[Contender] = [Tmemfs()]
+    missing = {}
+    zram, zswap = zram_compressors(), zswap_compressors()
+    found += [Zram(name) for name in zram]
+    found += [Zswap(name) for name in zswap]
+    if not zram:
+        missing["zram"] = "this kernel has no zram that can be added to (/sys/class/zram-control)"
+    if not zswap:
+        missing["zswap"] = "this kernel has no zswap, or no compressor for it"
+    for kind, have, known in (("zram", zram, ("lz4", "zstd")), ("zswap", zswap, ("lz4", "zstd"))):
+        missing |= {f"{kind}-{name}": "this kernel was built without it" for name in known if have and name not in have}
+    if zram and not (swapdev.SYS_BLOCK / "zram0" / "backing_dev").exists():
+        missing["zram with writeback"] = "this kernel was built without CONFIG_ZRAM_WRITEBACK"
+    return [*found, Plain(), Floor()], missing
+
+
+def zram_compressors() -> list[str]:
+    """What `comp_algorithm` of a device lists; a device is added for the question if there is none."""
+    if not (_ZRAM_CONTROL / "hot_add").exists():
+        return []
+    places = sorted(swapdev.SYS_BLOCK.glob("zram*/comp_algorithm"))
+    return parse_choices(places[0].read_text()) if places else []
+
+
+def zswap_compressors() -> list[str]:
+    """Those that zswap is known to take and the kernel has."""
+    if not _ZSWAP.exists() or not _CRYPTO.exists():
+        return []
+    have = {line.partition(":")[2].strip() for line in _CRYPTO.read_text().splitlines() if line.startswith("name ")}
+    return [name for name in _ZSWAP_KNOWS if name in have]
+
+
+def parse_choices(text: str) -> list[str]:
+    """The words of '[this] that other', the chosen one first."""
+    words = text.split()
+    return sorted((word.strip("[]") for word in words), key=lambda word: f"[{word}]" not in words)
+
+
+def refuse_other_swaps(ours: str | None = None, wait_s: float = 0) -> None:
+    """Raise NotAlone if a swap but `ours` is on: pages would go there as well. Waits for it to go, for so long."""
+    deadline = time.monotonic() + wait_s
+    while _other_swaps(ours) and time.monotonic() < deadline:
+        time.sleep(1)
+    if others := _other_swaps(ours):
+        names = " ".join(one.path for one in others)
+        raise NotAlone(f"{names} is on as swap: turn it off for the benchmark (swapoff {names}), it would take pages too")
+
+
+def _other_swaps(ours: str | None) -> list[swapdev.SwapEntry]:
+    return [one for one in swapdev.swap_entries() if one.path != ours]
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM and SIGINT end what is within, once: what cleans up, and the programs it runs, is not interrupted again."""
+
+    def once(number: int, frame: FrameType | None) -> None:
+        for one in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(one, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = {one: signal.signal(one, once) for one in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """No signal between what is done and the registration of what undoes it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _attach(undo: ExitStack, image: Path) -> str:
+    def detach() -> None:
+        for device in swapdev.loop_devices_of(image):
+            with suppress(Refused):
+                swapdev.detach(device)
+
+    undo.callback(detach)
+    return swapdev.attach(image)
+
+
+def _swap_on(undo: ExitStack, device: str, discard: bool) -> None:
+    def swap_off() -> None:
+        if swapdev.swap_on_device(device):
+            swapdev.swap_off(device)
+
+    undo.callback(swap_off)
+    _run("mkswap", device)
+    _run("swapon", *(["--discard"] if discard else []), "--priority", str(_PRIORITY), device)
+
+
+def _tmemfs_down(mountpoint: Path) -> None:
+    subprocess.run([sys.executable, "-m", "tmemfs", "down", str(mountpoint), "--force"], check=False,
+                   stdout=subprocess.DEVNULL, timeout=_COMMAND_S)  # fmt: skip
+
+
+def _written(control: Path, value: str) -> None:
+    control.write_text(value)
+
+
+def _processes_with(argument: str) -> tuple[int, ...]:
+    """Processes that have `argument` in their command line, this one's threads not: a daemon and who watches over it."""
+    found = []
+    for place in Path("/proc").iterdir():
+        if place.name.isdigit() and int(place.name) != os.getpid():
+            with suppress(OSError):
+                if argument.encode() in (place / "cmdline").read_bytes().split(b"\0"):
+                    found.append(int(place.name))
+    return tuple(sorted(found))
+
+
+def _remove_zram(number: int) -> None:
+    (swapdev.SYS_BLOCK / f"zram{number}" / "reset").write_text("1")
+    (_ZRAM_CONTROL / "hot_remove").write_text(str(number))
+
+
+def _zswap_bytes() -> dict[str, int]:
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    kib = {fields[0].rstrip(":"): int(fields[1]) for fields in lines}
+    return {"ram_bytes": kib.get("Zswap", 0) << 10, "original_bytes": kib.get("Zswapped", 0) << 10}
+
+
+def _wait_ready(server: subprocess.Popen[bytes]) -> None:
+    assert server.stdout
+    ready, _, _ = select.select([server.stdout], [], [], 30)
+    if not ready or server.stdout.readline() != b"ready\n":
+        raise Refused("the floor's server did not start: see what it printed")
+
+
+def _end_server(server: subprocess.Popen[bytes]) -> None:
+    """It ends by itself once it is unmounted."""
+    try:
+        server.wait(10)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+    if server.stdout:
+        server.stdout.close()
+
+
+def _unmount(mountpoint: Path) -> None:
+    deadline = time.monotonic() + 10
+    while swapdev.is_mounted(mountpoint):
+        with suppress(OSError):
+            swapdev.unmount(mountpoint, lazy=time.monotonic() > deadline)
+        time.sleep(0.02)
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_S, check=False)
+    if done.returncode:
+        raise Refused(f"{' '.join(command)} failed: {(done.stderr or done.stdout).strip()}")
+    return done.stdout

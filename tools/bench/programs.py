@@ -1,0 +1,121 @@
+"""Programs of others as workloads: fio on the block device, stress-ng in a cgroup, and the bare codec that a store is held against.
+
+fio writes, reads back what it wrote in the same order and verifies it, and then mixes; its own figures are taken (of the mixed run
+those of the writes, as its reads include those that verify). stress-ng runs one method, so that its operations are alike.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+import lz4.block
+
+from tmemfs.units import MIB, PAGE_BYTES
+from tools.bench.accounts import Meter
+from tools.bench.contenders import Swap
+from tools.bench.workloads import Figures
+from tools.cgroup import MemoryCgroup
+
+_FIO_S: Final = 60
+_PROGRAM_S: Final = 120
+_STRESS_SET: Final = 3
+_CODEC_PAGES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class FioPlan:
+    """Sizes of requests, depths and shares that compress: every combination is run."""
+
+    file_bytes: int
+    blocks: tuple[str, ...] = ("4k", "128k")
+    depths: tuple[int, ...] = (1, 32)
+    compressible: tuple[int, ...] = (0, 50, 80)
+
+
+FULL: Final = FioPlan(64 * MIB)
+QUICK: Final = FioPlan(32 * MIB, ("4k",), (32,), (50,))
+
+
+def fio(swap: Swap, directory: Path, plan: FioPlan) -> Iterator[tuple[str, Figures]]:
+    """randwrite, randread and randrw of every combination."""
+    for block, depth, percent in product(plan.blocks, plan.depths, plan.compressible):
+        for mode in ("randwrite", "randrw"):
+            swap.settle()
+            meter = Meter(swap.daemons, (), swap.disk)
+            before = meter.now()
+            job = _fio(swap.device, directory, plan.file_bytes, block, depth, percent, mode)
+            used = meter.now().since(before)
+            calls = job["write"]["total_ios"] + job["read"]["total_ios"]
+            cpu = {"daemon_cpu_us": used.daemon_s / calls * 1e6, "kworkers_cpu_us": used.kworkers_s / calls * 1e6}
+            name = f"{block}-{depth}-{percent}%"
+            if mode == "randwrite":
+                yield f"fio-randread-{name}", direction_figures(job["read"])
+            yield f"fio-{mode}-{name}", {**direction_figures(job["write"]), **cpu}
+
+
+def direction_figures(direction: dict[str, Any]) -> Figures:
+    """One direction of a job in fio's JSON."""
+    percentiles = direction["clat_ns"].get("percentile", {})
+    return {
+        "mb_per_s": direction["bw_bytes"] / 1e6,
+        "iops": direction["iops"],
+        **{f"p{name}_us": percentiles[key] / 1e3 for name, key in (("50", "50.000000"), ("99", "99.000000")) if key in percentiles},
+    }
+
+
+def stress(swap: Swap, limit_bytes: int, seconds: int) -> Iterator[tuple[str, Figures]]:
+    """stress-ng --vm --verify on three times the limit."""
+    with MemoryCgroup("stress", limit_bytes) as cgroup:
+        options = f"--vm 2 --vm-bytes {limit_bytes * _STRESS_SET} --vm-keep --vm-method rand-set --verify --timeout {seconds}s"
+        inside = f"echo $$ > {cgroup.tasks}; exec stress-ng {options} --metrics-brief --temp-path /tmp"
+        meter = Meter(swap.daemons, (), swap.disk)
+        before = meter.now()
+        try:
+            done = subprocess.run(["sh", "-c", inside], capture_output=True, text=True, timeout=_PROGRAM_S, check=False)
+        finally:
+            cgroup.reclaim()
+        used = meter.now().since(before)
+        if done.returncode:
+            raise RuntimeError(f"stress-ng: exit code {done.returncode}: {done.stdout}{done.stderr}")
+        pages = max(used.pages_in + used.pages_out, 1)
+        yield "stress-vm", {"ops_per_s": parse_stress(done.stdout + done.stderr), "pages_swapped": pages,
+                            "pages_per_s": pages / used.wall_s, "daemon_cpu_us": used.daemon_s / pages * 1e6}  # fmt: skip
+
+
+def parse_stress(text: str) -> float:
+    """Operations per second of real time, of the stressor vm in --metrics-brief."""
+    for line in text.splitlines():
+        words = line.partition("]")[2].split()
+        if len(words) > 5 and words[0] == "vm":
+            return float(words[5])
+    raise ValueError(f"no figure of vm in what stress-ng said: {text}")
+
+
+def codec(base: Path) -> Figures:
+    """CPU of lz4 alone on the pages that are swapped."""
+    data = base.read_bytes()
+    pages = [data[at : at + PAGE_BYTES] for at in range(0, len(data), PAGE_BYTES)][:_CODEC_PAGES]
+    began = time.thread_time()
+    sizes = [len(lz4.block.compress(page, "default", False)) for page in pages]
+    return {"cpu_us": (time.thread_time() - began) / len(pages) * 1e6, "ratio": len(pages) * PAGE_BYTES / sum(sizes)}
+
+
+def _fio(device: str, directory: Path, size: int, block: str, depth: int, percent: int, mode: str) -> dict[str, Any]:
+    command = ["fio", "--name=one", f"--filename={device}", f"--size={size}", f"--rw={mode}", f"--bs={block}", f"--iodepth={depth}",
+               "--direct=1", "--ioengine=libaio", f"--buffer_compress_percentage={percent}", "--refill_buffers",
+               "--buffer_compress_chunk=4096", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", f"--runtime={_FIO_S}",
+               "--output-format=json"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_PROGRAM_S, cwd=directory, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}: {done.stderr}")
+    job: dict[str, Any] = json.loads(done.stdout)["jobs"][0]
+    if job["error"]:
+        raise RuntimeError(f"{' '.join(command)}: error {job['error']}, a block did not come back as it was written?")
+    return job

@@ -1,0 +1,160 @@
+"""The process whose memory is swapped (toucher.c): started in a cgroup, told what to do, asked for its times, always ended.
+
+Each answer has a time limit. A page that came back wrong ends the benchmark: no figure of a run with a wrong byte is worth keeping.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import time
+from array import array
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from types import TracebackType
+from typing import Final
+
+from tmemfs.samples import heap_pages
+from tools.bench.native import TOUCHER, compiled
+from tools.cgroup import MemoryCgroup
+
+_ANSWER_S: Final = 240.0
+_TIME_BYTES: Final = 4
+
+
+class WrongBytes(Exception):
+    """A page did not come back as it was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command was answered: its figures, and the time of each touch in nanoseconds where it has them."""
+
+    figures: dict[str, int]
+    times_ns: array[int] = field(default_factory=lambda: array("I"))
+
+
+def parse_answer(line: str) -> dict[str, int]:
+    """`key value` pairs."""
+    words = line.split()
+    return {key: int(value) for key, value in zip(words[::2], words[1::2], strict=True)}
+
+
+def write_base(file: Path, seed: int = 1) -> None:
+    """The pages that all contenders swap: those of RealPages, before they are stamped."""
+    pages = heap_pages()
+    Random(seed).shuffle(pages)
+    file.write_bytes(b"".join(pages))
+
+
+class Toucher:
+    """`count` pages of memory in `cgroup`."""
+
+    def __init__(self, base: Path, count: int, seed: int, cgroup: MemoryCgroup) -> None:
+        self.count = count
+        command = [str(compiled(TOUCHER)), str(base), str(count), str(seed), str(cgroup.tasks)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        self._pending = b""
+
+    def __enter__(self) -> Toucher:
+        try:
+            self._answer()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._end()
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def ask(self, command: str) -> Answer:
+        """Have `command` done. Raises WrongBytes, TimeoutError."""
+        self.tell(command)
+        return self.wait()
+
+    def tell(self, command: str) -> None:
+        """Have `command` begun."""
+        assert self._process.stdin
+        self._process.stdin.write(command.encode() + b"\n")
+
+    def wait(self) -> Answer:
+        """The answer to what was told. Raises WrongBytes, TimeoutError."""
+        answer = self._answer()
+        if wrong := answer.figures.get("wrong", 0):
+            raise WrongBytes(f"{wrong} of {answer.figures['touches']} pages came back wrong")
+        return answer
+
+    def _answer(self) -> Answer:
+        deadline = time.monotonic() + _ANSWER_S
+        while b"\n" not in self._pending:
+            self._read(deadline)
+        line, _, self._pending = self._pending.partition(b"\n")
+        figures = parse_answer(line.decode())
+        wanted = figures.pop("samples", 0) * _TIME_BYTES
+        while len(self._pending) < wanted:
+            self._read(deadline)
+        times, self._pending = self._pending[:wanted], self._pending[wanted:]
+        return Answer(figures, array("I", times))
+
+    def _read(self, deadline: float) -> None:
+        assert self._process.stdout
+        if not select.select([self._process.stdout], [], [], max(deadline - time.monotonic(), 0))[0]:
+            raise TimeoutError(f"the toucher has not answered for {_ANSWER_S:.0f} s")
+        some = os.read(self._process.stdout.fileno(), 1 << 20)
+        if not some:
+            raise EOFError(f"the toucher ended with exit code {self._process.wait()}: killed for a page that could not be read?")
+        self._pending += some
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                pipe.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Herd:
+    """Touchers in one cgroup."""
+
+    members: list[Toucher]
+    cgroup: MemoryCgroup
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Of all of them."""
+        return tuple(member.pid for member in self.members)
+
+    def fill(self, first: int, count: int) -> int:
+        """Write pages of each, one after the other; nanoseconds."""
+        return sum(member.ask(f"fill {first} {count}").figures["ns"] for member in self.members)
+
+    def page_out(self) -> None:
+        """Swap out everything, and have nothing left in the kernel's swap cache: each touch is a fault that reads."""
+        for member in self.members:
+            member.ask("pageout")
+        self.cgroup.reclaim()
+
+    def touch(self, order: str, count: int, seed: int) -> list[Answer]:
+        """Touch `count` pages in all that are swapped out, all processes at once."""
+        for member in self.members:
+            member.tell(f"touch {order} {count // len(self.members)} {seed}")
+        return [member.wait() for member in self.members]
+
+
+@contextmanager
+def herd(base: Path, count: int, limit_bytes: int, processes: int = 1) -> Iterator[Herd]:
+    """`processes` of them with `count` pages in all, in one cgroup of `limit_bytes`, which is empty when it is removed."""
+    with ExitStack() as stack:
+        cgroup = stack.enter_context(MemoryCgroup("bench", limit_bytes))
+        stack.callback(cgroup.reclaim)
+        yield Herd([stack.enter_context(Toucher(base, count // processes, seed + 1, cgroup)) for seed in range(processes)], cgroup)

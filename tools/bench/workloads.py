@@ -1,0 +1,199 @@
+"""What each swap is put through, and what is noted of it: figures by name, of one contender in one round.
+
+Latency is that of a swap-in alone: everything was paged out before (MADV_PAGEOUT, then the cgroup emptied of swap cache), and no
+more is touched than fits into the limit, so that no touch has to reclaim. The fill and the overcommitted working sets are where
+reclaim is measured. CPU is that of the daemon, of all kworkers (who carry out what loop is asked for), and of the process that
+faults, in whose name the kernel compresses for zram and zswap.
+
+    fill        pages written past the limit of a cgroup, MB/s of what went out, until the last was written
+    ram, disk   random touches, page-cluster 0 and 3        sequential   touches in order, page-cluster 3
+    faults-N    random touches by N processes at once, page-cluster 0
+    overcommit  a working set of so many times the limit, touched uniformly or by zipf, a quarter of the touches writing. Bytes at
+                the disk by the disk's counters, in which others' are too, and by the swap's own (the kernel's, where it has none)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tmemfs.units import MIB, PAGE_BYTES
+from tools.bench.accounts import Meter, Usage
+from tools.bench.contenders import Swap
+from tools.bench.statistics import percentile
+from tools.bench.toucher import Answer, Herd, herd
+
+Figures = dict[str, float]
+_PAGE_CLUSTER: Final = Path("/proc/sys/vm/page-cluster")
+PROCESSES: Final = (1, 8)
+_WRITE_PERCENT: Final = 25
+#: As much of the limit is touched as leaves reclaim out of it.
+_OF_THE_LIMIT: Final = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much of everything."""
+
+    limit_bytes: int
+    set_bytes: int
+    touches: int
+    overcommit_limit_bytes: int
+    overcommit: tuple[float, ...]
+    accesses: int
+
+    @property
+    def swap_bytes(self) -> int:
+        """Four times what is swapped: the kernel keeps slots of clean pages until a swap is half full."""
+        return max(4 * self.set_bytes, int(3 * max(self.overcommit) * self.overcommit_limit_bytes))
+
+    @property
+    def fitting(self) -> int:
+        """Touches that need no reclaim."""
+        return min(self.touches, int(self.limit_bytes * _OF_THE_LIMIT) // PAGE_BYTES)
+
+
+FULL: Final = Sizes(192 * MIB, 640 * MIB, 20_000, 512 * MIB, (1.5, 2.0, 3.0, 4.0), 30_000)
+QUICK: Final = Sizes(96 * MIB, 256 * MIB, 8_000, 512 * MIB, (3.0,), 10_000)
+
+
+def ample(swap: Swap, base: Path, sizes: Sizes, seed: int, sources: tuple[str, ...]) -> Iterator[tuple[str, Figures]]:
+    """Everything that is done with as much RAM for the pool as it wants."""
+    with herd(base, sizes.set_bytes // PAGE_BYTES, sizes.limit_bytes) as one:
+        yield "fill", fill(swap, one, sizes)
+        yield "sequential", faults(swap, one, sizes, seed, 3, "sequential")
+        for source in sources:
+            yield source, faults(swap, one, sizes, seed, 0, from_disk=source == "disk")
+            yield f"{source}-readahead", faults(swap, one, sizes, seed, 3, from_disk=source == "disk")
+    for processes in PROCESSES:
+        with herd(base, sizes.set_bytes // PAGE_BYTES, sizes.limit_bytes, processes) as many:
+            many.fill(0, many.members[0].count)
+            yield f"faults-{processes}", faults(swap, many, sizes, seed, 0)
+
+
+def overcommitted(swap: Swap, base: Path, sizes: Sizes, times: float, seed: int) -> Iterator[tuple[str, Figures]]:
+    """A working set of `times` the limit."""
+    count = int(times * sizes.overcommit_limit_bytes) // PAGE_BYTES
+    with herd(base, count, sizes.overcommit_limit_bytes) as one:
+        one.fill(0, count)
+        for access in ("uniform", "zipf"):
+            yield f"overcommit-{times:g}-{access}", accessed(swap, one, access, sizes.accesses, seed)
+
+
+def fill(swap: Swap, one: Herd, sizes: Sizes) -> Figures:
+    """Write every page for the first time; what fits into the limit is not counted."""
+    meter, first = _meter(swap, one), sizes.limit_bytes // PAGE_BYTES
+    count = one.members[0].count
+    one.fill(0, first)
+    swap.settle()
+    before = meter.now()
+    ns = one.fill(first, count - first)
+    written = meter.now().since(before)
+    swap.settle()
+    used = meter.now().since(before)
+    out = max(used.pages_out, 1)
+    return {
+        "mb_per_s": written.pages_out * PAGE_BYTES / ns * 1e3,
+        "pages": out,
+        **_cpu_us(used, out),
+        "disk_bytes_per_page": used.disk.bytes / out,
+    }
+
+
+def faults(
+    swap: Swap, some: Herd, sizes: Sizes, seed: int, cluster: int, order: str = "random", from_disk: bool = False
+) -> Figures:
+    """Touch pages that are swapped out."""
+    some.page_out()
+    if from_disk and swap.to_disk:
+        swap.to_disk()
+    swap.settle()
+    meter = _meter(swap, some)
+    with page_cluster(cluster):
+        own, before = swap.counters(), meter.now()
+        answers = some.touch(order, sizes.fitting, seed)
+        used = meter.now().since(before)
+    loads = {key: float(value - own.get(key, 0)) for key, value in swap.counters().items() if key in ("loads_ram", "loads_disk")}
+    return {**_latencies(answers), **_cpu_us(used, _touches(answers)), **_disk(used), **loads}
+
+
+def accessed(swap: Swap, one: Herd, access: str, count: int, seed: int) -> Figures:
+    """Touch and write so often, after as often again to settle; every contender the same pages. page-cluster is the machine's."""
+    toucher, meter = one.members[0], _meter(swap, one)
+    toucher.ask(f"access {access} {count} {seed * 2} {_WRITE_PERCENT}")
+    own, before = swap.counters(), meter.now()
+    figures = toucher.ask(f"access {access} {count} {seed * 2 + 1} {_WRITE_PERCENT}").figures
+    used = meter.now().since(before)
+    pages = max(used.pages_in + used.pages_out, 1)
+    now = swap.counters()
+    own_bytes = sum(now[key] - own[key] for key in ("disk_read_bytes", "bytes_written") if key in now)
+    if not own_bytes and not swap.daemons:
+        own_bytes = (used.swapped["pswpin"] + used.swapped["pswpout"]) * PAGE_BYTES
+    return {
+        "touches_per_s": figures["touches"] / figures["ns"] * 1e9,
+        "major_share": figures["major"] / figures["touches"],
+        "touches": figures["touches"],
+        "pages_swapped": pages,
+        "disk_bytes_per_page": used.disk.bytes / pages,
+        "own_disk_bytes_per_page": own_bytes / pages,
+        "disk_bytes_per_touch": used.disk.bytes / figures["touches"],
+        **_cpu_us(used, figures["touches"]),
+        **_disk(used),
+        **_ram_used(swap),
+    }
+
+
+@contextmanager
+def page_cluster(value: int) -> Iterator[None]:
+    """vm.page-cluster for a while."""
+    before = _PAGE_CLUSTER.read_text()
+    try:
+        _PAGE_CLUSTER.write_text(str(value))
+        yield
+    finally:
+        _PAGE_CLUSTER.write_text(before)
+
+
+def _meter(swap: Swap, some: Herd) -> Meter:
+    return Meter(swap.daemons, some.pids, swap.disk)
+
+
+def _touches(answers: list[Answer]) -> int:
+    return sum(answer.figures["touches"] for answer in answers)
+
+
+def _latencies(answers: list[Answer]) -> Figures:
+    times = sorted(ns for answer in answers for ns in answer.times_ns)
+    if not times:
+        raise RuntimeError("nothing was swapped out: the figure would be of nothing")
+    took_s = (max(answer.figures["end"] for answer in answers) - min(answer.figures["begin"] for answer in answers)) / 1e9
+    return {
+        "p50_us": percentile(times, 50) / 1e3,
+        "p90_us": percentile(times, 90) / 1e3,
+        "p99_us": percentile(times, 99) / 1e3,
+        "p999_us": percentile(times, 99.9) / 1e3,
+        "faults_per_s": len(times) / took_s,
+        "mb_per_s": len(times) * PAGE_BYTES / took_s / 1e6,
+        "major_share": sum(answer.figures["major"] for answer in answers) / len(times),
+        "touches": len(times),
+    }
+
+
+def _cpu_us(used: Usage, events: int) -> Figures:
+    parts = {"daemon": used.daemon_s, "kworkers": used.kworkers_s, "kswapd": used.kswapd_s, "process": used.process_s}
+    return {f"{name}_cpu_us": seconds / max(events, 1) * 1e6 for name, seconds in parts.items()}
+
+
+def _disk(used: Usage) -> Figures:
+    disk = used.disk
+    return {"disk_reads": disk.reads, "disk_read_bytes": disk.read_bytes, "disk_writes": disk.writes,
+            "disk_written_bytes": disk.written_bytes, **{key: float(value) for key, value in used.swapped.items()}}  # fmt: skip
+
+
+def _ram_used(swap: Swap) -> Figures:
+    counters = swap.counters()
+    ram = counters.get("pool_current", counters.get("ram_bytes"))
+    return {} if ram is None else {"pool_ram_bytes": ram}

@@ -1,0 +1,1 @@
+"""A whole machine under memory pressure, with tmemfs as its only swap: see __main__.py."""

@@ -1,0 +1,182 @@
+"""The programs that want memory in the guest. Run as a file, with what every Python has: the guest is small, and emulated.
+
+    hogs.py idle SEED MIB        fill MIB of memory, have it swapped out, say 'filled'; verify every byte for each line of input
+    hogs.py mlock BYTES HOLD_S   lock BYTES of memory page by page, as fast as it goes; hold it; verify
+    hogs.py pin FLOOR_KB         keep MemFree at the minimum watermark by locking memory, but for FLOOR_KB that can be reclaimed
+    hogs.py churn MIB            write MIB over and over in random order, each page verified before it is written again
+
+Each prints 'key value' lines, and exits with 1 if a byte was wrong. `pin` and `churn` end at the end of their input. A page carries
+its own number in a header, and a part of a random block from an offset that depends on it: it can be made again to be compared,
+and compresses to about half.
+"""
+
+import ctypes
+import mmap
+import select
+import sys
+import time
+from _random import Random
+from collections.abc import Callable
+
+PAGE = 4096
+#: Of a page, the bytes that do not compress: about half, so that zswap's allocators can pair pages too.
+RANDOM_BYTES = 1800
+BLOCK = 1 << 16
+CHUNK_PAGES = 2048
+MADV_PAGEOUT = 21
+MARGIN_PAGES = 32
+#: Given back at once.
+LEAST_PAGES = 256
+MOST_PINNED_PAGES = 1 << 17
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mlock.argtypes = _libc.munlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+
+class Pages:
+    """What page number N holds, made from a seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._block = Random(seed).getrandbits(8 * (BLOCK + RANDOM_BYTES)).to_bytes(BLOCK + RANDOM_BYTES, "little")
+        self._tail = bytes(PAGE - 16 - RANDOM_BYTES)
+
+    def page(self, number: int, version: int = 0) -> bytes:
+        """The page's bytes."""
+        at = (number * 2654435761 + version * 40503) % BLOCK
+        head = (number << 64 | version << 32 | self._seed).to_bytes(16, "little")
+        return head + self._block[at : at + RANDOM_BYTES] + self._tail
+
+
+def memory_of(pages: int) -> mmap.mmap:
+    """Anonymous memory of small pages, nothing of it touched."""
+    memory = mmap.mmap(-1, pages * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return memory
+
+
+def address_of(memory: mmap.mmap) -> int:
+    """Where `memory` lies."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def say(key: str, value: object) -> None:
+    """One line for whoever reads us."""
+    print(key, value, flush=True)
+
+
+def wrong_pages(memory: mmap.mmap, count: int, supply: Pages) -> int:
+    """How many of the first `count` pages are not as they were written."""
+    return sum(memory[at * PAGE : (at + 1) * PAGE] != supply.page(at) for at in range(count))
+
+
+def idle(seed: int, mib: int) -> int:
+    """Fill, be swapped out, wait; verify whenever asked."""
+    count = (mib << 20) // PAGE
+    memory, supply = memory_of(count), Pages(seed)
+    for start in range(0, count, CHUNK_PAGES):
+        end = min(start + CHUNK_PAGES, count)
+        for number in range(start, end):
+            memory[number * PAGE : (number + 1) * PAGE] = supply.page(number)
+        memory.madvise(MADV_PAGEOUT, start * PAGE, (end - start) * PAGE)
+    say("filled", count)
+    wrong = 0
+    for _ in sys.stdin:
+        found = wrong_pages(memory, count, supply)
+        wrong += found
+        say("wrong", found)
+    return 1 if wrong else 0
+
+
+def mlock(size: int, hold_s: float) -> int:
+    """Grow by locked pages, hold them, verify them."""
+    count = size // PAGE
+    memory, supply = memory_of(count), Pages(7)
+    base = address_of(memory)
+    say("size", count * PAGE)
+    began = time.monotonic()
+    for number in range(count):
+        if _libc.mlock(base + number * PAGE, PAGE):
+            say("refused", number)
+            return 3
+        memory[number * PAGE : (number + 1) * PAGE] = supply.page(number)
+        if number % CHUNK_PAGES == 0:
+            say("locked", number * PAGE)
+    seconds = time.monotonic() - began
+    say("seconds", seconds)
+    time.sleep(hold_s)
+    wrong = wrong_pages(memory, count, supply)
+    say("wrong", wrong)
+    return 1 if wrong else 0
+
+
+def pin(floor_kb: int) -> int:
+    """Lock what is free above the minimum, as long as FLOOR_KB are free or can be reclaimed; give back what is missing to that."""
+    memory = memory_of(MOST_PINNED_PAGES)
+    base, low = address_of(memory), minimum_pages() + MARGIN_PAGES
+    locked, wait_s = 0, 0.0
+    say("pinning", low * PAGE)
+    while not is_input_at_end(wait_s):
+        wait_s = 0.02
+        meminfo = read_meminfo()
+        spare = meminfo["MemFree"] // 4 - low
+        budget = spare + (meminfo["Active(anon)"] + meminfo["Inactive(anon)"] - floor_kb) // 4
+        if spare > 0 and (more := min(spare, budget, CHUNK_PAGES, MOST_PINNED_PAGES - locked)) > 0:
+            if not _libc.mlock(base + locked * PAGE, more * PAGE):
+                locked, wait_s = locked + more, 0.0
+        elif spare <= 0 and (less := min(-budget, LEAST_PAGES, locked)) > 0:
+            locked -= less
+            _libc.munlock(base + locked * PAGE, less * PAGE)
+            memory.madvise(mmap.MADV_DONTNEED, locked * PAGE, less * PAGE)
+    say("pinned", locked * PAGE)
+    return 0
+
+
+def churn(mib: int) -> int:
+    """Write pages in random order for ever, each one verified before it is written again."""
+    count, random, supply = (mib << 20) // PAGE, Random(11), Pages(11)
+    memory, versions, wrong, written = memory_of(count), bytearray(count), 0, 0
+    say("churning", count)
+    while not is_input_at_end(0):
+        for _ in range(64):
+            number = int(random.random() * count)
+            place = slice(number * PAGE, (number + 1) * PAGE)
+            if versions[number]:
+                wrong += memory[place] != supply.page(number, versions[number])
+            versions[number] = versions[number] % 255 + 1
+            memory[place] = supply.page(number, versions[number])
+            written += 1
+    say("written", written)
+    say("wrong", wrong)
+    return 1 if wrong else 0
+
+
+def read_meminfo() -> dict[str, int]:
+    """/proc/meminfo in KiB."""
+    with open("/proc/meminfo") as file:
+        return {line.split(":")[0]: int(line.split()[1]) for line in file}
+
+
+def minimum_pages() -> int:
+    """The minimum watermarks of all zones."""
+    with open("/proc/zoneinfo") as file:
+        return sum(int(line.split()[1]) for line in file if line.split()[:1] == ["min"])
+
+
+def is_input_at_end(wait_s: float) -> bool:
+    """Whether somebody wrote to us, or closed our input."""
+    return bool(select.select([sys.stdin], [], [], wait_s)[0])
+
+
+def main(arguments: list[str]) -> int:
+    """Run the program that is named."""
+    programs: dict[str, Callable[[], int]] = {
+        "idle": lambda: idle(int(arguments[1]), int(arguments[2])),
+        "mlock": lambda: mlock(int(arguments[1]), float(arguments[2])),
+        "pin": lambda: pin(int(arguments[1])),
+        "churn": lambda: churn(int(arguments[1])),
+    }
+    return programs[arguments[0]]()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
