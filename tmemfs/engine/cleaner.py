@@ -29,6 +29,7 @@ import trio
 
 from tmemfs.engine.reader import Reader
 from tmemfs.errors import BadValue, TierError
+from tmemfs.host.memory import ordinary_thread
 from tmemfs.store.merges import LEAST_GAIN_BYTES, Breathe, Copied, Merge, go_on
 from tmemfs.store.policy import Budget, cleaning_wanted, compaction_wanted
 from tmemfs.store.tmem import Tmem
@@ -133,6 +134,7 @@ class Cleaner:
 
     def _compact_one(self) -> bool:
         """One merge in RAM; whether there was something to merge."""
+        ordinary_thread()
         plan = self._merges.plan_compact()
         if plan:
             self.merge_in_ram(plan, breathe)
@@ -141,12 +143,17 @@ class Cleaner:
     async def _clean_in_background(self) -> bool:
         """One cleaning; whether there was something to clean. A tier that fails is left alone for a while."""
         try:
-            return await trio.to_thread.run_sync(self._clean)
+            return await trio.to_thread.run_sync(self._clean_one)
         except TierError as error:
             log.warning("cleaning failed: %s", error)
             self.counts.failures += 1
             await trio.sleep(_STAND_BACK_S)
             return True
+
+    def _clean_one(self) -> bool:
+        """One cleaning on the tier; whether there was something to clean. Raises TierError."""
+        ordinary_thread()
+        return self._clean()
 
     def look(self) -> None:
         """Something was written or has died: see whether there is something to do. In trio's thread."""
@@ -164,6 +171,7 @@ class Cleaner:
         return self.last
 
     def _compact(self, factor: float) -> CompactAnswer:
+        ordinary_thread()
         began, before, counts = time.monotonic(), self._merges.space().amplification, self._merges.counts
         segments, written, frames, reason = counts.cleaned_segments, counts.cleaned_bytes, 0, None
         while plan := self._merges.plan_compact():

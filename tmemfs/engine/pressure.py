@@ -149,6 +149,7 @@ class Pressure:
                     continue
             with trio.move_on_after(self._idle_s):
                 await self._moved.wait()
+                await trio.sleep(max(self._looked_at + LOOK_S - time.monotonic(), 0))
 
     @property
     def _idle_s(self) -> float:

@@ -19,6 +19,7 @@ import trio
 
 from tmemfs.engine.cleaner import breathe
 from tmemfs.errors import BadValue
+from tmemfs.host.memory import ordinary_thread
 from tmemfs.store.codec import ZSTD_LEVELS, parse_level
 from tmemfs.store.dictionary import Encoder, train
 from tmemfs.store.recompression import Recompression, Use, encode_anew
@@ -84,6 +85,7 @@ class Recompressor:
 
     def _encode_some(self, idle: deque[Use], level: int) -> None:
         """One merge of the first of `idle`; in a thread."""
+        ordinary_thread()
         encoder = self._encoder_at(level, idle)
         if encoder is None:
             idle.clear()

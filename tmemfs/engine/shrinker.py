@@ -203,7 +203,8 @@ class Shrinker:
         while True:
             self._kicked = trio.Event()
             self._kick_pending = False
-            await _in(self._background, self._tidy)
+            if self._tmem.upkeep.is_due or self._tmem.arena.takes_cold:
+                await _in(self._background, self._tidy)
             self._cleaner.look()
             marks = self.marks.under(self.ceiling)
             goal = background_goal(self._tmem.pool_bytes, marks, shrinking) if self._tier.capacity_bytes else 0
@@ -229,7 +230,8 @@ class Shrinker:
         """Keep the reserve filled. The system may have no memory for it, for as long as it likes: nobody waits for that."""
         while True:
             self._short = trio.Event()
-            await grower.run(self._fill_reserve)
+            if self._tmem.arena.wants_populating:
+                await grower.run(self._fill_reserve)
             await self._short.wait()
 
     async def shrink(self, request: ShrinkRequest) -> ShrinkAnswer:

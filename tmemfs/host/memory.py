@@ -11,6 +11,7 @@ import gc
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -130,6 +131,12 @@ def realtime() -> Outcome:
     except OSError as error:
         return Outcome("realtime", False, str(error.strerror))
     return Outcome("realtime", True)
+
+
+def ordinary_thread() -> None:
+    """Ordinary priority for the calling thread: what works in the background keeps no core from those who wait for a page."""
+    with suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def oom_score_adjust(value: int = -1000) -> Outcome:

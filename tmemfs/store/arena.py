@@ -84,6 +84,11 @@ class Arena:
         return self.takes_cold and held + self._missing_spare < self.limit and self._has_cold
 
     @property
+    def has_releasing(self) -> bool:
+        """Whether frames wait for their memory to be given back."""
+        return bool(self._releasing)
+
+    @property
     def is_growing(self) -> bool:
         """Whether a frame is being faulted in, or is to be."""
         return self._populating > 0 or self.wants_populating

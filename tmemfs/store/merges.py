@@ -65,8 +65,8 @@ if TYPE_CHECKING:
 #: Tag and length in a handle.
 _ENCODING_MASK: Final = (1 << OFFSET_SHIFT) - 1
 #: Records copied, and handles moved under one hold of the lock, before others have their turn.
-_RECORDS_AT_ONCE: Final = 16
-_MOVES_AT_ONCE: Final = 32
+_RECORDS_AT_ONCE: Final = 4
+_MOVES_AT_ONCE: Final = 8
 #: Segments that one cleaning reads, at most: what bounds its work where nearly nothing lives.
 _MOST_SOURCES: Final = 16
 #: A cleaning has to gain this much disk: nearly full segments are left alone.

@@ -250,6 +250,11 @@ class Extents:
         return sum(self._dying.values()) + sum(self._discarding.values())
 
     @property
+    def has_dying(self) -> bool:
+        """Whether holes are still to be punched."""
+        return bool(self._dying)
+
+    @property
     def free_bytes(self) -> int:
         """What segments may still take, before the cleaner's reserve."""
         return min(self.limit_bytes - self.held_bytes, self.count_bytes - self._untaken * SEGMENT_BYTES) - self.reserve_bytes
