@@ -362,6 +362,17 @@ async def test_a_deadline_ends_a_shrink(engine: Engine, tier: FaultyTier) -> Non
     await verify(engine, 2560)
 
 
+@pytest.mark.timeout(20)
+async def test_a_shrink_that_is_cancelled_as_it_begins_ends(background: None, engine: Engine) -> None:
+    """Between its two threads, in whichever order they start: neither may wait for one that never runs."""
+    for steps in range(100):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(engine.shrinker.shrink, ALL)
+            for _ in range(steps % 5):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_shrink_frees_what_it_was_asked_for(engine: Engine) -> None:
     await store(engine, 0, 2560)
     fill_reserve(engine)

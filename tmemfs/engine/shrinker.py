@@ -254,9 +254,11 @@ class Shrinker:
         return answer.written > 0 and self._room.stuck is None
 
     async def _free(self, tally: _Tally, workers: Workers) -> ShrinkAnswer:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_in, workers, partial(self._write_back_while, tally))
-            nursery.start_soon(_in, workers[1:], partial(self._release_while, tally))
+        await trio.lowlevel.checkpoint_if_cancelled()
+        with trio.CancelScope(shield=True):  # both or none: the second thread waits for the first
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_in, workers, partial(self._write_back_while, tally))
+                nursery.start_soon(_in, workers[1:], partial(self._release_while, tally))
         self._say_whether_stuck(tally)
         return tally.answer()
 
