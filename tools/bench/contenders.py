@@ -293,6 +293,7 @@ def interruptible() -> Iterator[None]:
     def once(number: int, frame: FrameType | None) -> None:
         for one in (signal.SIGTERM, signal.SIGINT):
             signal.signal(one, signal.SIG_IGN)
+        print(f"bench: {signal.Signals(number).name}: turning everything off", file=sys.stderr, flush=True)
         raise SystemExit(128 + number)
 
     before = {one: signal.signal(one, once) for one in (signal.SIGTERM, signal.SIGINT)}

@@ -2,7 +2,7 @@
 
 tmemfs side by side with zram, zswap, a plain swap file, and a FUSE server that does nothing (tools/floor). Every contender is
 turned on alone, in turns: A B C, A B C, ...; a figure is the median over the rounds, a goal is judged by the median of the rounds'
-ratios. Writes peers.json (after every round), peers.md and peers.png. Needs root, FUSE, gcc, fio, stress-ng, no other swap, and
+ratios. Writes peers.json (after every part), peers.md and peers.png. Needs root, FUSE, gcc, fio, stress-ng, no other swap, and
 some GiB below DIR. Leaves nothing behind, also when interrupted. Exit code 1 if a part failed; a goal missed is a result.
 """
 
@@ -99,8 +99,7 @@ def main() -> int:
             results = Results(_machine(plan), missing)
             write_base(plan.base)
             for number in range(plan.rounds):
-                run_round(plan, number, results)
-                results.write(arguments.output / "peers.json")
+                run_round(plan, number, results, arguments.output / "peers.json")
     except TmemfsError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
@@ -108,8 +107,8 @@ def main() -> int:
     return 1 if results.failures else 0
 
 
-def run_round(plan: Plan, number: int, results: Results) -> None:
-    """Everything once, each part by every contender before the next part."""
+def run_round(plan: Plan, number: int, results: Results, file: Path) -> None:
+    """Everything once, each part by every contender before the next part; what there is so far goes to `file`."""
     results.loads.append(Path("/proc/loadavg").read_text().strip())
     results.samples.append(Sample(number, "lz4", "codec", programs.codec(plan.base)))
     for part in plan.parts:
@@ -121,6 +120,7 @@ def run_round(plan: Plan, number: int, results: Results) -> None:
                 results.failures.append({"round": number, "contender": contender.name, "part": part, "error": failure})
             said = failure or f"{time.monotonic() - began:.1f} s"
             print(f"round {number} {part} {contender.name}: {said}", file=sys.stderr, flush=True)
+            results.write(file)
 
 
 def _tried(plan: Plan, part: str, contender: Contender, number: int) -> tuple[list[Sample], str]:

@@ -7,9 +7,12 @@ those of the writes, as its reads include those that verify). stress-ng runs one
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -78,15 +81,25 @@ def stress(swap: Swap, limit_bytes: int, seconds: int) -> Iterator[tuple[str, Fi
         meter = Meter(swap.daemons, (), swap.disk)
         before = meter.now()
         try:
-            done = subprocess.run(["sh", "-c", inside], capture_output=True, text=True, timeout=_PROGRAM_S, check=False)
+            done = subprocess.run(
+                ["sh", "-c", inside], capture_output=True, text=True, timeout=_PROGRAM_S, check=False, start_new_session=True
+            )
         finally:
-            cgroup.reclaim()
+            _end_all(cgroup)
         used = meter.now().since(before)
         if done.returncode:
             raise RuntimeError(f"stress-ng: exit code {done.returncode}: {done.stdout}{done.stderr}")
         pages = max(used.pages_in + used.pages_out, 1)
         yield "stress-vm", {"ops_per_s": parse_stress(done.stdout + done.stderr), "pages_swapped": pages,
                             "pages_per_s": pages / used.wall_s, "daemon_cpu_us": used.daemon_s / pages * 1e6}  # fmt: skip
+
+
+def _end_all(cgroup: MemoryCgroup) -> None:
+    """Kill what is left in `cgroup` (nothing, unless we were interrupted) and empty it."""
+    for pid in cgroup.tasks.read_text().split():
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    cgroup.reclaim()
 
 
 def parse_stress(text: str) -> float:

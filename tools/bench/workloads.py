@@ -56,8 +56,8 @@ class Sizes:
         return min(self.touches, int(self.limit_bytes * _OF_THE_LIMIT) // PAGE_BYTES)
 
 
-FULL: Final = Sizes(192 * MIB, 640 * MIB, 20_000, 512 * MIB, (1.5, 2.0, 3.0, 4.0), 30_000)
-QUICK: Final = Sizes(96 * MIB, 256 * MIB, 8_000, 512 * MIB, (3.0,), 10_000)
+FULL: Final = Sizes(192 * MIB, 640 * MIB, 20_000, 512 * MIB, (1.5, 2.0, 3.0, 4.0), 60_000)
+QUICK: Final = Sizes(96 * MIB, 256 * MIB, 8_000, 512 * MIB, (3.0,), 30_000)
 
 
 def ample(swap: Swap, base: Path, sizes: Sizes, seed: int, sources: tuple[str, ...]) -> Iterator[tuple[str, Figures]]:
