@@ -8,12 +8,13 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from tmemfs.errors import BadValue, Busy, FellShort, OutOfRange, Refused, TmemfsError
-from tmemfs.units import PAGE_BYTES, format_size
+from tmemfs.units import PAGE_BYTES, format_size, parse_size
 
 _BAR_AFTER_S: Final = 1.0
 _BAR_CELLS: Final = 30
@@ -121,17 +122,34 @@ def print_what_next(mountpoint: Path) -> None:
 
 def shrink(mountpoint: Path, size: str, deadline_s: float | None) -> int:
     """Ask for a shrink and show its answer; gives the exit code."""
+
+    def pool() -> int:
+        return int(read_control(mountpoint, "pool.current"))
+
+    try:
+        floor = max(pool() - parse_size(size), 0)
+    except BadValue:  # all of it; or no size at all, which the daemon says
+        floor = 0
     value = size if deadline_s is None else f"{size} deadline={deadline_s:f}s"
-    return _ask(mountpoint, "shrink", value, "shrinking", "pool.current")
+    return _ask(mountpoint, "shrink", value, "shrinking", lambda: max(pool() - floor, 0))
 
 
 def compact(mountpoint: Path, factor: str) -> int:
     """Ask for a compaction and show its answer; gives the exit code."""
-    return _ask(mountpoint, "compact", factor, "compacting", "backing.current")
+    return _ask(mountpoint, "compact", factor, "compacting", lambda: _above_factor(read_stat(mountpoint), factor))
 
 
-def _ask(mountpoint: Path, key: str, value: str, title: str, watched: str) -> int:
-    """Write a request that takes its time and show its answer, with a bar of what is `watched`."""
+def _above_factor(stat: Values, factor: str) -> int:
+    """Bytes that the backing takes above `factor` by what lives there."""
+    try:
+        wanted = float(factor) * float(stat["backing_current"]) / float(stat["disk_amplification"])
+    except ValueError:  # no number, which the daemon says
+        return 0
+    return max(int(float(stat["backing_current"]) - wanted), 0)
+
+
+def _ask(mountpoint: Path, key: str, value: str, title: str, left: Callable[[], int]) -> int:
+    """Write a request that takes its time and show its answer, with a bar of the bytes that are `left` to do."""
     failed: list[TmemfsError] = []
 
     def ask() -> None:
@@ -142,12 +160,12 @@ def _ask(mountpoint: Path, key: str, value: str, title: str, watched: str) -> in
 
     asking = threading.Thread(target=ask, daemon=True)
     with Bar(title) as bar:
-        before = int(read_control(mountpoint, watched))
+        before = left()
         asking.start()
         while asking.is_alive():
             asking.join(_POLL_S)
             if asking.is_alive():
-                bar.left(int(read_control(mountpoint, watched)), before)
+                bar.left(left(), before)
     if failed and not isinstance(failed[0], FellShort):
         raise failed[0]
     print(read_control(mountpoint, key), end="")

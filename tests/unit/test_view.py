@@ -7,7 +7,9 @@ import io
 import json
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -340,3 +342,31 @@ def test_a_bar_is_silent_where_it_would_say_nothing(monkeypatch: pytest.MonkeyPa
 
 def test_a_bar_is_silent_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bar_after(monkeypatch, io.StringIO(), 2.0, (50, 100)) == ""
+
+
+def shown_while(patch: pytest.MonkeyPatch, ask: Callable[[], int]) -> tuple[int, int]:
+    """What the bar is told first (left, all) of a request that goes on until then."""
+    told: list[tuple[int, int]] = []
+    looked = threading.Event()
+
+    def left(bar: view.Bar, left_bytes: int, all_bytes: int) -> None:
+        told.append((left_bytes, all_bytes))
+        looked.set()
+
+    patch.setattr(view.Bar, "left", left)
+    patch.setattr(view, "write_control", lambda mountpoint, key, value: looked.wait(10))
+    ask()
+    return told[0]
+
+
+@pytest.mark.parametrize(("size", "left"), [("1M", MIB), ("all", 3 * MIB), ("64M", 3 * MIB)])
+def test_the_bar_of_a_shrink_is_of_what_was_asked_for(mount: Path, monkeypatch: pytest.MonkeyPatch, size: str, left: int) -> None:
+    assert shown_while(monkeypatch, lambda: view.shrink(mount, size, None)) == (left, left)
+
+
+@pytest.mark.parametrize(("factor", "left"), [("1.253", 0), ("1.10", MIB * (1.253 - 1.10) / 1.253), ("2", 0)])
+def test_the_bar_of_a_compaction_is_of_what_is_above_the_factor(
+    mount: Path, monkeypatch: pytest.MonkeyPatch, factor: str, left: float
+) -> None:
+    (mount / "control" / "compact").write_text("after 1.10\n")
+    assert shown_while(monkeypatch, lambda: view.compact(mount, factor)) == (int(left), int(left))
