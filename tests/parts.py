@@ -10,6 +10,7 @@ from typing import Final, Literal
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.pressure import Pressure
 from tmemfs.errors import TierError
+from tmemfs.host.kworkers import KernelWorkers
 from tmemfs.host.signals import Signals
 from tmemfs.store.arena import Arena
 from tmemfs.store.merges import Copied, Merge
@@ -110,10 +111,24 @@ class FixedSignals(Signals):
         return self.stalled_total_us
 
 
-def new_pressure(engine: Engine, signals: Signals | None = None) -> Pressure:
+class CountedWorkers(KernelWorkers):
+    """No worker of this machine's kernel: whether they would have priority."""
+
+    have_priority = False
+
+    def give_priority(self) -> None:
+        """They would."""
+        self.have_priority = True
+
+    def take_priority(self) -> None:
+        """They would not."""
+        self.have_priority = False
+
+
+def new_pressure(engine: Engine, signals: Signals | None = None, workers: KernelWorkers | None = None) -> Pressure:
     """Pressure over `engine`, on a machine with memory to spare."""
-    found = signals or FixedSignals()
-    return Pressure(engine.tmem, engine.shrinker, engine.reader, lambda: found)
+    found, theirs = signals or FixedSignals(), workers or CountedWorkers()
+    return Pressure(engine.tmem, engine.shrinker, engine.reader, lambda: found, theirs)
 
 
 def copy_for(tmem: Tmem, plan: Merge, tier: Tier) -> Copied:

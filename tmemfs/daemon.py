@@ -35,6 +35,7 @@ from tmemfs.fuse.relay import Relay
 from tmemfs.fuse.wire import REQUEST_PAGES, REQUESTS_UNDER_WAY
 from tmemfs.host import memory
 from tmemfs.host.doctor import require_root
+from tmemfs.host.log import log_in_background
 from tmemfs.host.notify import notify
 from tmemfs.host.swapdev import is_mounted, loop_devices_of, unmount
 from tmemfs.store.arena import KEPT_FRAMES, SPARE_FRAMES, Arena
@@ -203,7 +204,8 @@ class _Server:
         """Serve until pyfuse3 is told of the unmount, or `ended` returns."""
         self._services.engine.pager.warm(REQUESTS_UNDER_WAY, REQUEST_PAGES)
         try:
-            trio.run(self._main, ended)
+            with log_in_background():
+                trio.run(self._main, ended)
         finally:
             pyfuse3.close(unmount=self._datapath != "relay")
 

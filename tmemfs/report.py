@@ -121,6 +121,7 @@ def _pressure(services: Services) -> Values:
         "pressure_stalls": pressure.counts.stalls,
         "pressure_strict": pressure.counts.strict,
         "pressure_first_release_us": pressure.counts.first_release_us,
+        "pressure_kernel_workers": pressure.workers.raised,
     }
 
 

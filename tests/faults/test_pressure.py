@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import trio
 
-from tests.parts import FaultyTier, FixedSignals, Regions, new_pressure, page_of
+from tests.parts import CountedWorkers, FaultyTier, FixedSignals, Regions, new_pressure, page_of
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.pressure import Pressure, default_settings, parse_mode
 from tmemfs.errors import BadValue, OutOfRange
@@ -29,7 +29,8 @@ class Place:
         tmem = Regions.new(16384, 80, 200).start(60, 16384, spare=1)
         self.engine = Engine.over(tmem, self.tier, parse_codec("lz4"))
         self.signals = FixedSignals(room_bytes=1000 * MIB, memory_bytes=160 * MIB)
-        self.pressure: Pressure = new_pressure(self.engine, self.signals)
+        self.workers = CountedWorkers()
+        self.pressure: Pressure = new_pressure(self.engine, self.signals, self.workers)
         self.pressure.settings = Settings(10 * MIB, 5 * MIB)
         self.tmem = self.engine.tmem
 
@@ -113,6 +114,33 @@ async def test_in_critical_shortage_no_store_takes_memory_that_was_not_given_bac
     await _until(lambda: place.pressure.control.zone == "relaxed")
     assert place.tmem.arena.limit == 60
     nursery.cancel_scope.cancel()
+
+
+async def test_the_kernels_workers_have_priority_while_memory_is_short(place: Place, nursery: trio.Nursery) -> None:
+    place.start(nursery)
+    place.store(1)
+    await trio.sleep(0.05)
+    assert not place.workers.have_priority
+    place.signals.room_bytes = 15 * MIB
+    place.pressure.look_again()
+    await _until(lambda: place.workers.have_priority)
+    place.signals.room_bytes = 1000 * MIB
+    place.pressure.look_again()
+    await _until(lambda: not place.workers.have_priority)
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("ended_by", ["another mode", "the end of the daemon"])
+async def test_the_kernels_workers_do_not_keep_their_priority(place: Place, ended_by: str) -> None:
+    place.signals.room_bytes = 15 * MIB
+    async with trio.open_nursery() as nursery:
+        place.start(nursery)
+        await _until(lambda: place.workers.have_priority)
+        if ended_by == "another mode":
+            place.pressure.set_mode("manual")
+            assert not place.workers.have_priority
+        nursery.cancel_scope.cancel()
+    assert not place.workers.have_priority
 
 
 @pytest.mark.parametrize("mode", ["manual", "off"])

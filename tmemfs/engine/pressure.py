@@ -28,6 +28,7 @@ import trio
 from tmemfs.engine.reader import Reader
 from tmemfs.engine.shrinker import Shrinker
 from tmemfs.errors import BadValue, OutOfRange
+from tmemfs.host.kworkers import KernelWorkers
 from tmemfs.host.signals import CgroupLimit, Signals
 from tmemfs.store.pressure import CRITICAL, RELAXED, SHRINKING, Control, Look, Settings, control
 from tmemfs.store.tmem import Tmem
@@ -42,6 +43,8 @@ QUIET_S: Final = 1.0
 #: Something stalls if it waits for memory this share of the time.
 STALL_SHARE: Final = 0.1
 IDLE_S: Final = 2.0
+#: While memory is short, new workers of the kernel are looked for this often.
+WORKERS_S: Final = 0.5
 #: The reserve: this share of what memory there is, within these bounds.
 RESERVE_SHARE: Final = 1 / 16
 LEAST_RESERVE_BYTES: Final = 16 << 20
@@ -75,7 +78,14 @@ class PressureCounts:
 class Pressure:
     """Steers `shrinker` by `signals`. `run` must be running in trio."""
 
-    def __init__(self, tmem: Tmem, shrinker: Shrinker, reader: Reader, signals: Callable[[], Signals] = Signals) -> None:
+    def __init__(
+        self,
+        tmem: Tmem,
+        shrinker: Shrinker,
+        reader: Reader,
+        signals: Callable[[], Signals] = Signals,
+        workers: KernelWorkers | None = None,
+    ) -> None:
         self.counts = PressureCounts()
         self.mode = "auto"
         self.control = Control()
@@ -91,6 +101,8 @@ class Pressure:
         self._armed: set[trio.CancelScope] = set()
         self._fell_at: float | None = None
         self._released_before = 0
+        self.workers = workers or KernelWorkers()
+        self._workers_at = -math.inf
         shrinker.moved = self.look_again
 
     def look_again(self) -> None:
@@ -125,12 +137,15 @@ class Pressure:
 
     async def run(self) -> None:
         """Watch and steer until cancelled."""
-        async with trio.open_nursery() as nursery:
-            for stall in self.signals.stalls:
-                nursery.start_soon(self._watch, stall.fileno(), stall.happened)
-            for limit in self.signals.limits:
-                nursery.start_soon(self._watch_threshold, limit)
-            await self._look_on()
+        try:
+            async with trio.open_nursery() as nursery:
+                for stall in self.signals.stalls:
+                    nursery.start_soon(self._watch, stall.fileno(), stall.happened)
+                for limit in self.signals.limits:
+                    nursery.start_soon(self._watch_threshold, limit)
+                await self._look_on()
+        finally:
+            self.workers.take_priority()
 
     async def _look_on(self) -> None:
         moved_at, seen = time.monotonic(), (0, 0.0)
@@ -182,13 +197,20 @@ class Pressure:
             limit = max(self._tmem.pool_bytes, _SMALL_POOL_BYTES, min(found.ceiling, self._shrinker.marks.max))
             self._tmem.limit_pool(int(limit))
             self.counts.strict += before.zone == RELAXED
+            self._see_to_workers(found.at)
         elif before.zone != RELAXED:
             self._tmem.limit_pool(self._shrinker.marks.max)
+            self.workers.take_priority()
         if found.ceiling < self._tmem.pool_bytes:
             self.counts.shrinks += found.ceiling < before.ceiling
             self._shrinker.look_again()
         if found.zone != before.zone and RELAXED in (found.zone, before.zone):
             log.info("memory is %s, %d MiB of room", found.zone, self.room >> 20)
+
+    def _see_to_workers(self, now: float) -> None:
+        if now - self._workers_at >= WORKERS_S:
+            self._workers_at = now
+            self.workers.give_priority()
 
     def _time_first_release(self, found: Control) -> None:
         """How long it took from the first sign to the first frame, in steps of LOOK_S."""

@@ -4,7 +4,8 @@ One background task keeps the pool below its watermarks, gives back what died, p
 faulted-in frames; `shrink` does on request what the background does by itself. Each works in two threads: one writes, the other
 gives memory back. (Two threads that both do both reached 0.7 of what fio writes, these 0.8: writes to one file wait for each
 other.) While `run` runs, both pairs of threads are there, so that none has to be made when memory is short, and one more, which
-faults frames in: it alone waits for the system's memory. Stores take only frames that have theirs.
+faults frames in: it alone waits for the system's memory, without the priority that would let it have the last of it. Stores take
+only frames that have theirs.
 
 A write that fails leaves its segment in RAM. The shrinker says so (`Room.stuck`, control/state), refuses waiting stores and
 tries again every RETRY_S, until a write succeeds or nothing waits to be written.
@@ -185,7 +186,7 @@ class Shrinker:
         token = trio.lowlevel.current_trio_token()
         self._kick = lambda: token.run_sync_soon(self._wake)
         self._background, self._requested = _workers("background"), _workers("request")
-        grower = Worker("populate")
+        grower = Worker("populate", is_ordinary=True)
         self._tmem.arena.takes_cold = False
         try:
             async with trio.open_nursery() as nursery:

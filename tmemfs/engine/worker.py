@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import trio
 
-from tmemfs.host.memory import prepare_thread
+from tmemfs.host.memory import ordinary_thread, prepare_thread
 
 
 class _Call:
@@ -34,9 +34,10 @@ class _Call:
 
 
 class Worker:
-    """A thread called `name`, started at once."""
+    """A thread called `name`, started at once; with `is_ordinary` of ordinary priority, whatever the daemon has."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, is_ordinary: bool = False) -> None:
+        self._is_ordinary = is_ordinary
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
@@ -57,5 +58,7 @@ class Worker:
 
     def _work(self) -> None:
         prepare_thread()
+        if self._is_ordinary:
+            ordinary_thread()
         while call := self._calls.get():
             call.do()

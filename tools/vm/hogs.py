@@ -1,7 +1,7 @@
 """The programs that want memory in the guest. Run as a file, with what every Python has: the guest is small, and emulated.
 
     hogs.py idle SEED MIB        fill MIB of memory, have it swapped out, say 'filled'; verify every byte for each line of input
-    hogs.py mlock BYTES HOLD_S   lock BYTES of memory page by page, as fast as it goes; hold it; verify
+    hogs.py mlock BYTES HOLD_S   lock BYTES of memory page by page, as fast as it goes; hold it for HOLD_S, or until told; verify
     hogs.py pin FLOOR_KB         keep MemFree at the minimum watermark by locking memory, but for FLOOR_KB that can be reclaimed
     hogs.py churn MIB            write MIB over and over in random order, each page verified before it is written again
 
@@ -103,7 +103,7 @@ def mlock(size: int, hold_s: float) -> int:
             say("locked", number * PAGE)
     seconds = time.monotonic() - began
     say("seconds", seconds)
-    time.sleep(hold_s)
+    is_input_at_end(hold_s)
     wrong = wrong_pages(memory, count, supply)
     say("wrong", wrong)
     return 1 if wrong else 0

@@ -34,16 +34,24 @@ MARGIN_BYTES: Final = 36 * MIB
 SWAPPED_SHARE: Final = 2.5
 IDLE_MIB: Final = 48
 MOST_IDLE: Final = 20
-HOLD_S: Final = 5.0
+#: Memory stays locked for so long at most while the command is tried.
+HOLD_S: Final = 200.0
 PROGRESS_S: Final = 10.0
 #: What the churning program may have in RAM while all else is locked.
-PIN_FLOOR_BYTES: Final = 32 * MIB
+PIN_FLOOR_BYTES: Final = 12 * MIB
 LONGEST_GAP_S: Final = 5.0
 MOST_WAKES_PER_S: Final = 1.0
 #: What a program may take that is not stuck, in an emulated machine.
+COLD_START_S: Final = 60.0
 FILLED_S: Final = 120.0
 GROWN_S: Final = 240.0
 VERIFIED_S: Final = 240.0
+#: Words for tmemfs under full pressure, the exit codes they may have, and what is said; a shrink may fall short, with its reason.
+COLD_STARTS: Final = (
+    (("shrink", "1M"), (0, 1), "reason"),
+    (("set", "pool.max=50%"), (0,), ""),
+    (("down",), (2,), "are swapped out"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +199,30 @@ def _grow(grower: Hog, guest: Guest) -> list[str]:
             return [f"the growth was stuck after {GROWN_S:.0f} s, at {grower.said.get('locked')} bytes"]
         return [f"the growing program ended with {code} at {grower.said.get('locked', '0')} bytes or more"]
     guest.say(f"grew in {grower.said['seconds']} s")
+    reasons = _command_works(guest) if isinstance(guest.contender, Tmemfs) else []
+    grower.tell()
     if grower.wait_for("wrong", VERIFIED_S) != "0":
-        return [f"the growing program's own pages: {grower.said.get('wrong', 'it ended before they were verified')}"]
+        reasons.append(f"the growing program's own pages: {grower.said.get('wrong', 'it ended before they were verified')}")
     grower.wait(60)
-    return []
+    return reasons
+
+
+def _command_works(guest: Guest) -> list[str]:
+    """While all that can be is locked: a shrink answers, a limit is taken, and `down` refuses; nobody is killed for it."""
+    reasons = []
+    for words, codes, said in COLD_STARTS:
+        began = time.monotonic()
+        command = unprotected([sys.executable, "-m", "tmemfs", *words])
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=COLD_START_S, check=False)
+        except subprocess.TimeoutExpired:
+            reasons.append(f"tmemfs {' '.join(words)} did not end in {COLD_START_S:.0f} s under pressure")
+            continue
+        answer = f"{done.stdout}{done.stderr}".strip()
+        guest.say(f"tmemfs {' '.join(words)}: exit code {done.returncode} after {time.monotonic() - began:.0f} s: {answer!r}")
+        if done.returncode not in codes or said not in answer:
+            reasons.append(f"tmemfs {' '.join(words)} under pressure: exit code {done.returncode}: {answer}")
+    return reasons
 
 
 def _verify(guest: Guest, running: list[Hog]) -> list[str]:

@@ -22,6 +22,7 @@ _KERNEL_S: Final = 0.1
 _POOL_S: Final = 0.1
 _TOLD_S: Final = 5.0
 _FIELDS: Final = ("MemFree", "MemAvailable", "SwapFree", "SwapCached", "Mlocked", "Unevictable", "AnonPages", "Shmem", "Cached",
+                  "Active(anon)", "Inactive(anon)",
                   "Writeback", "SUnreclaim", "SReclaimable", "PageTables")  # fmt: skip
 SWAPPED: Final = ("pswpin", "pswpout", "zswpin", "zswpout")
 _COUNTERS: Final = (*SWAPPED, "pgscan_kswapd", "pgscan_direct", "allocstall_normal", "allocstall_dma32", "oom_kill")

@@ -1,0 +1,64 @@
+"""The daemon's log, written by a thread of its own while the swap is served.
+
+The log may lie on a tmpfs whose pages are in our swap, or on a disk whose journal waits for memory. Whoever serves the swap and
+waited for such a write would wait for itself: a guest stood still so, its free memory at the minimum watermark.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from tmemfs.host.memory import prepare_thread
+
+#: Messages that wait to be written, at most; further ones are counted and not kept.
+MOST_WAITING: Final = 1000
+_WRITTEN_S: Final = 5.0
+
+_Messages = queue.SimpleQueue[logging.LogRecord | None]
+
+
+class _Queued(logging.Handler):
+    """Hands messages on, as text, without waiting for anything."""
+
+    def __init__(self, messages: _Messages) -> None:
+        super().__init__()
+        self._messages = messages
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._messages.qsize() >= MOST_WAITING:
+            self._lost += 1
+            return
+        record.msg, record.args = record.getMessage(), None
+        if self._lost:
+            record.msg += f" (and {self._lost} messages before this one were not kept)"
+            self._lost = 0
+        self._messages.put(record)
+
+
+@contextmanager
+def log_in_background() -> Iterator[None]:
+    """What is logged meanwhile goes to the root logger's handlers in a thread of its own, which is waited for at the end."""
+    root, messages = logging.getLogger(), _Messages()
+    handlers = root.handlers
+    writer = threading.Thread(target=_write, args=(messages, handlers), name="log", daemon=True)
+    writer.start()
+    root.handlers = [_Queued(messages)]
+    try:
+        yield
+    finally:
+        root.handlers = handlers
+        messages.put(None)
+        writer.join(_WRITTEN_S)
+
+
+def _write(messages: _Messages, handlers: list[logging.Handler]) -> None:
+    prepare_thread()
+    while record := messages.get():
+        for handler in handlers:
+            handler.handle(record)
