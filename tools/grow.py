@@ -1,9 +1,9 @@
 """A program that locks memory, 2 MiB at a time, at a given rate or as fast as it goes: what must not be killed by a swap.
 
-    python tools/grow.py --size 450M --rate 600M [--tasks FILE]
+    python tools/grow.py --size 450M --rate 600M [--tasks FILE] [--hold S]
 
-Enters the cgroup whose tasks file is given before it locks anything. Prints the rate it reached, in MB/s; exit 3 where the kernel
-refuses to lock more.
+Enters the cgroup whose tasks file is given before it locks anything. Prints the rate it reached, in MB/s, and keeps the memory for
+S seconds; exit 3 where the kernel refuses to lock more.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 
-def grow(size: int, rate: float) -> float | None:
-    """Lock `size` bytes at `rate` bytes a second or less; the rate reached, None if the kernel refused."""
+def grow(size: int, rate: float, hold_s: float) -> bool:
+    """Lock `size` bytes at `rate` bytes a second or less, say the rate reached, and hold them; False if the kernel refused."""
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
@@ -35,8 +35,10 @@ def grow(size: int, rate: float) -> float | None:
         while (time.monotonic() - began) * rate < at:
             pass
         if _libc.mlock(base + at, min(STEP_BYTES, size - at)):
-            return None
-    return size / (time.monotonic() - began)
+            return False
+    print(f"{size / (time.monotonic() - began) / 1e6:.0f}", flush=True)
+    time.sleep(hold_s)
+    return True
 
 
 def main() -> int:
@@ -45,14 +47,11 @@ def main() -> int:
     parser.add_argument("--size", required=True)
     parser.add_argument("--rate", default="1T")
     parser.add_argument("--tasks", type=Path, help="tasks file of the cgroup to enter")
+    parser.add_argument("--hold", type=float, default=0, metavar="S", help="seconds to keep it (0)")
     arguments = parser.parse_args()
     if arguments.tasks:
         arguments.tasks.write_text(str(os.getpid()))
-    rate = grow(parse_size(arguments.size), parse_size(arguments.rate))
-    if rate is None:
-        return 3
-    print(f"{rate / 1e6:.0f}")
-    return 0
+    return 0 if grow(parse_size(arguments.size), parse_size(arguments.rate), arguments.hold) else 3
 
 
 if __name__ == "__main__":

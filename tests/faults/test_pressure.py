@@ -116,6 +116,38 @@ async def test_in_critical_shortage_no_store_takes_memory_that_was_not_given_bac
     nursery.cancel_scope.cancel()
 
 
+async def test_the_pool_grows_back_also_while_nothing_moves(
+    place: Place, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tmemfs.engine.pressure.IDLE_S", 0.02)
+    place.pressure.settings = Settings(10 * MIB, 100 * MIB)
+    place.store(20)
+    place.start(nursery)
+    place.signals.room_bytes = 15 * MIB
+    place.pressure.look_again()
+    await _until(lambda: place.pressure.control.ceiling < 25 * MIB)
+    place.signals.room_bytes = 1000 * MIB
+    place.pressure.look_again()
+    await _until(lambda: place.pressure.control.ceiling == math.inf)
+    looks = place.pressure.counts.looks
+    await trio.sleep(0.2)
+    assert place.pressure.counts.looks <= looks + 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_is_loaded_again_at_once_keeps_the_next_step_small(place: Place) -> None:
+    """In the units in which the store and the shrinker count."""
+    place.store(40)
+    place.signals.room_bytes = 6 * MIB
+    steps = []
+    for refaults in (0, 900, 0):
+        place.engine.shrinker.counts.pages += 1000
+        place.tmem.counts.loads_disk += refaults
+        place.pressure._look()
+        steps.append(place.pressure.control.step)
+    assert steps[0] == steps[1] < steps[2]
+
+
 async def test_the_kernels_workers_have_priority_while_memory_is_short(place: Place, nursery: trio.Nursery) -> None:
     place.start(nursery)
     place.store(1)

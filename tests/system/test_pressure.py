@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from random import Random
 
 import pytest
 
-from tests.mounted import TMEMFS, Place
+from tests.mounted import TMEMFS, Place, wait_until
 from tmemfs.host.swapdev import mount_is_dead
 from tmemfs.units import MIB
 from tools.cgroup import MemoryCgroup, memory_controller
@@ -44,13 +45,14 @@ def shared_cgroup(directory: Path, limit: int = LIMIT) -> Iterator[tuple[Place, 
             place.end()
 
 
-def fill(place: Place, size: int) -> bytes:
+def fill(place: Place, size: int, pause_s: float = 0) -> bytes:
     """Write pages that do not compress; a MiB of them, which is repeated."""
     data = Random(1).randbytes(MIB)
     fd = os.open(place.image, os.O_RDWR)
     try:
         for offset in range(0, size, MIB):
             os.pwrite(fd, data, offset)
+            time.sleep(pause_s)
     finally:
         os.close(fd)
     return data
@@ -59,6 +61,18 @@ def fill(place: Place, size: int) -> bytes:
 def grow(cgroup: MemoryCgroup) -> subprocess.CompletedProcess[str]:
     command = [*GROW, "--size", str(HOG), "--rate", RATE, "--tasks", str(cgroup.tasks)]
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+@contextmanager
+def holding(cgroup: MemoryCgroup, size: int) -> Iterator[None]:
+    """A program that has locked `size` bytes, for as long as it takes."""
+    command = [*GROW, "--size", str(size), "--rate", RATE, "--tasks", str(cgroup.tasks), "--hold", "150"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline()
+            yield
+        finally:
+            process.kill()
 
 
 @pytest.mark.timeout(200)
@@ -89,3 +103,23 @@ def test_without_the_law_the_same_hog_is_killed(tmp_path: Path, mode: str) -> No
         fill(place, POOL)
         done = grow(cgroup)
         assert done.returncode == -9 or mount_is_dead(place.mountpoint)  # one of the two
+
+
+@pytest.mark.timeout(200)
+def test_under_steady_moderate_pressure_the_pool_keeps_its_size_and_grows_back_after(tmp_path: Path) -> None:
+    """The hog leaves one to two reserves of room, and pages are stored over and over; then it ends."""
+    with shared_cgroup(tmp_path) as (place, cgroup):
+        fill(place, POOL)
+        with holding(cgroup, place.number("pressure_room") - int(place.read("pressure.reserve")) * 3 // 2):
+            wait_until(lambda: place.flat()["pressure_zone"] == "holding")
+            fill(place, POOL)  # it settles
+            sizes = list[int]()
+            for _ in range(4):
+                fill(place, POOL // 4, pause_s=0.02)
+                sizes.append(place.number("pool_current"))
+            assert place.flat()["pressure_zone"] == "holding"
+            assert max(sizes) - min(sizes) < max(sizes) // 10, (sizes, place.flat())
+        place.write("pressure.growth", "1G")
+        wait_until(lambda: place.flat()["pressure_ceiling"] == "max")
+        fill(place, LIMIT // 2 + 32 * MIB)
+        assert place.number("pool_current") > max(sizes), (sizes, place.flat())

@@ -1,8 +1,8 @@
 """Pressure: watches the signals of memory pressure, and steers the shrinker by the control law (store/pressure.py).
 
 It looks when something moves: pages are being stored, a stall or a threshold is told. From then on it looks every LOOK_S until
-nothing has moved for QUIET_S, and then waits again. Only while there is little room and much in the pool it also looks every
-IDLE_S.
+nothing has moved for QUIET_S, and then waits again. Only while there is little room and much in the pool, and while the pool grows
+back, it also looks every IDLE_S.
 
     mode auto     the law acts
     mode manual   signals are watched and shown; the pool moves by its limits, its watermarks and `shrink`
@@ -170,7 +170,8 @@ class Pressure:
     def _idle_s(self) -> float:
         """How long nothing needs to be looked at while nothing moves."""
         is_near = self.mode != "off" and self.room < _FAR * self.settings.reserve_bytes
-        return IDLE_S if is_near and self._tmem.pool_bytes > _SMALL_POOL_BYTES else math.inf
+        grows_back = self.control.zone == RELAXED and not math.isinf(self.control.ceiling)
+        return IDLE_S if grows_back or (is_near and self._tmem.pool_bytes > _SMALL_POOL_BYTES) else math.inf
 
     def _look(self) -> None:
         self.room = self.signals.room()
