@@ -26,7 +26,7 @@ install_packages() {
     export DEBIAN_FRONTEND=noninteractive
     apt-get update --quiet=2
     # shellcheck disable=SC2086
-    apt-get install --yes --quiet=2 --no-install-recommends $missing
+    apt-get install --yes --quiet=2 --no-install-recommends $missing >/dev/null
 }
 
 make_venv() {

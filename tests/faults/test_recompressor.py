@@ -235,7 +235,7 @@ async def test_pages_that_change_while_they_are_encoded_stay_changed(place: Plac
             place.pages.pop(slot, None)
         place.store(101, 1, lambda slot: page_of("text", slot))
 
-    monkeypatch.setattr("tmemfs.engine.recompressor.breathe", change)
+    monkeypatch.setattr("tmemfs.engine.breath.Breath.__call__", lambda breath: change())
     await place.recompressed()
     await place.verify()
 

@@ -27,6 +27,7 @@ from typing import Final
 
 import trio
 
+from tmemfs.engine.breath import Breath
 from tmemfs.engine.reader import Reader
 from tmemfs.errors import BadValue, TierError
 from tmemfs.host.memory import ordinary_thread
@@ -46,7 +47,6 @@ _GIVE_WAY_S: Final = 0.1
 _LOOK_S: Final = 0.001
 #: How long the cleaner stands back after a store was refused, or the tier failed.
 _STAND_BACK_S: Final = 0.25
-_BREATH_S: Final = 0.00005
 
 
 def parse_factor(text: str) -> float:
@@ -95,6 +95,7 @@ class Cleaner:
         self._tmem = tmem
         self._tier = tier
         self._reader = reader
+        self._breath = Breath(tmem)
         self._one_at_a_time = threading.Lock()
         self._into, self._from = tmem.arena.buffers() or (_buffer(), _buffer())
         self._kicked = trio.Event()
@@ -110,7 +111,8 @@ class Cleaner:
         """
         if plan := self._merges.plan_compact():
             return self.merge_in_ram(plan)
-        return 0 if self._budget_allows() and self._clean(BLOCK_BYTES) else None
+        with self._breath.hurry():
+            return 0 if self._budget_allows() and self._clean(BLOCK_BYTES) else None
 
     async def run(self) -> None:
         """Merge and clean in the background until cancelled."""
@@ -137,7 +139,7 @@ class Cleaner:
         ordinary_thread()
         plan = self._merges.plan_compact()
         if plan:
-            self.merge_in_ram(plan, breathe)
+            self.merge_in_ram(plan, self._breath)
         return plan is not None
 
     async def _clean_in_background(self) -> bool:
@@ -167,7 +169,8 @@ class Cleaner:
 
     async def compact(self, factor: float) -> CompactAnswer:
         """Merge in RAM, then clean until the tier's amplification is at most `factor`, or nothing more can be gained."""
-        self.last = await trio.to_thread.run_sync(self._compact, factor, abandon_on_cancel=False)
+        with self._breath.hurry():
+            self.last = await trio.to_thread.run_sync(self._compact, factor, abandon_on_cancel=False)
         return self.last
 
     def _compact(self, factor: float) -> CompactAnswer:
@@ -205,7 +208,7 @@ class Cleaner:
             except BaseException:
                 self._merges.abort(plan, copied.damaged)
                 raise
-            self._merges.commit(plan, copied, breathe)
+            self._merges.commit(plan, copied, self._breath)
             self.budget.spend(len(copied.data), time.monotonic())
             return True
 
@@ -221,7 +224,7 @@ class Cleaner:
                 self.counts.failures += 1
                 copied.damaged.add(source.segment)
                 continue
-            self._merges.copy(plan, source, data, copied, breathe)
+            self._merges.copy(plan, source, data, copied, self._breath)
             if copied.is_full:
                 return
 
@@ -240,11 +243,6 @@ class Cleaner:
     def _paused(self, seconds: float) -> None:
         self.counts.pauses += 1
         self.counts.paused_s += seconds
-
-
-def breathe() -> None:
-    """Let the page path have the interpreter."""
-    time.sleep(_BREATH_S)
 
 
 def _buffer() -> memoryview:

@@ -17,7 +17,7 @@ from typing import Final
 
 import trio
 
-from tmemfs.engine.cleaner import breathe
+from tmemfs.engine.breath import Breath
 from tmemfs.errors import BadValue
 from tmemfs.host.memory import ordinary_thread
 from tmemfs.store.codec import ZSTD_LEVELS, parse_level
@@ -53,6 +53,7 @@ class Recompressor:
         self._recompression = Recompression(tmem)
         self._encoder: Encoder | None = None
         self._is_fresh = self._is_outdated = False
+        self._breath = Breath(tmem)
         self._changed = trio.Event()
         self.counts = self._recompression.counts
 
@@ -94,7 +95,7 @@ class Recompressor:
         if plan is None:
             return
         try:
-            copied = self._tmem.merges.copy_in_ram(plan, breathe, partial(encode_anew, encoder))
+            copied = self._tmem.merges.copy_in_ram(plan, self._breath, partial(encode_anew, encoder))
         except BaseException:
             self._tmem.merges.abort(plan)
             raise

@@ -64,9 +64,8 @@ if TYPE_CHECKING:
 
 #: Tag and length in a handle.
 _ENCODING_MASK: Final = (1 << OFFSET_SHIFT) - 1
-#: Records copied, and handles moved under one hold of the lock, before others have their turn.
-_RECORDS_AT_ONCE: Final = 4
-_MOVES_AT_ONCE: Final = 8
+#: Handles moved under one hold of the lock, before others have their turn.
+_MOVES_AT_ONCE: Final = 4
 #: Segments that one cleaning reads, at most: what bounds its work where nearly nothing lives.
 _MOST_SOURCES: Final = 16
 #: A cleaning has to gain this much disk: nearly full segments are left alone.
@@ -234,7 +233,7 @@ class Merges:
     ) -> None:
         """Copy what lives of `source`, whose bytes are `data`, behind what is `copied`, until that is full.
 
-        `breathe` is called every few records, `recode` for each that lives.
+        `breathe` is called after each record, `recode` before it is copied.
         """
         handles, into, fill = self._tmem.slots.handles, copied.into, copied.fill
         slots = len(handles)
@@ -264,8 +263,7 @@ class Merges:
                 into[at + HEADER_BYTES : at + HEADER_BYTES + length] = payload
                 fill = (at + HEADER_BYTES + length + GRAIN_MASK) & ~GRAIN_MASK
                 copied.moves.append((slot, old, tag | length << LENGTH_SHIFT | at << OFFSET_BYTES_SHIFT | to_bits))
-                if not len(copied.moves) % _RECORDS_AT_ONCE:
-                    breathe()
+                breathe()
         except (StructError, Corrupt):  # a damaged length led past the end, or the dictionary is damaged
             copied.damaged.add(source.segment)
         copied.fill = fill

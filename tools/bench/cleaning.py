@@ -15,7 +15,7 @@ from tmemfs.units import MIB, PAGE_BYTES
 from tools.bench.core import fill, read
 from tools.bench.mounts import Mount, mounted
 
-_READS: Final = 3000
+_READS: Final = 10000
 _IN_RAM: Final = 8192
 
 
