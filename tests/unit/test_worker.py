@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 
@@ -62,19 +61,3 @@ async def test_closing_ends_the_thread_after_what_was_asked(worker: Worker) -> N
 
 def _threads() -> set[str]:
     return {thread.name for thread in threading.enumerate()}
-
-
-@pytest.mark.parametrize(("is_ordinary", "policy"), [(False, os.SCHED_RR), (True, os.SCHED_OTHER)])
-async def test_one_has_its_makers_priority_or_an_ordinary_one(is_ordinary: bool, policy: int) -> None:
-    try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-    except PermissionError:
-        pytest.skip("needs CAP_SYS_NICE")
-    try:
-        policies: list[int] = []
-        worker = Worker("tested", is_ordinary)
-        await worker.run(lambda: policies.append(os.sched_getscheduler(0)))
-        worker.close()
-    finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-    assert policies == [policy]

@@ -103,6 +103,8 @@ class Pager:
         """Store `data` (not borrowed after the return) at `offset`. Raises NoRoom past the end of the image."""
         if offset + len(data) > self.swap_bytes:
             raise NoRoom(f"the swap image ends at {self.swap_bytes} bytes: mount it with a larger --size")
+        if not (offset | len(data)) % PAGE_BYTES:
+            return self._write_pages(offset // PAGE_BYTES, data)
         steps = self._steps(offset, data)
         try:
             while steps and not self._waiting and self._apply(steps[0]):
@@ -112,6 +114,15 @@ class Pager:
             raise
         if not steps:
             return None
+        return self._wait_with(steps)
+
+    def _write_pages(self, first: int, data: memoryview) -> Deferred | None:
+        """Store whole pages: what swap-out is."""
+        packed = encode_pages(data, self.codec)
+        stored = 0 if self._waiting else self._tmem.insert(first, packed)
+        return None if stored == len(packed) else self._wait_with([_Run(first, packed, stored)])
+
+    def _wait_with(self, steps: list[_Run | _Patch]) -> Deferred:
         self._waiting += 1
         return Deferred("store", partial(self._finish, steps))
 
@@ -133,8 +144,6 @@ class Pager:
     def _steps(self, offset: int, data: memoryview) -> list[_Run | _Patch]:
         """`data` cut into whole pages, encoded, and parts of pages, copied."""
         end = offset + len(data)
-        if not (offset | end) % PAGE_BYTES:
-            return [_Run(offset // PAGE_BYTES, encode_pages(data, self.codec))]
         steps: list[_Run | _Patch] = []
         at = offset
         while at < end:

@@ -26,7 +26,7 @@ from typing import Final
 import trio
 
 from tmemfs.engine.reader import Reader
-from tmemfs.engine.shrinker import Shrinker
+from tmemfs.engine.shrinker import FRAME_S, SHORT_FRAME_S, Shrinker
 from tmemfs.errors import BadValue, OutOfRange
 from tmemfs.host.kworkers import KernelWorkers
 from tmemfs.host.signals import CgroupLimit, Signals
@@ -194,6 +194,7 @@ class Pressure:
     def _apply(self, found: Control) -> None:
         before, self.control = self.control, found
         self._shrinker.ceiling = found.ceiling
+        self._shrinker.frame_s = FRAME_S if found.zone == RELAXED else SHORT_FRAME_S
         if found.zone != RELAXED:  # no frame that the kernel would have to find memory for
             limit = max(self._tmem.pool_bytes, _SMALL_POOL_BYTES, min(found.ceiling, self._shrinker.marks.max))
             self._tmem.limit_pool(int(limit))

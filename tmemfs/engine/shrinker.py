@@ -4,8 +4,7 @@ One background task keeps the pool below its watermarks, gives back what died, p
 faulted-in frames; `shrink` does on request what the background does by itself. Each works in two threads: one writes, the other
 gives memory back. (Two threads that both do both reached 0.7 of what fio writes, these 0.8: writes to one file wait for each
 other.) While `run` runs, both pairs of threads are there, so that none has to be made when memory is short, and one more, which
-faults frames in: it alone waits for the system's memory, without the priority that would let it have the last of it. Stores take
-only frames that have theirs.
+faults frames in: it alone waits for the system's memory. Stores take only frames that have theirs.
 
 A write that fails leaves its segment in RAM. The shrinker says so (`Room.stuck`, control/state), refuses waiting stores and
 tries again every RETRY_S, until a write succeeds or nothing waits to be written.
@@ -43,8 +42,10 @@ log = logging.getLogger(__name__)
 
 #: While the tier is full or fails, one segment is tried again this often.
 RETRY_S: Final = 0.25
-#: If a frame could not be had from the system for so long, one is written back instead: 25 times what it takes otherwise.
-GROWTH_S: Final = 0.02
+#: If a frame could not be had from the system for so long, one is written back instead: while memory is short, 25 times what it
+#: takes; else a frame comes, and only a busy machine delays it (with memory that its host had to find first it took 4 ms).
+SHORT_FRAME_S: Final = 0.02
+FRAME_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,8 @@ class Shrinker:
         self.marks = marks
         #: What the pool may hold while memory is short (pressure.py), in bytes.
         self.ceiling = math.inf
+        #: How long a frame may take to come (pressure.py).
+        self.frame_s = FRAME_S
         #: Called in trio's thread when frames were taken or have become free.
         self.moved: Callable[[], None] = lambda: None
         self._tmem = tmem
@@ -176,7 +179,7 @@ class Shrinker:
         self._lock = threading.Lock()
         self._kicked = self._short = trio.Event()
         self._kick: Callable[[], None] = lambda: None
-        self._kick_pending = False
+        self._kick_pending = self._wants_frame = False
         self._background: Workers = ()
         self._requested: Workers = ()
         tmem.notice = self._notice
@@ -186,7 +189,7 @@ class Shrinker:
         token = trio.lowlevel.current_trio_token()
         self._kick = lambda: token.run_sync_soon(self._wake)
         self._background, self._requested = _workers("background"), _workers("request")
-        grower = Worker("populate", is_ordinary=True)
+        grower = Worker("populate")
         self._tmem.arena.takes_cold = False
         try:
             async with trio.open_nursery() as nursery:
@@ -220,11 +223,13 @@ class Shrinker:
     async def _gets_room(self) -> bool:
         """Whether there is a frame for the next segment, or the system gives one soon."""
         arena = self._tmem.arena
-        with trio.move_on_after(GROWTH_S if self._tier.capacity_bytes else math.inf):
+        self._wants_frame = True
+        with trio.move_on_after(self.frame_s if self._tier.capacity_bytes else math.inf):
             while not arena.has_room and arena.is_growing:
                 self._kicked = trio.Event()
                 self._kick_pending = False
                 await self._kicked.wait()
+        self._wants_frame = False
         return arena.has_room
 
     async def _fill_reserve_on(self, grower: Worker) -> None:
@@ -359,7 +364,7 @@ class Shrinker:
                 log.warning("no memory for the reserve: %s", error)
                 return
             self._tmem.upkeep.commit_populate(plan)
-            self._notice()
+            self._notice() if self._wants_frame else self._room.signal()
 
     def _discard(self) -> None:
         while plan := self._tmem.upkeep.plan_discard():

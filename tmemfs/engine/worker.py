@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import trio
 
-from tmemfs.host.memory import ordinary_thread, prepare_thread
+from tmemfs.host.memory import prepare_thread
 
 
 class _Call:
@@ -34,10 +34,9 @@ class _Call:
 
 
 class Worker:
-    """A thread called `name`, started at once; with `is_ordinary` of ordinary priority, whatever the daemon has."""
+    """A thread called `name`, started at once."""
 
-    def __init__(self, name: str, is_ordinary: bool = False) -> None:
-        self._is_ordinary = is_ordinary
+    def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
@@ -58,7 +57,5 @@ class Worker:
 
     def _work(self) -> None:
         prepare_thread()
-        if self._is_ordinary:
-            ordinary_thread()
         while call := self._calls.get():
             call.do()

@@ -1,9 +1,10 @@
-"""The relay: one thread that answers the swap image's pages itself and hands everything else to pyfuse3.
+"""The relay: answers the swap image's pages itself and hands everything else to pyfuse3.
 
-    kernel <-> /dev/fuse <-> page path thread --(READ, WRITE, FALLOCATE of the image)--> pager
-                                   |  `-- Deferred --> reader threads, store thread --> /dev/fuse
-                                   `-- all other requests --> socket --> pyfuse3 under trio
-                                                                 socket --> replies thread --> /dev/fuse
+    kernel <-> /dev/fuse <-> the leader --(READ, WRITE, FALLOCATE of the image)--> pager
+                                |  |`-- loads from a tier: leaves the lead (turns.py), reads, answers --> /dev/fuse
+                                |  `--- stores that wait --> store thread --> /dev/fuse
+                                `------ all other requests --> socket --> pyfuse3 under trio
+                                                               socket --> replies thread --> /dev/fuse
 
 pyfuse3 is given one end of a SEQPACKET pair as /dev/fd/N and never sees a page. A reply goes out with one write(2), from a
 buffer that is faulted in for a page from RAM, so any thread may answer. INTERRUPT is dropped: a request that waits for room or
@@ -14,8 +15,9 @@ or belongs to one thread.
 
 Invariants:
 1. Each request is answered exactly once, by whoever holds its `unique`.
-2. The page path thread never waits for a tier or for room in the pool, and for the lock no longer than a request of another
-   thread holds it: REQUEST_PAGES stores, or DISCARD_SLOTS slots forgotten.
+2. Who leads never waits for a tier or for room in the pool, and for the lock no longer than a request of another thread holds
+   it: REQUEST_PAGES stores, or DISCARD_SLOTS slots forgotten.
+3. The request buffers are the leader's alone; work it leaves with borrows nothing of them.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ import trio
 from tmemfs.engine.pager import Deferred, Pager
 from tmemfs.errors import NoRoom, TmemfsError
 from tmemfs.fuse import wire
+from tmemfs.fuse.turns import Turns
 from tmemfs.host.memory import prepare_thread
 from tmemfs.store.region import Region
 from tmemfs.units import PAGE_BYTES
@@ -46,6 +49,7 @@ _SOCKET_BYTES: Final = 4 << 20
 _REPLY_AT: Final = PAGE_BYTES
 _DATA_AT: Final = 3 * PAGE_BYTES
 _GONE: Final = frozenset((errno.ENODEV, errno.EBADF, errno.ENOTCONN))
+_PAGES: Final = frozenset((wire.READ, wire.WRITE, wire.FALLOCATE))
 _TRY_AGAIN: Final = frozenset((errno.EINTR, errno.EAGAIN, errno.ENOENT))
 #: sockopts that go past the limit of net.core.{w,r}mem_max, for root.
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
@@ -66,16 +70,15 @@ class Relay:
         self._ours, theirs = _socket_pair()
         self.namespace_fd = theirs.detach()
         self.buffers = Region("requests", _DATA_AT + wire.REQUEST_BYTES + PAGE_BYTES)
-        self._loads: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._turns: Turns[Work] = Turns(READERS + 1)
         self._stores: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._ended = os.eventfd(0, os.EFD_CLOEXEC)
         self._bugs: set[str] = set()
         self.requests = self.deferred = 0
         self._threads = [
-            threading.Thread(target=self._serve, name="page-path", daemon=True),
             threading.Thread(target=self._return_replies, name="replies", daemon=True),
-            threading.Thread(target=self._work, args=(self._stores,), name="stores", daemon=True),
-            *(threading.Thread(target=self._work, args=(self._loads,), name=f"reader-{n}", daemon=True) for n in range(READERS)),
+            threading.Thread(target=self._store, name="stores", daemon=True),
+            *(threading.Thread(target=self._take_turns, name=f"page-path-{n}", daemon=True) for n in range(READERS + 1)),
         ]
 
     def start(self) -> None:
@@ -101,18 +104,25 @@ class Relay:
         """Requests on the page path and how many of them were deferred, since the start."""
         return {"requests": self.requests, "deferred": self.deferred}
 
-    def _serve(self) -> None:
+    def _take_turns(self) -> None:
         """The page path, until the file system is unmounted."""
         prepare_thread()
         self._pager.warm_thread()
-        try:
-            self._serve_requests()
-        finally:
-            os.eventfd_write(self._ended, 1)
-            for queue_ in (self._stores, *[self._loads] * READERS):
-                queue_.put(None)
+        self._turns.take(self._lead, self._finish)
 
-    def _serve_requests(self) -> None:
+    def _lead(self) -> Work | None:
+        """Serve requests; gives the work to leave with, None once the file system is unmounted."""
+        work = None
+        try:
+            work = self._serve_requests()
+        finally:
+            if work is None:
+                os.eventfd_write(self._ended, 1)
+                self._stores.put(None)
+        return work
+
+    def _serve_requests(self) -> Work | None:
+        """Answer what can be answered at once, pages in RAM right here; gives the work to leave with."""
         device, inode = self._device, self._swap_inode
         readv, write, unpack = os.readv, os.write, wire.IO.unpack_from
         load_page, pack_reply = self._pager.load_page, wire.REPLY.pack_into
@@ -122,7 +132,7 @@ class Relay:
         reply = self.buffers.view[_REPLY_AT : _REPLY_AT + wire.REPLY_BYTES + PAGE_BYTES]
         page_at, page_mask = wire.REPLY_BYTES, PAGE_BYTES - 1
         page_reply_bytes = len(reply)
-        read_opcode = wire.READ
+        read_opcode, swap_bytes = wire.READ, self._pager.swap_bytes
         while True:
             try:
                 count = readv(device, into)
@@ -131,52 +141,63 @@ class Relay:
                     continue
                 if error.errno not in _GONE:
                     log.error("reading requests failed: %s", error)
-                return
+                return None
             _, opcode, unique, node, offset, size = unpack(head)
             if node != inode:
                 self._forward(head, data, count, opcode)
                 continue
             try:
-                if opcode == read_opcode:
-                    self.requests += 1
-                    if size == PAGE_BYTES and not offset & page_mask and offset < self._pager.swap_bytes:
-                        page = load_page(offset >> 12)
-                        if page is not None:
-                            pack_reply(reply, 0, page_reply_bytes, 0, unique)
-                            reply[page_at:] = page
-                            try:
-                                write(device, reply)
-                            except OSError as error:
-                                self._not_taken(error)
-                            continue
-                    self._answer(unique, self._pager.read(offset, size), size)
-                elif opcode == wire.WRITE:
-                    self.requests += 1
-                    self._answer(unique, self._pager.write(offset, data[: count - wire.IO_BYTES]), size)
-                elif opcode == wire.FALLOCATE:
-                    self._allocate(head, unique)
-                else:
-                    self._forward(head, data, count, opcode)
+                if opcode == read_opcode and size == PAGE_BYTES and not offset & page_mask and offset < swap_bytes:
+                    page = load_page(offset >> 12)
+                    if page is not None:
+                        self.requests += 1
+                        pack_reply(reply, 0, page_reply_bytes, 0, unique)
+                        reply[page_at:] = page
+                        try:
+                            write(device, reply)
+                        except OSError as error:
+                            self._not_taken(error)
+                        continue
+                work = self._serve(opcode, head, data, count)
             except Exception as error:
                 self._fail(unique, error)
+                continue
+            if work is not None and self._turns.leave_with(work):
+                return work
 
-    def _answer(self, unique: int, result: bytes | Deferred | None, size: int) -> None:
-        """Reply with what the pager gave, or leave that to a thread."""
-        if isinstance(result, Deferred):
-            self.deferred += 1
-            (self._loads if result.lane == "load" else self._stores).put((unique, result, size))
-        elif result is None:
+    def _serve(self, opcode: int, head: memoryview, data: memoryview, count: int) -> Work | None:
+        """Answer one request of the image, or have it answered; gives it back as work if it is a load that may block."""
+        if opcode not in _PAGES:
+            self._forward(head, data, count, opcode)
+            return None
+        self.requests += 1
+        _, _, unique, _, offset, size = wire.IO.unpack_from(head)
+        result: bytes | Deferred | None
+        if opcode == wire.READ:
+            result = self._pager.read(offset, size)
+        elif opcode == wire.WRITE:
+            result = self._pager.write(offset, data[: count - wire.IO_BYTES])
+        else:
+            _, _, _, _, offset, length, mode = wire.FALLOCATION.unpack_from(head)
+            if mode not in (wire.PUNCH_HOLE, wire.ZERO_RANGE):
+                self._reply(wire.error_reply(unique, errno.EOPNOTSUPP))
+                return None
+            result, size = self._pager.discard(offset, length), 0
+        if not isinstance(result, Deferred):
+            self._answer(unique, result, size)
+            return None
+        self.deferred += 1
+        if result.lane == "load":
+            return unique, result, size
+        self._stores.put((unique, result, size))
+        return None
+
+    def _answer(self, unique: int, result: bytes | None, size: int) -> None:
+        """Reply with what was read, or that `size` bytes were written, or, where that is 0, with nothing."""
+        if result is None:
             self._reply(wire.written_reply(unique, size) if size else wire.empty_reply(unique))
         else:
             self._reply(wire.REPLY.pack(wire.REPLY_BYTES + len(result), 0, unique), result)
-
-    def _allocate(self, head: memoryview, unique: int) -> None:
-        self.requests += 1
-        _, _, _, _, offset, length, mode = wire.FALLOCATION.unpack_from(head)
-        if mode not in (wire.PUNCH_HOLE, wire.ZERO_RANGE):
-            self._reply(wire.error_reply(unique, errno.EOPNOTSUPP))
-            return
-        self._answer(unique, self._pager.discard(offset, length), 0)
 
     def _forward(self, head: memoryview, data: memoryview, count: int, opcode: int) -> None:
         """Hand a request to pyfuse3, untouched."""
@@ -187,16 +208,20 @@ class Relay:
             except OSError:  # pyfuse3 has gone: so will the mount
                 self._reply(wire.error_reply(wire.HEADER.unpack_from(head)[2], errno.ENOTCONN))
 
-    def _work(self, work: queue.SimpleQueue[Work | None]) -> None:
-        """Finish deferred requests, until told to end."""
+    def _store(self) -> None:
+        """Finish deferred stores, until told to end."""
         prepare_thread()
         self._pager.warm_thread()
-        while item := work.get():
-            unique, deferred, size = item
-            try:
-                self._answer(unique, deferred.run(), size)
-            except Exception as error:
-                self._fail(unique, error)
+        while work := self._stores.get():
+            self._finish(work)
+
+    def _finish(self, work: Work) -> None:
+        """Do what was deferred, and answer."""
+        unique, deferred, size = work
+        try:
+            self._answer(unique, deferred.run(), size)
+        except Exception as error:
+            self._fail(unique, error)
 
     def _return_replies(self) -> None:
         """Copy pyfuse3's replies to the device, with our limits in the first, which answers INIT."""
