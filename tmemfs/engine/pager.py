@@ -104,7 +104,7 @@ class Pager:
         if offset + len(data) > self.swap_bytes:
             raise NoRoom(f"the swap image ends at {self.swap_bytes} bytes: mount it with a larger --size")
         if not (offset | len(data)) % PAGE_BYTES:
-            return self._write_pages(offset // PAGE_BYTES, data)
+            return self._store(offset // PAGE_BYTES, encode_pages(data, self.codec))
         steps = self._steps(offset, data)
         try:
             while steps and not self._waiting and self._apply(steps[0]):
@@ -116,9 +116,8 @@ class Pager:
             return None
         return self._wait_with(steps)
 
-    def _write_pages(self, first: int, data: memoryview) -> Deferred | None:
+    def _store(self, first: int, packed: list[Packed]) -> Deferred | None:
         """Store whole pages: what swap-out is."""
-        packed = encode_pages(data, self.codec)
         stored = 0 if self._waiting else self._tmem.insert(first, packed)
         return None if stored == len(packed) else self._wait_with([_Run(first, packed, stored)])
 

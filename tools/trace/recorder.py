@@ -18,7 +18,7 @@ from typing import Final
 from tmemfs.engine.pager import Deferred, Pager, _Patch, _Run
 from tmemfs.engine.reader import Reader
 from tmemfs.engine.room import Room
-from tmemfs.store.codec import Codec
+from tmemfs.store.codec import Codec, Packed
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import PAGE_BYTES
 from tools.trace.format import DISCARD, LOAD, STORE, Columns
@@ -79,12 +79,20 @@ class RecordingPager(Pager):
             self._recording.note(LOAD, slot, 1)
         return page
 
+    def _store(self, first: int, packed: list[Packed]) -> Deferred | None:
+        """Note whole pages, and store them."""
+        self._note_store(first, packed)
+        return super()._store(first, packed)
+
     def _steps(self, offset: int, data: memoryview) -> list[_Run | _Patch]:
-        """The steps of a write, its whole pages noted."""
+        """The steps of a write that has parts of pages, its whole pages noted."""
         steps = super()._steps(offset, data)
         for step in steps:
             if isinstance(step, _Run):
-                self._recording.note(STORE, step.first, len(step.packed), [len(payload) for _, payload in step.packed])
+                self._note_store(step.first, step.packed)
             else:
                 self._recording.left_out += 1
         return steps
+
+    def _note_store(self, first: int, packed: list[Packed]) -> None:
+        self._recording.note(STORE, first, len(packed), [len(payload) for _, payload in packed])
