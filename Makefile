@@ -5,7 +5,7 @@ VENV := .venv
 TMEMFS := $(VENV)/bin/tmemfs
 PYTEST := $(VENV)/bin/python -m pytest
 
-.PHONY: setup up down demo fmt lint test test-system test-vm check bench docs clean
+.PHONY: setup up down demo fmt lint test test-system test-vm check bench corpus docs clean
 
 setup: $(VENV)/.installed
 
@@ -49,9 +49,14 @@ check: lint test
 
 # The figures of docs/benchmarks.md.
 bench: setup
-	$(VENV)/bin/pip install --quiet '.[plot]'
+	tools/setup.sh --bench $(VENV)
 	$(VENV)/bin/python -m tools.bench $(ARGS)
 	$(VENV)/bin/python -m tools.bench.peers $(ARGS)
+
+# Memory of real programs, captured into build/corpus, and how it compresses (root).
+corpus: setup
+	PYTHON=$(PYTHON) tools/setup.sh --corpus $(VENV)
+	$(VENV)/bin/python -m tools.corpus $(ARGS)
 
 docs: setup
 	$(VENV)/bin/python -m tmemfs.control > docs/control.md

@@ -1,12 +1,17 @@
 #!/bin/sh
-# Install tmemfs from this checkout into a virtual environment: `setup.sh [--store-only | --vm] VENV`.
+# Install tmemfs from this checkout into a virtual environment: `setup.sh [--store-only | --vm | --bench | --corpus] VENV`.
 # Debian packages that are missing need root; --store-only installs what `tmemfs demo` needs, without root and FUSE;
-# --vm installs what the virtual machine of `make test-vm` needs beside all the rest.
+# --vm installs what the virtual machine of `make test-vm` needs beside all the rest, --bench the programs that `make bench` runs,
+# --corpus those that `make corpus` captures: those from PyPI into VENV/corpus, where tmemfs never imports them. No service is
+# started by its installation.
 set -eu
 python=${PYTHON:-/usr/bin/python3}
 target=setup
 packages="fuse3 libfuse3-dev pkg-config gcc libc6-dev python3-dev python3-venv util-linux mount fio stress-ng"
 vm_packages="linux-image-amd64 qemu-system-x86 busybox-static e2fsprogs udev kmod stressapptest stress-ng"
+bench_packages="postgresql redis-server g++"
+corpus_packages="postgresql redis-server chromium fonts-dejavu-core default-jdk-headless nodejs python3-venv"
+policy=/usr/sbin/policy-rc.d
 
 installed() {
     [ "$(dpkg-query --show --showformat='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
@@ -29,6 +34,15 @@ install_packages() {
     apt-get install --yes --quiet=2 --no-install-recommends $missing >/dev/null
 }
 
+# Debian starts a service once it is installed, unless this file forbids it; one that is there already is left as it is.
+forbid_services() {
+    [ "$(id -u)" = 0 ] && [ ! -e "$policy" ] || return 0
+    trap 'rm -f "$policy"' EXIT
+    trap 'exit 130' INT TERM
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+}
+
 make_venv() {
     [ -x "$1/bin/pip" ] && return 0
     "$python" -m venv "$1" || {
@@ -44,6 +58,17 @@ elif [ "${1:-}" = --vm ]; then
     packages=$vm_packages target=test-vm
     install_packages
     "$2/bin/pip" install --quiet --disable-pip-version-check 'virtme-ng>=1.33'
+elif [ "${1:-}" = --bench ]; then
+    packages=$bench_packages target=bench
+    forbid_services
+    install_packages
+    "$2/bin/pip" install --quiet --disable-pip-version-check --editable '.[plot]'
+elif [ "${1:-}" = --corpus ]; then
+    packages=$corpus_packages target=corpus
+    forbid_services
+    install_packages
+    make_venv "$2/corpus"
+    "$2/corpus/bin/pip" install --quiet --disable-pip-version-check 'pandas>=2.2' 'scikit-learn>=1.5'
 else
     install_packages
     make_venv "$1"

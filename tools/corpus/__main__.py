@@ -1,0 +1,149 @@
+"""`python -m tools.corpus [--only NAME,...] [--pages N] [--output DIR] [--list]`: memory of real programs, as it would be swapped.
+
+Starts one program after the other, lets it fill its memory, and copies up to N pages of it and its children, sampled evenly:
+DIR/NAME.pages has those that are not zero, 4096 bytes each, one behind the other. DIR/corpus.json has a line for each source,
+DIR/corpus.md the table that is printed; sources captured before, and not now, stay in both. Needs root. Leaves nothing running,
+also when it is interrupted. What is captured is of this machine and not for committing.
+
+Exit codes: 0 done, sources whose program is missing left out; 1 a program failed; 2 refused, or every program is missing; 130 or
+143 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from tmemfs.errors import BadValue, Refused, TmemfsError
+from tmemfs.store.codec import ZERO_PAGE
+from tools.corpus.pages import capture
+from tools.corpus.report import Row, as_json, figures, parse_json, report
+from tools.corpus.sources import SOURCES, Source, locate, missing
+from tools.corpus.stage import stage
+
+_PAGES: Final = 16_384
+_SEED: Final = 1
+
+
+def main(words: list[str] | None = None) -> int:
+    """Do what is asked for."""
+    a = _parser().parse_args(words)
+    try:
+        sources = chosen(a.only)
+        left_out = {source.name: reason for source in sources if (reason := missing(source, locate))}
+        if a.list:
+            print("\n".join(f"{source.name:12} {left_out.get(source.name, 'can be captured')}" for source in sources))
+            return 0
+        if len(left_out) < len(sources):
+            return _capture_all([source for source in sources if source.name not in left_out], left_out, a.pages, a.output)
+        for name, reason in left_out.items():
+            print(f"corpus: {name}: {reason}", file=sys.stderr)
+    except (TmemfsError, OSError) as error:
+        print(f"corpus: {error}", file=sys.stderr)
+    return 2
+
+
+def chosen(only: str | None) -> list[Source]:
+    """The sources named, or all. Raises BadValue."""
+    names = [source.name for source in SOURCES]
+    wanted = names if only is None else only.split(",")
+    if unknown := [name for name in wanted if name not in names]:
+        raise BadValue(f"no such source: {', '.join(unknown)}; choose from {','.join(names)}")
+    return [source for source in SOURCES if source.name in wanted]
+
+
+def _capture_all(sources: list[Source], left_out: dict[str, str], most: int, output: Path) -> int:
+    """Capture, write and print; the exit code."""
+    if os.geteuid():
+        raise Refused("the memory of other processes is for root only: run it with sudo")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"{output} cannot be made a directory ({error.strerror}): choose another with --output") from error
+    rows, failed = _kept(output), dict[str, str]()
+    with _interruptible():
+        for source in sources:
+            began = time.monotonic()
+            try:
+                rows[source.name] = _captured(source, most, output)
+            except (TmemfsError, OSError) as error:
+                failed[source.name] = str(error)
+            said = failed.get(source.name, f"{time.monotonic() - began:.1f} s")
+            print(f"{source.name}: {said}", file=sys.stderr, flush=True)
+            (output / "corpus.json").write_text(as_json(_ordered(rows)))
+    text = report(_ordered(rows), left_out, failed)
+    (output / "corpus.md").write_text(text)
+    print(text)
+    return 1 if failed else 0
+
+
+def _captured(source: Source, most: int, output: Path) -> Row:
+    """One source, its pages written."""
+    with stage() as there:
+        got = capture(source.start(there).pid, most, _SEED)
+    (output / f"{source.name}.pages").write_bytes(b"".join(page for page in got.pages if page != ZERO_PAGE))
+    return Row(source.name, got.seen, got.shared, figures(got.pages))
+
+
+def _kept(output: Path) -> dict[str, Row]:
+    """The lines of an earlier run. Raises BadValue where the file is something else."""
+    file = output / "corpus.json"
+    try:
+        return {row.name: row for row in parse_json(file.read_text())}
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise BadValue(f"{file} is not what this tool writes ({error}): remove it, or choose another --output") from error
+
+
+def _ordered(rows: dict[str, Row]) -> list[Row]:
+    return [rows[source.name] for source in SOURCES if source.name in rows]
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM and SIGINT end what is within, once: the ending is not interrupted again."""
+
+    def once(number: int, frame: FrameType | None) -> None:
+        for one in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(one, signal.SIG_IGN)
+        print(f"corpus: {signal.Signals(number).name}: ending what was started", file=sys.stderr, flush=True)
+        raise SystemExit(128 + number)
+
+    before = {one: signal.signal(one, once) for one in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.corpus", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", metavar="NAME,...", help="these sources, separated by commas")
+    parser.add_argument("--pages", type=_count, default=_PAGES, help=f"at most so many of each source ({_PAGES})")
+    parser.add_argument(
+        "--output", type=Path, default=Path("build/corpus"), help="where the pages and the report go (build/corpus)"
+    )
+    parser.add_argument("--list", action="store_true", help="capture nothing: say which sources there are, and what they lack")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of pages: give one from 1 on")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
