@@ -157,6 +157,7 @@ class FaultyTier:
     inner: MemoryTier = field(default_factory=lambda: MemoryTier(1 << 30))
     before: dict[Operation, Callable[[], None]] = field(default_factory=dict)
     tears: bool = False
+    sector_bytes: int = MemoryTier.sector_bytes
 
     name = "faulty"
     capacity_bytes = 1 << 30

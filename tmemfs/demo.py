@@ -27,7 +27,7 @@ from tmemfs.store.segments import Extents, SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem
 from tmemfs.tiers.file import FileTier
-from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES, format_size
+from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES, format_size
 
 #: Pages handed over at once, as the kernel does when it swaps out.
 _BATCH_PAGES: Final = 32
@@ -103,6 +103,6 @@ def _verify(engine: Engine, pages: int, supply: RealPages) -> None:
         if page != supply.page(number):
             raise Corrupt(f"page {number} came back wrong: this is a bug in tmemfs, please report it")
     reads = engine.reader.counts
-    blocks = reads.read_bytes / BLOCK_BYTES / max(reads.reads, 1)
+    each_bytes = reads.read_bytes / max(reads.records, 1)
     each_us = spent_s / pages * 1e6
-    print(f"  verified  all {pages} pages, {reads.records} from disk, {blocks:.2f} blocks and {each_us:.1f} us a page")
+    print(f"  verified  all {pages} pages, {reads.records} from disk, {each_bytes:.0f} bytes and {each_us:.1f} us a page")

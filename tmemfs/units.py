@@ -14,6 +14,8 @@ from tmemfs.errors import BadValue
 PAGE_BYTES: Final = 4096
 #: Unit of reads and writes of a tier, and their alignment.
 BLOCK_BYTES: Final = 4096
+#: What most disks can be asked for, at least.
+SECTOR_BYTES: Final = 512
 #: A segment, in a frame of RAM or an extent of a tier.
 SEGMENT_BYTES: Final = 1 << 20
 MIB: Final = 1 << 20

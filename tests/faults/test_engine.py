@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import trio
 
-from tests.parts import FaultyTier, new_pressure, new_tmem, page_of
+from tests.parts import FaultyTier, Kind, new_pressure, new_tmem, page_of
 from tmemfs.engine import shrinker as shrinker_module
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.pager import Deferred
@@ -196,6 +196,21 @@ async def test_a_flipped_bit_on_the_tier_fails_that_load_only(engine: Engine, ti
     assert len(failed) == 1
     assert engine.reader.counts.corrupt == 1
     assert services.state().startswith("degraded: 1 loads found a damaged record")
+
+
+@pytest.mark.parametrize("sector", [512, 4096])
+async def test_a_load_reads_the_sectors_of_its_record_and_no_more(engine: Engine, tier: FaultyTier, sector: int) -> None:
+    tier.sector_bytes = sector
+    kinds: tuple[Kind, ...] = ("half", "text", "raw")
+    for number in range(300):
+        await finish(engine.pager.write(number * PAGE_BYTES, memoryview(page_of(kinds[number % 3], number))))
+    await engine.shrinker.shrink(ALL)
+    for number in range(300):
+        before = engine.reader.counts.read_bytes
+        assert await load(engine, number) == page_of(kinds[number % 3], number)
+        length = {"half": 2100, "text": 60, "raw": PAGE_BYTES}[kinds[number % 3]] + 12
+        read = engine.reader.counts.read_bytes - before
+        assert read % sector == 0 and read < length + 2 * sector
 
 
 async def test_a_lost_write_is_found(engine: Engine, tier: FaultyTier) -> None:

@@ -93,6 +93,23 @@ def test_what_is_written_is_read_back(tier: FileTier) -> None:
     assert read(tier, 0, 7 * BLOCK_BYTES, 2 * BLOCK_BYTES) == first[7 * BLOCK_BYTES : 9 * BLOCK_BYTES]
 
 
+def test_a_sector_is_what_the_file_system_says_and_can_be_read(tier: FileTier) -> None:
+    tier.write(Extent(3), noise(5, 2 * BLOCK_BYTES))
+    sector = tier.sector_bytes
+    assert sector in (512, 1024, 2048, 4096)
+    assert read(tier, 3, BLOCK_BYTES - sector, 2 * sector) == noise(5, 2 * BLOCK_BYTES)[BLOCK_BYTES - sector :][: 2 * sector]
+
+
+@pytest.mark.parametrize(("said", "sector"), [(None, BLOCK_BYTES), (512, 512), (65536, BLOCK_BYTES)])
+def test_where_it_says_nothing_or_more_than_a_block_a_sector_is_a_block(
+    path: Path, monkeypatch: pytest.MonkeyPatch, said: int | None, sector: int
+) -> None:
+    monkeypatch.setattr("tmemfs.tiers.file.direct_alignment", lambda fd: said)
+    tier = FileTier(path)
+    assert tier.sector_bytes == sector
+    tier.close()
+
+
 def test_an_extent_lies_behind_the_header_at_its_number(path: Path, tier: FileTier) -> None:
     tier.write(Extent(2), noise(3, BLOCK_BYTES))
     with path.open("rb") as file:

@@ -1,7 +1,7 @@
 """Reads records from the tier: coalesces neighbours, verifies, decodes.
 
-A record's blocks and nothing else are read; records of one request that share blocks or lie in neighbouring ones are read with
-one call. Nothing is put back into RAM: the page is on its way to the kernel, which has it then.
+A record's sectors and nothing else are read; records of one request that share blocks or lie in neighbouring ones are read with
+one call, and what is between them. Nothing is put back into RAM: the page is on its way to the kernel, which has it then.
 
 Invariants:
 1. No byte of a record is returned before its checksum, slot, tag and length have been verified.
@@ -86,8 +86,9 @@ class Reader:
         return [page for page in pages if page is not None]
 
     def _read_run(self, run: list[RecordAt], pages: list[bytes | None]) -> None:
-        first = run[0].offset // BLOCK_BYTES * BLOCK_BYTES
-        size = _block_end(run[-1]) - first
+        sector = self._tier.sector_bytes
+        first = run[0].offset // sector * sector
+        size = -(-run[-1].end // sector) * sector - first
         blocks = self._buffers.view[:size]
         self._tier.read(run[0].extent, first, blocks)
         with self._lock:
@@ -132,7 +133,7 @@ def _block_end(record: RecordAt) -> int:
 
 
 def _runs(records: Iterable[RecordAt]) -> Iterator[list[RecordAt]]:
-    """Records that one read fetches without reading a block that holds none of them."""
+    """Records that one read fetches without reading a whole block that holds none of them."""
     run: list[RecordAt] = []
     for record in sorted(records, key=attrgetter("extent", "offset")):
         block = record.offset // BLOCK_BYTES * BLOCK_BYTES

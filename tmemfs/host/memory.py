@@ -10,6 +10,7 @@ import ctypes
 import gc
 import mmap
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Final
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
 _libc.mlock2.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.munlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.pthread_self.restype = ctypes.c_ulong
@@ -32,6 +34,11 @@ _MADV_POPULATE_WRITE: Final = 23
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _MLOCK_ONFAULT: Final = 1
 _PR_SET_IO_FLUSHER: Final = 57
+_AT_EMPTY_PATH: Final = 0x1000
+_STATX_DIOALIGN: Final = 0x2000
+#: struct statx (include/uapi/linux/stat.h).
+_STATX_BYTES: Final = 256
+_DIO_OFFSET_ALIGN_AT: Final = 0x9C
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 #: glibc's pthread_attr_t has 56 bytes.
 _PTHREAD_ATTR_BYTES: Final = 64
@@ -175,6 +182,15 @@ def punch(fd: int, offset: int, length: int) -> None:
 def allocate(fd: int, offset: int, length: int) -> None:
     """Allocate the space of [offset, offset + length), which reads as zeros; a file that was shorter ends there. Raises OSError."""
     _check(_libc.fallocate(fd, 0, offset, length))
+
+
+def direct_alignment(fd: int) -> int | None:
+    """What offsets and lengths of direct I/O are to be multiples of; None if the file system does not say (statx(2), Linux 6.1)."""
+    found = ctypes.create_string_buffer(_STATX_BYTES)
+    if _libc.statx(fd, b"", _AT_EMPTY_PATH, _STATX_DIOALIGN, found):
+        return None
+    mask, (alignment,) = struct.unpack_from("<I", found)[0], struct.unpack_from("<I", found, _DIO_OFFSET_ALIGN_AT)
+    return alignment or None if mask & _STATX_DIOALIGN else None
 
 
 def resident_bytes(pid: int | None = None) -> Resident:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from tmemfs.errors import BackingFull, Busy, Refused, TierError
-from tmemfs.host.memory import allocate, punch
+from tmemfs.host.memory import allocate, direct_alignment, punch
 from tmemfs.tiers.tier import Extent
 from tmemfs.units import BLOCK_BYTES, SEGMENT_BYTES, format_size
 
@@ -51,6 +51,7 @@ class FileTier:
             _lock(self._fd, path)
             self._claim(path, is_new)
             self.capacity_bytes = self._capacity()
+            self.sector_bytes = min(direct_alignment(self._fd) or BLOCK_BYTES, BLOCK_BYTES)
             self._reserve_used = True
             self._keep_reserve()
         except BaseException:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from tmemfs.errors import BackingFull, TierError
 from tmemfs.tiers.tier import Extent
+from tmemfs.units import SECTOR_BYTES
 
 
 class MemoryTier:
     """Extents as bytes objects; at most `capacity_bytes` of them."""
 
     name = "memory"
+    sector_bytes = SECTOR_BYTES
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes

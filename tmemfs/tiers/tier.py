@@ -23,6 +23,10 @@ class Tier(Protocol):
     def capacity_bytes(self) -> int:
         """The most it could ever hold."""
 
+    @property
+    def sector_bytes(self) -> int:
+        """Reads may begin and end at multiples of this: a power of two, BLOCK_BYTES or less."""
+
     def write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
         """Write `data` (borrowed, whole blocks, page-aligned) at the start of `extent`; returns when the tier has it.
 
@@ -30,7 +34,7 @@ class Tier(Protocol):
         """
 
     def read(self, extent: Extent, offset: int, into: memoryview) -> None:
-        """Fill `into` (whole blocks, page-aligned) from `offset` (a block boundary) of `extent`."""
+        """Fill `into` (whole sectors, page-aligned) from `offset` (a multiple of a sector) of `extent`."""
 
     def discard(self, extents: tuple[Extent, ...]) -> None:
         """Nothing in `extents` is needed any more: give their space back."""

@@ -27,7 +27,7 @@ from tmemfs.store.segments import CLEANING_RESERVE_BYTES, Extents, SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem
 from tmemfs.tiers.tier import Extent, Tier
-from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
+from tmemfs.units import PAGE_BYTES, SECTOR_BYTES, SEGMENT_BYTES
 from tools.churn.workloads import Operation
 
 CONTENTS: Final = 4093
@@ -53,6 +53,7 @@ class MemorySegments:
 
     name = "memory"
     capacity_bytes = 1 << 50
+    sector_bytes = SECTOR_BYTES
 
     def __init__(self) -> None:
         self._extents: dict[Extent, bytes] = {}
