@@ -12,13 +12,14 @@ from typing import Final
 from tmemfs.errors import BadValue
 
 PAGE_BYTES: Final = 4096
-#: Unit of reads and writes of a tier, and their alignment.
+#: Unit of writes to a tier, and their alignment; reads may be by sectors (`Tier.sector_bytes`).
 BLOCK_BYTES: Final = 4096
 #: What most disks can be asked for, at least.
 SECTOR_BYTES: Final = 512
 #: A segment, in a frame of RAM or an extent of a tier.
 SEGMENT_BYTES: Final = 1 << 20
 MIB: Final = 1 << 20
+GIB: Final = 1 << 30
 
 _EXPONENT = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _SIZE = re.compile(r"(\d{1,40}(?:\.\d{1,40})?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)

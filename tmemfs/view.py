@@ -143,9 +143,9 @@ def _above_factor(stat: Values, factor: str) -> int:
     """Bytes that the backing takes above `factor` by what lives there."""
     try:
         wanted = float(factor) * float(stat["backing_current"]) / float(stat["disk_amplification"])
-    except ValueError:  # no number, which the daemon says
+        return max(int(float(stat["backing_current"]) - wanted), 0)
+    except (ValueError, OverflowError):  # no number that can be meant, which the daemon says
         return 0
-    return max(int(float(stat["backing_current"]) - wanted), 0)
 
 
 def _ask(mountpoint: Path, key: str, value: str, title: str, left: Callable[[], int]) -> int:

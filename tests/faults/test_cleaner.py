@@ -357,3 +357,19 @@ async def _until(condition: Callable[[], object]) -> None:
     with trio.fail_after(10):
         while not condition():
             await trio.sleep(0.005)
+
+
+async def test_room_that_a_merge_in_the_background_makes_meanwhile_counts(nursery: trio.Nursery) -> None:
+    """It holds the last spare frame, so nothing else can be merged; who needs room waits for its end."""
+    engine = Place().engine
+    made: list[int | None] = []
+    assert engine.cleaner.make_room() is None
+    with engine.cleaner._in_ram:
+        nursery.start_soon(trio.to_thread.run_sync, lambda: made.append(engine.cleaner.make_room()))
+        await trio.sleep(0.05)
+        assert not made
+        engine.tmem.merges.counts.compactions += 1
+    with trio.fail_after(5):
+        while not made:
+            await trio.sleep(0.005)
+    assert made == [0]

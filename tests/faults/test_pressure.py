@@ -12,7 +12,8 @@ import trio
 
 from tests.parts import CountedWorkers, FaultyTier, FixedSignals, Regions, new_pressure, page_of
 from tmemfs.engine.engine import Engine
-from tmemfs.engine.pressure import Pressure, default_settings, parse_mode
+from tmemfs.engine.pressure import WORKERS_S, Pressure, default_settings, parse_mode
+from tmemfs.engine.shrinker import FRAME_S, SHORT_FRAME_S
 from tmemfs.errors import BadValue, OutOfRange
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.pressure import Settings
@@ -109,6 +110,7 @@ async def test_in_critical_shortage_no_store_takes_memory_that_was_not_given_bac
     place.start(nursery)
     await _until(lambda: place.pressure.control.zone == "critical")
     assert place.tmem.arena.limit * SEGMENT_BYTES == place.tmem.pool_bytes and place.pressure.counts.strict == 1
+    assert place.engine.shrinker.frame_s == SHORT_FRAME_S
     place.signals.room_bytes = 1000 * MIB
     place.tier.fail()
     await _until(lambda: place.pressure.control.zone == "relaxed")
@@ -159,6 +161,12 @@ async def test_the_kernels_workers_have_priority_while_memory_is_short(place: Pl
     place.signals.room_bytes = 1000 * MIB
     place.pressure.look_again()
     await _until(lambda: not place.workers.have_priority)
+    assert place.engine.shrinker.frame_s == FRAME_S
+    place.signals.room_bytes = 15 * MIB
+    place.pressure.look_again()
+    with trio.fail_after(WORKERS_S / 2):  # at once, however short the pause was
+        while not place.workers.have_priority:
+            await trio.sleep(0.005)
     nursery.cancel_scope.cancel()
 
 

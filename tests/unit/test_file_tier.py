@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -93,9 +94,22 @@ def test_what_is_written_is_read_back(tier: FileTier) -> None:
     assert read(tier, 0, 7 * BLOCK_BYTES, 2 * BLOCK_BYTES) == first[7 * BLOCK_BYTES : 9 * BLOCK_BYTES]
 
 
-def test_a_sector_is_what_the_file_system_says_and_can_be_read(tier: FileTier) -> None:
+def least_direct_read(path: Path) -> int:
+    """The shortest read that the file system takes with O_DIRECT."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    try:
+        for size in (512, 1024, 2048):
+            with suppress(OSError):
+                return os.preadv(fd, [buffer(size)], size)
+        return BLOCK_BYTES
+    finally:
+        os.close(fd)
+
+
+def test_a_sector_is_what_the_file_system_says_and_can_be_read(path: Path, tier: FileTier) -> None:
     tier.write(Extent(3), noise(5, 2 * BLOCK_BYTES))
     sector = tier.sector_bytes
+    assert sector == least_direct_read(path), "what the file system takes, it was to say: Linux 6.1"
     assert sector in (512, 1024, 2048, 4096)
     assert read(tier, 3, BLOCK_BYTES - sector, 2 * sector) == noise(5, 2 * BLOCK_BYTES)[BLOCK_BYTES - sector :][: 2 * sector]
 

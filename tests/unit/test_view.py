@@ -364,7 +364,9 @@ def test_the_bar_of_a_shrink_is_of_what_was_asked_for(mount: Path, monkeypatch: 
     assert shown_while(monkeypatch, lambda: view.shrink(mount, size, None)) == (left, left)
 
 
-@pytest.mark.parametrize(("factor", "left"), [("1.253", 0), ("1.10", MIB * (1.253 - 1.10) / 1.253), ("2", 0)])
+@pytest.mark.parametrize(
+    ("factor", "left"), [("1.253", 0), ("1.10", MIB * (1.253 - 1.10) / 1.253), ("2", 0), ("inf", 0), ("nan", 0), ("x", 0)]
+)
 def test_the_bar_of_a_compaction_is_of_what_is_above_the_factor(
     mount: Path, monkeypatch: pytest.MonkeyPatch, factor: str, left: float
 ) -> None:

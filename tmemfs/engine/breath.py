@@ -5,7 +5,7 @@ there are requests every step is followed by a breath many times as long; withou
 
 Work that somebody waits for hurries: it is done as if there were no requests.
 
-Thread-safety: called by one thread; `hurry` by any.
+Thread-safety: any thread, several at once; what it remembers of requests and steps is a hint.
 """
 
 from __future__ import annotations

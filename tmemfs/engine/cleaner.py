@@ -97,6 +97,7 @@ class Cleaner:
         self._reader = reader
         self._breath = Breath(tmem)
         self._one_at_a_time = threading.Lock()
+        self._in_ram = threading.Lock()
         self._into, self._from = tmem.arena.buffers() or (_buffer(), _buffer())
         self._kicked = trio.Event()
 
@@ -107,12 +108,20 @@ class Cleaner:
     def make_room(self) -> int | None:
         """A tier is full: merge in RAM, which frees frames, else clean on the tier. Frames that go; None: nothing can be gained.
 
-        Raises TierError.
+        What goes on in the background already is waited for, and counts. Raises TierError.
         """
-        if plan := self._merges.plan_compact():
-            return self.merge_in_ram(plan)
+        before = self._merges_done
         with self._breath.hurry():
-            return 0 if self._budget_allows() and self._clean(BLOCK_BYTES) else None
+            with self._in_ram:
+                if plan := self._merges.plan_compact():
+                    return self.merge_in_ram(plan)
+            if self._budget_allows() and self._clean(BLOCK_BYTES):
+                return 0
+        return 0 if self._merges_done != before else None
+
+    @property
+    def _merges_done(self) -> int:
+        return self._merges.counts.compactions + self._merges.counts.cleanings
 
     async def run(self) -> None:
         """Merge and clean in the background until cancelled."""
@@ -137,9 +146,10 @@ class Cleaner:
     def _compact_one(self) -> bool:
         """One merge in RAM; whether there was something to merge."""
         ordinary_thread()
-        plan = self._merges.plan_compact()
-        if plan:
-            self.merge_in_ram(plan, self._breath)
+        with self._in_ram:
+            plan = self._merges.plan_compact()
+            if plan:
+                self.merge_in_ram(plan, self._breath)
         return plan is not None
 
     async def _clean_in_background(self) -> bool:

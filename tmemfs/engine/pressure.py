@@ -203,6 +203,7 @@ class Pressure:
         elif before.zone != RELAXED:
             self._tmem.limit_pool(self._shrinker.marks.max)
             self.workers.take_priority()
+            self._workers_at = -math.inf
         if found.ceiling < self._tmem.pool_bytes:
             self.counts.shrinks += found.ceiling < before.ceiling
             self._shrinker.look_again()

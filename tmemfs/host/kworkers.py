@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-#: Unbound, of ordinary niceness: an 'H' behind the number stands for the other one.
+#: Unbound ones, of any niceness; 'kworker/0:1' is bound to a core.
 _UNBOUND: Final = re.compile(r"kworker/u\d+:\d+(?:[-+\s]|$)")
 
 
@@ -36,18 +36,23 @@ class KernelWorkers:
     def give_priority(self) -> None:
         """The lowest real-time priority for every worker that has come since the last call."""
         for pid in self._new():
-            with suppress(OSError):
-                if _UNBOUND.match((self._proc / str(pid) / "comm").read_text()):
+            if self._is_unbound(pid):
+                with suppress(OSError):
                     os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(1))
                     self._raised.add(pid)
 
     def take_priority(self) -> None:
         """Ordinary priority again for those that are still there."""
-        for pid in self._raised:
+        for pid in filter(self._is_unbound, self._raised):
             with suppress(OSError):
                 os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
         self._raised.clear()
         self._looked_at.clear()
+
+    def _is_unbound(self, pid: int) -> bool:
+        with suppress(OSError):
+            return _UNBOUND.match((self._proc / str(pid) / "comm").read_text()) is not None
+        return False
 
     def _new(self) -> set[int]:
         """Threads of the kernel, children of kthreadd all of them, that were not looked at yet."""

@@ -34,7 +34,11 @@ class _Queued(logging.Handler):
         if self._messages.qsize() >= MOST_WAITING:
             self._lost += 1
             return
-        record.msg, record.args = record.getMessage(), None
+        try:
+            record.msg, record.args = record.getMessage(), None
+        except Exception:  # a message that is not one must not fail whoever logs it
+            self.handleError(record)
+            return
         if self._lost:
             record.msg += f" (and {self._lost} messages before this one were not kept)"
             self._lost = 0
