@@ -7,7 +7,7 @@
     floor         tools/floor: raw pages in memory behind FUSE and the same kind of loop device as tmemfs
 
 `Contender.on` takes the steps of its kind on an ExitStack: what undoes a step is registered before the step is taken and may find
-nothing to undo, so an exception (or the signal that `interruptible` turns into one) between any two instructions leaves nothing
+nothing to undo, so an exception (or the signal that tools.interrupts turns into one) between any two instructions leaves nothing
 behind. What the kernel lacks is not found by `all_contenders`, and its reason is given.
 """
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import select
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -24,13 +23,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Final, Protocol
 
 from tmemfs.errors import Refused
 from tmemfs.host import swapdev
 from tools.bench.accounts import cpu_s, disk_of, parse_flat, parse_mm_stat
 from tools.bench.native import FLOOR, compiled
+from tools.interrupts import uninterrupted
 
 _ZRAM_CONTROL: Final = Path("/sys/class/zram-control")
 _ZSWAP: Final = Path("/sys/module/zswap/parameters")
@@ -153,7 +152,7 @@ class Zram:
 
     def on(self, undo: ExitStack, directory: Path, limits: Limits, swap: bool) -> Swap:
         """See Contender."""
-        with _uninterrupted():
+        with uninterrupted():
             number = int((_ZRAM_CONTROL / "hot_add").read_text())
             undo.callback(_remove_zram, number)
         sys_block = swapdev.SYS_BLOCK / f"zram{number}"
@@ -221,7 +220,7 @@ class Floor:
         mountpoint = directory / "mnt"
         mountpoint.mkdir()
         command = [str(compiled(FLOOR)), self.mode, str(mountpoint), str(limits.swap_bytes)]
-        with _uninterrupted():
+        with uninterrupted():
             server = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
             undo.callback(_end_server, server)
         undo.callback(_unmount, mountpoint)
@@ -284,34 +283,6 @@ def refuse_other_swaps(ours: str | None = None, wait_s: float = 0) -> None:
 
 def _other_swaps(ours: str | None) -> list[swapdev.SwapEntry]:
     return [one for one in swapdev.swap_entries() if one.path != ours]
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM and SIGINT end what is within, once: what cleans up, and the programs it runs, is not interrupted again."""
-
-    def once(number: int, frame: FrameType | None) -> None:
-        for one in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(one, signal.SIG_IGN)
-        print(f"bench: {signal.Signals(number).name}: turning everything off", file=sys.stderr, flush=True)
-        raise SystemExit(128 + number)
-
-    before = {one: signal.signal(one, once) for one in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """No signal between what is done and the registration of what undoes it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _attach(undo: ExitStack, image: Path) -> str:

@@ -28,6 +28,18 @@ OVERCOMMIT_COLUMNS: Final = (
     ("own_disk_bytes_per_page", "by own counters"), ("disk_bytes_per_touch", "a touch"), ("pool_ram_bytes", "RAM of the pool"),
     ("daemon_cpu_us", "daemon CPU us a touch"), ("process_cpu_us", "process"),
 )  # fmt: skip
+#: Workload, figure, heading, of the real programs: what they did, and then what one operation of each took.
+_OPERATIONS: Final = {"redis": "GET", "pgbench": "transaction", "sort": "line", "compile": "file"}
+_REAL_COSTS: Final = (
+    ("pages_in", "pages in"), ("pages_out", "pages out"), ("daemon_cpu_us", "daemon CPU us"),
+    ("kworkers_cpu_us", "kworkers CPU us"), ("process_cpu_us", "program CPU us"), ("disk_bytes", "disk bytes"),
+)  # fmt: skip
+REAL_ROWS: Final = (
+    ("real-redis", "rate_per_s", "redis, GET/s"), ("real-redis", "p99_us", "redis, p99 us"),
+    ("real-pgbench", "rate_per_s", "pgbench, transactions/s"), ("real-sort", "seconds", "sort, s"),
+    ("real-compile", "seconds", "compile, s"),
+    *((f"real-{name}", figure, f"{name}, {text} a {one}") for name, one in _OPERATIONS.items() for figure, text in _REAL_COSTS),
+)  # fmt: skip
 
 
 def goals(zswaps: Iterable[str], percents: Iterable[int] = (0, 50, 80)) -> list[Goal]:
@@ -103,6 +115,17 @@ def overcommit_table(samples: Sequence[Sample]) -> str:
         cells = [spread(by_round(samples, (name, work, figure)).values()) for figure, _ in OVERCOMMIT_COLUMNS]
         rows.append([work.removeprefix("overcommit-").replace("-", " x, "), name, *map(_cell, cells)])
     return _table(["set", "", *(heading for _, heading in OVERCOMMIT_COLUMNS)], rows)
+
+
+def real_table(samples: Sequence[Sample]) -> str:
+    """Markdown: medians over the rounds, a row for each figure of the real programs."""
+    names = list(dict.fromkeys(one.contender for one in samples if one.workload.startswith("real")))
+    rows = []
+    for work, figure, heading in REAL_ROWS:
+        cells = [spread(by_round(samples, (name, work, figure)).values()) for name in names]
+        if any(cells):
+            rows.append([heading, *map(_cell, cells)])
+    return _table(["real programs", *names], rows)
 
 
 def fio_table(samples: Sequence[Sample]) -> str:

@@ -3,7 +3,8 @@
 tmemfs side by side with zram, zswap, a plain swap file, and a FUSE server that does nothing (tools/floor). Every contender is
 turned on alone, in turns: A B C, A B C, ...; a figure is the median over the rounds, a goal is judged by the median of the rounds'
 ratios. Writes peers.json (after every part), peers.md and peers.png. Needs root, FUSE, gcc, fio, stress-ng, no other swap, and
-some GiB below DIR. Leaves nothing behind, also when interrupted. Exit code 1 if a part failed; a goal missed is a result.
+some GiB below DIR; a program of the part real that is not installed is left out. Leaves nothing behind, also when interrupted. Exit
+code 1 if a part failed; a goal missed is a result.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from tmemfs.host.doctor import require_root
 from tmemfs.host.memory import available_ram_bytes, total_ram_bytes
 from tmemfs.host.swapdev import swap_entries
 from tmemfs.units import MIB
-from tools.bench import goals, peers_plot, programs, workloads
-from tools.bench.contenders import Contender, Limits, NotAlone, Swap, all_contenders, interruptible, refuse_other_swaps, turned_on
+from tools.bench import goals, peers_plot, programs, real, workloads
+from tools.bench.contenders import Contender, Limits, NotAlone, Swap, all_contenders, refuse_other_swaps, turned_on
 from tools.bench.statistics import Sample
 from tools.bench.toucher import write_base
 from tools.bench.workloads import Figures
+from tools.interrupts import interruptible
 
-PARTS: Final = ("ample", "stress", "overcommit", "fio")
+PARTS: Final = ("ample", "stress", "real", "overcommit", "fio")
+_NOT_QUICK: Final = ("real",)
 _KEPT_FREE: Final = 12 << 30
 _STRESS_LIMIT: Final = 64 * MIB
 #: zswap's limit is a whole percent of RAM; tmemfs gets the same.
@@ -94,7 +97,10 @@ def main() -> int:
         if available_ram_bytes() < _KEPT_FREE:
             raise SystemExit(f"less than {_KEPT_FREE >> 30} GiB of RAM are free: the figures would be of something else")
         arguments.output.mkdir(parents=True, exist_ok=True)
-        with interruptible(), tempfile.TemporaryDirectory(prefix="tmemfs-peers-", dir=arguments.directory) as place:
+        with (
+            interruptible("turning everything off"),
+            tempfile.TemporaryDirectory(prefix="tmemfs-peers-", dir=arguments.directory) as place,
+        ):
             plan, missing = _plan(arguments, Path(place))
             results = Results(_machine(plan), missing)
             write_base(plan.base)
@@ -148,8 +154,9 @@ def report(results: Results, output: Path) -> None:
     left_out = "".join(f"- {name}: {reason}\n" for name, reason in results.missing.items())
     failed = "".join(f"- {one}\n" for one in results.failures)
     text = "\n".join(
-        [goals.goal_table(judged), goals.contender_table(results.samples, contenders), goals.overcommit_table(results.samples),
-         goals.fio_table(results.samples), f"Left out:\n\n{left_out}", f"Failed:\n\n{failed or '- nothing'}\n"]
+        [goals.goal_table(judged), goals.contender_table(results.samples, contenders), goals.real_table(results.samples),
+         goals.overcommit_table(results.samples), goals.fio_table(results.samples),
+         f"Left out:\n\n{left_out}", f"Failed:\n\n{failed or '- nothing'}\n"]
     )  # fmt: skip
     (output / "peers.md").write_text(text)
     print(text)
@@ -164,6 +171,9 @@ def _part(plan: Plan, part: str, contender: Contender, number: int) -> Iterator[
     elif part == "stress":
         with turned_on(contender, plan.directory, Limits(sizes.swap_bytes), wait_s=plan.wait_s) as swap:
             yield from _alone(swap, programs.stress(swap, _STRESS_LIMIT, plan.stress_s))
+    elif part == "real" and contender.kind != "floor":
+        with turned_on(contender, plan.directory, Limits(real.SIZES.swap_bytes), wait_s=plan.wait_s) as swap:
+            yield from _alone(swap, real.programs(real.Stage(swap, plan.base, plan.directory / "real", real.SIZES, seed)))
     elif part == "overcommit" and contender.kind in ("tmemfs", "zswap", "plain"):
         for times in sizes.overcommit:
             limits = Limits(sizes.swap_bytes, _POOL_PERCENT)
@@ -187,13 +197,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one compressor of each, smaller sets, two rounds: about 2 minutes")
     parser.add_argument("--rounds", type=int, help="how often everything is run (5; 2 with --quick)")
     parser.add_argument("--only", help="these contenders, separated by commas")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {','.join(PARTS)}")
+    parser.add_argument("--parts", help=f"of {','.join(PARTS)} (all; with --quick not {','.join(_NOT_QUICK)})")
     parser.add_argument("--overcommit", metavar="TIMES,...", help="working sets by the limit (1.5,2,3,4; 3 with --quick)")
     parser.add_argument("--wait", type=float, default=0, metavar="S", help="wait so long for another swap to go, and try again (0)")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where swap files and backing files go")
     parser.add_argument("--report", action="store_true", help="measure nothing: the tables and the picture from peers.json again")
     parser.add_argument("--output", type=Path, default=Path("build/bench"), help="where peers.json, peers.md and peers.png go")
     arguments = parser.parse_args()
+    arguments.parts = arguments.parts or ",".join(part for part in PARTS if not (arguments.quick and part in _NOT_QUICK))
     if unknown := set(arguments.parts.split(",")) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     return arguments
@@ -201,6 +212,8 @@ def _arguments() -> argparse.Namespace:
 
 def _plan(arguments: argparse.Namespace, place: Path) -> tuple[Plan, dict[str, str]]:
     contenders, missing = all_contenders()
+    if "real" in arguments.parts.split(","):
+        missing |= {f"{name}, of real": reason for name, reason in real.missing().items()}
     if arguments.only:
         contenders = [one for one in contenders if one.name in arguments.only.split(",")]
     elif arguments.quick:
@@ -244,6 +257,7 @@ def _machine(plan: Plan) -> dict[str, Any]:
         "rounds": plan.rounds,
         "parts": plan.parts,
         "sizes": asdict(plan.sizes),
+        "real": asdict(real.SIZES),
         "pool_percent": _POOL_PERCENT,
     }
 

@@ -13,13 +13,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from tmemfs.errors import BadValue, Refused, TmemfsError
@@ -28,6 +24,7 @@ from tools.corpus.pages import capture
 from tools.corpus.report import Row, as_json, figures, parse_json, report
 from tools.corpus.sources import SOURCES, Source, locate, missing
 from tools.corpus.stage import stage
+from tools.interrupts import interruptible
 
 _PAGES: Final = 16_384
 _SEED: Final = 1
@@ -69,7 +66,7 @@ def _capture_all(sources: list[Source], left_out: dict[str, str], most: int, out
     except OSError as error:
         raise Refused(f"{output} cannot be made a directory ({error.strerror}): choose another with --output") from error
     rows, failed = _kept(output), dict[str, str]()
-    with _interruptible():
+    with interruptible("ending what was started"):
         for source in sources:
             began = time.monotonic()
             try:
@@ -106,24 +103,6 @@ def _kept(output: Path) -> dict[str, Row]:
 
 def _ordered(rows: dict[str, Row]) -> list[Row]:
     return [rows[source.name] for source in SOURCES if source.name in rows]
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGINT end what is within, once: the ending is not interrupted again."""
-
-    def once(number: int, frame: FrameType | None) -> None:
-        for one in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(one, signal.SIG_IGN)
-        print(f"corpus: {signal.Signals(number).name}: ending what was started", file=sys.stderr, flush=True)
-        raise SystemExit(128 + number)
-
-    before = {one: signal.signal(one, once) for one in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,0 +1,181 @@
+"""A program in a memory cgroup: started, measured, ended; what the OOM killer did is told, and nothing is left.
+
+CPU of a server is that of its process and of the children that it has waited for (a backend of PostgreSQL ends with its client); of
+a program that ends by itself it is what this process has waited for. Knows nothing of what the programs do.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Final, TypeVar
+
+from tmemfs.units import MIB
+from tools.bench.accounts import Meter, Usage, parse_flat
+from tools.bench.contenders import Swap
+from tools.bench.workloads import Figures
+from tools.cgroup import MemoryCgroup
+
+Result = TypeVar("Result")
+
+#: How long a program may take, and how long to end.
+PROGRAM_S: Final = 120.0
+_ENDED_S: Final = 20.0
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_SAID_CHARS: Final = 500
+
+
+class ProgramFailed(Exception):
+    """One or more of the programs gave no figures."""
+
+
+@contextmanager
+def limited(limit_bytes: int) -> Iterator[MemoryCgroup]:
+    """A cgroup in which nothing is left. Raises ProgramFailed if the OOM killer was there."""
+    with MemoryCgroup("real", limit_bytes) as cgroup:
+        failure: Exception | None = None
+        killed = 0
+        try:
+            yield cgroup
+        except Exception as error:
+            failure = error
+        finally:
+            killed = _oom_kills(cgroup)
+            _end_all(cgroup)
+        if killed:
+            raise ProgramFailed(f"the OOM killer ended {killed} of its processes at {limit_bytes / MIB:.0f} MiB") from failure
+        if failure:
+            raise failure
+
+
+def _oom_kills(cgroup: MemoryCgroup) -> int:
+    for name in ("memory.oom_control", "memory.events"):
+        if (cgroup.path / name).exists():
+            return parse_flat((cgroup.path / name).read_text()).get("oom_kill", 0)
+    return 0
+
+
+def _end_all(cgroup: MemoryCgroup) -> None:
+    """Kill what is left in `cgroup` until nothing is: a server that forks is quicker than one look."""
+    deadline = time.monotonic() + _ENDED_S
+    while (tasks := cgroup.tasks.read_text().split()) and time.monotonic() < deadline:
+        for task in tasks:
+            with suppress(ProcessLookupError):
+                os.kill(int(task), signal.SIGKILL)
+        time.sleep(0.02)
+    cgroup.reclaim()
+
+
+def wait_gone(cgroup: MemoryCgroup, word: bytes) -> None:
+    """Until no process in `cgroup` has `word` in its command line. Raises TimeoutError."""
+    deadline = time.monotonic() + _ENDED_S
+    while any(word in _command_line(task) for task in cgroup.tasks.read_text().split()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"a process with {word.decode()} in its command line does not end")
+        time.sleep(0.01)
+
+
+def _command_line(task: str) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{task}/cmdline").read_bytes()
+    return b""
+
+
+def within(cgroup: MemoryCgroup | None, *command: str) -> list[str]:
+    """`command`, entering `cgroup` first."""
+    return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(cgroup.tasks), *command] if cgroup else [*command]
+
+
+@contextmanager
+def started(command: Sequence[str], log: Path, end: signal.Signals = signal.SIGKILL) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that is ended by `end`, and if that does not end it, by SIGKILL. What it says goes to `log`."""
+    with log.open("wb") as said:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.send_signal(end)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_ENDED_S)
+        process.kill()
+        process.wait()
+
+
+def output(command: Sequence[str], stdin: IO[bytes] | None = None, env: dict[str, str] | None = None) -> bytes:
+    """What `command` printed. Raises ProgramFailed."""
+    done = subprocess.run(
+        command,
+        stdin=stdin or subprocess.DEVNULL,
+        capture_output=True,
+        timeout=PROGRAM_S,
+        check=False,
+        start_new_session=True,
+        env=os.environ | (env or {}),
+    )
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()[-_SAID_CHARS:]
+        raise ProgramFailed(f"{' '.join(command)}: exit code {done.returncode}: {said}")
+    return done.stdout
+
+
+def wait_until(ready: Callable[[], bool], server: subprocess.Popen[bytes], log: Path) -> None:
+    """Until `server` serves. Raises ProgramFailed with the end of its log."""
+    deadline = time.monotonic() + _ENDED_S
+    while not ready():
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise ProgramFailed(f"it did not start: {log.read_text(errors='replace').strip()[-_SAID_CHARS:]}")
+        time.sleep(0.02)
+
+
+def measured(swap: Swap, servers: tuple[int, ...], work: Callable[[], Result]) -> tuple[Result, Usage]:
+    """What `work` gave and used; CPU of the programs is that of `servers`, or without any, of those that `work` starts."""
+    swap.settle()
+    meter = Meter(swap.daemons, servers, swap.disk)
+    reaped_s, before = _reaped_s(servers), meter.now()
+    result = work()
+    wall_s = time.monotonic() - before.wall_s
+    swap.settle()
+    used = meter.now().since(before)
+    return result, replace(used, wall_s=wall_s, process_s=used.process_s + _reaped_s(servers) - reaped_s)
+
+
+def _reaped_s(servers: tuple[int, ...]) -> float:
+    """CPU time of ended children: of `servers`, or of this process."""
+    found = 0.0
+    for pid in servers or (os.getpid(),):
+        with suppress(OSError):
+            found += parse_stat_reaped_s(Path(f"/proc/{pid}/stat").read_text())
+    return found
+
+
+def parse_stat_reaped_s(text: str, ticks: int = _TICKS) -> float:
+    """User and system time of children that were waited for, in /proc/PID/stat."""
+    fields = text.rpartition(")")[2].split()
+    return (int(fields[13]) + int(fields[14])) / ticks
+
+
+def costs(used: Usage, operations: float) -> Figures:
+    """What was used, by the operation."""
+    each = {
+        "daemon_cpu_us": used.daemon_s * 1e6,
+        "kworkers_cpu_us": used.kworkers_s * 1e6,
+        "process_cpu_us": used.process_s * 1e6,
+        "pages_in": used.pages_in,
+        "pages_out": used.pages_out,
+        "disk_bytes": used.disk.bytes,
+    }
+    totals = {
+        "seconds": used.wall_s,
+        "operations": operations,
+        "pages_swapped_in": used.pages_in,
+        "pages_swapped_out": used.pages_out,
+        "disk_read_bytes": used.disk.read_bytes,
+        "disk_written_bytes": used.disk.written_bytes,
+    }
+    return {**totals, **{name: value / max(operations, 1) for name, value in each.items()}}

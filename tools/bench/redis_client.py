@@ -1,0 +1,65 @@
+"""What fills redis-server and looks whether it is still there: pipelined over a stream, whose other end is a socket.
+
+Source: the Redis serialization protocol (RESP 2).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Final
+
+from tools.bench.toucher import WrongBytes
+
+#: Requests that are under way at once.
+BATCH: Final = 256
+#: Takes neighbours far apart.
+SPREAD: Final = 2654435761
+
+
+class RedisClient:
+    """Sets keys and looks what has become of them, many at a time. A value is a piece of `base`, another for each key."""
+
+    def __init__(self, stream: io.BufferedIOBase, base: bytes, value_bytes: int) -> None:
+        self._stream = stream
+        self._base = base
+        self._value_bytes = value_bytes
+
+    def value(self, number: int) -> bytes:
+        """Of the key so numbered."""
+        at = number * SPREAD % (len(self._base) - self._value_bytes)
+        return self._base[at : at + self._value_bytes]
+
+    def fill(self, count: int) -> None:
+        """Set the first `count` keys."""
+        for first in range(0, count, BATCH):
+            some = range(first, min(first + BATCH, count))
+            self._ask([(b"SET", redis_key(one), self.value(one)) for one in some], [b"+OK\r\n" for _ in some])
+
+    def verify(self, numbers: Sequence[int]) -> None:
+        """Raise WrongBytes if one of these has another value."""
+        self._ask([(b"GET", redis_key(one)) for one in numbers], [_bulk(self.value(one)) for one in numbers])
+
+    def _ask(self, requests: Sequence[Sequence[bytes]], answers: Sequence[bytes]) -> None:
+        self._stream.write(b"".join(map(redis_request, requests)))
+        self._stream.flush()
+        wanted = b"".join(answers)
+        answer = self._stream.read(len(wanted))
+        if len(answer) < len(wanted):
+            raise EOFError("redis-server ended")
+        if answer != wanted:
+            raise WrongBytes(f"redis answered {answer[:64]!r} and not {wanted[:64]!r}, or so later")
+
+
+def redis_key(number: int) -> bytes:
+    """As redis-benchmark writes key:__rand_int__."""
+    return b"key:%012d" % number
+
+
+def redis_request(words: Sequence[bytes]) -> bytes:
+    """As it goes through the socket."""
+    return b"*%d\r\n" % len(words) + b"".join(map(_bulk, words))
+
+
+def _bulk(word: bytes) -> bytes:
+    return b"$%d\r\n%s\r\n" % (len(word), word)
