@@ -28,9 +28,9 @@ class Fullness:
 
     def __init__(self, count: int) -> None:
         #: Live bytes below which `refile` is due; 0 for a segment that is not filed.
-        self.floor = array("l", [0]) * count
+        self.floor = array("i", [0]) * count
         self._list_of = array("h", [-1]) * count
-        self._size = array("l", [0]) * count
+        self._size = array("i", [0]) * count
         self._lists: tuple[dict[SegmentId, None], ...] = tuple({} for _ in range(_GROUPS * LEVELS))
 
     def add(self, group: int, segment: SegmentId, live_bytes: int, size_bytes: int) -> None:

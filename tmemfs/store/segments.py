@@ -85,8 +85,8 @@ class SegmentTable:
         self.region = region or Region("segments", count * RECORD_BYTES)
         self.words = self.region.words()
         self.base = array("q", [-1]) * count
-        self.live = array("l", [0]) * count
-        self.pages = array("l", [0]) * count
+        self.live = array("i", [0]) * count
+        self.pages = array("i", [0]) * count
         self.loaded = bytearray(count)
         self.pins: dict[SegmentId, int] = {}
         self.next_sequence = 1

@@ -41,6 +41,8 @@ PAGES: Final = 2048
 BATCH: Final = 32
 _REQUEST: Final = struct.Struct("<IIQQ16xQQI20x")  # header, fh, offset, size and the rest of READ and WRITE
 _SOCKET_BYTES: Final = 1 << 20
+#: The steps of both, for the picture.
+_SHORT: Final = ("system calls", "Python", "record", "lz4")
 
 Steps = dict[str, float]
 
@@ -208,15 +210,16 @@ def _plot(file: Path, found: dict[str, Steps]) -> None:
     except ImportError:
         print("no picture: pip install '.[plot]'", file=sys.stderr)
         return
-    figure = Figure(figsize=(10, 3), layout="constrained")
+    figure = Figure(figsize=(10, 2.6), layout="constrained")
     panel = figure.subplots()
-    for row, steps in enumerate(found.values()):
-        left = 0.0
-        for number, (step, us) in enumerate(steps.items()):
-            panel.barh(row, us, left=left, color=f"C{number}")
-            panel.text(left + us / 2, row, f"{us:.1f}\n{step.replace(', ', chr(10))}", ha="center", va="center", fontsize=6)
-            left += us
-    panel.set(yticks=range(len(found)), yticklabels=found, xlabel="CPU of the daemon's thread, us a page")
+    left = [0.0] * len(found)
+    for number, short in enumerate(_SHORT):
+        costs = [list(steps.values())[number] for steps in found.values()]
+        bars = panel.barh(list(found), costs, left=left, color=f"C{number}", label=short)
+        panel.bar_label(bars, [f"{us:.1f}" for us in costs], label_type="center", fontsize=8)
+        left = [at + us for at, us in zip(left, costs, strict=True)]
+    panel.set(xlabel="CPU of the daemon's thread, us a page")
+    panel.legend(ncols=len(_SHORT), loc="upper center", bbox_to_anchor=(0.5, 1.25))
     figure.savefig(file, dpi=110)
 
 

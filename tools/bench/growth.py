@@ -76,7 +76,7 @@ def swaps(place: Path) -> Iterator[Row]:
 def pools(place: Path, base: Path, sizes_mib: tuple[int, ...]) -> Iterator[Row]:
     """A process whose pages fill the pool."""
     for mib in sizes_mib:
-        sizes = replace(workloads.FULL, set_bytes=int(mib * MIB * _RATIO) + workloads.FULL.limit_bytes)
+        sizes = replace(workloads.FULL, set_bytes=int(mib * _RATIO) * MIB + workloads.FULL.limit_bytes)
         with (
             turned_on(Tmemfs(), place, Limits(sizes.swap_bytes)) as swap,
             herd(base, sizes.set_bytes // PAGE_BYTES, sizes.limit_bytes) as one,
