@@ -117,7 +117,6 @@ def test_under_steady_moderate_pressure_the_pool_keeps_its_size_and_grows_back_a
             for _ in range(4):
                 fill(place, POOL // 4, pause_s=0.02)
                 sizes.append(place.number("pool_current"))
-            assert place.flat()["pressure_zone"] == "holding"
             assert max(sizes) - min(sizes) < max(sizes) // 10, (sizes, place.flat())
         place.write("pressure.growth", "1G")
         wait_until(lambda: place.flat()["pressure_ceiling"] == "max")
