@@ -118,7 +118,7 @@ def test_under_steady_moderate_pressure_the_pool_keeps_its_size_and_grows_back_a
                 fill(place, POOL // 4, pause_s=0.02)
                 sizes.append(place.number("pool_current"))
             assert max(sizes) - min(sizes) < max(sizes) // 10, (sizes, place.flat())
-        place.write("pressure.growth", "1G")
+        place.write("pressure.growth", "1T")
         wait_until(lambda: place.flat()["pressure_ceiling"] == "max")
         fill(place, LIMIT // 2 + 32 * MIB)
         assert place.number("pool_current") > max(sizes), (sizes, place.flat())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 import pytest
 
 from tools.bench import goals
@@ -16,6 +19,7 @@ from tools.bench.accounts import (
     parse_stat_parent,
 )
 from tools.bench.contenders import parse_choices
+from tools.bench.peers import pages_file
 from tools.bench.programs import direction_figures, parse_stress
 from tools.bench.statistics import Goal, Sample, Spread, judge, percentile, spread
 from tools.bench.toucher import parse_answer
@@ -132,3 +136,18 @@ def test_answers_of_the_toucher_and_of_programs() -> None:
         parse_stress("stress-ng: nothing")
     direction = {"bw_bytes": 2e6, "iops": 500.0, "clat_ns": {"percentile": {"50.000000": 1500, "99.000000": 9000}}}
     assert direction_figures(direction) == {"mb_per_s": 2.0, "iops": 500.0, "p50_us": 1.5, "p99_us": 9.0}
+
+
+@pytest.mark.parametrize("content", [None, b"", b"half a page"])
+def test_only_whole_pages_can_be_swapped(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "some.pages"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(argparse.ArgumentTypeError, match="make some with 'sudo make corpus'"):
+        pages_file(str(file))
+
+
+def test_a_file_of_pages_can_be_swapped(tmp_path: Path) -> None:
+    file = tmp_path / "some.pages"
+    file.write_bytes(bytes(8192))
+    assert pages_file(str(file)) == file

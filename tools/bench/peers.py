@@ -1,4 +1,4 @@
-"""`python -m tools.bench.peers [--quick] [--rounds N] [--only NAME,...] [--parts PART,...] [--wait S] [--output DIR] [--report]`
+"""`python -m tools.bench.peers [--quick] [--rounds N] [--only NAME,...] [--parts PART,...] [--pages FILE] [--output DIR] [...]`
 
 tmemfs side by side with zram, zswap, a plain swap file, and a FUSE server that does nothing (tools/floor). Every contender is
 turned on alone, in turns: A B C, A B C, ...; a figure is the median over the rounds, a goal is judged by the median of the rounds'
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from tmemfs.errors import TmemfsError
 from tmemfs.host.doctor import require_root
 from tmemfs.host.memory import available_ram_bytes, total_ram_bytes
 from tmemfs.host.swapdev import swap_entries
-from tmemfs.units import MIB
+from tmemfs.units import MIB, PAGE_BYTES
 from tools.bench import goals, peers_plot, programs, real, workloads
 from tools.bench.contenders import Contender, Limits, NotAlone, Swap, all_contenders, refuse_other_swaps, turned_on
 from tools.bench.statistics import Sample
@@ -103,7 +104,7 @@ def main() -> int:
         ):
             plan, missing = _plan(arguments, Path(place))
             results = Results(_machine(plan), missing)
-            write_base(plan.base)
+            shutil.copyfile(arguments.pages, plan.base) if arguments.pages else write_base(plan.base)
             for number in range(plan.rounds):
                 run_round(plan, number, results, arguments.output / "peers.json")
     except TmemfsError as error:
@@ -201,6 +202,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--overcommit", metavar="TIMES,...", help="working sets by the limit (1.5,2,3,4; 3 with --quick)")
     parser.add_argument("--wait", type=float, default=0, metavar="S", help="wait so long for another swap to go, and try again (0)")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where swap files and backing files go")
+    parser.add_argument("--pages", type=pages_file, metavar="FILE", help="swap these pages, of tools.corpus (a Python heap's)")
     parser.add_argument("--report", action="store_true", help="measure nothing: the tables and the picture from peers.json again")
     parser.add_argument("--output", type=Path, default=Path("build/bench"), help="where peers.json, peers.md and peers.png go")
     arguments = parser.parse_args()
@@ -208,6 +210,15 @@ def _arguments() -> argparse.Namespace:
     if unknown := set(arguments.parts.split(",")) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     return arguments
+
+
+def pages_file(text: str) -> Path:
+    """A file of whole pages. Raises ArgumentTypeError."""
+    file = Path(text)
+    size = file.stat().st_size if file.is_file() else 0
+    if not size or size % PAGE_BYTES:
+        raise argparse.ArgumentTypeError(f"{text} is no file of whole pages: make some with 'sudo make corpus'")
+    return file
 
 
 def _plan(arguments: argparse.Namespace, place: Path) -> tuple[Plan, dict[str, str]]:
