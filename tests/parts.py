@@ -91,6 +91,7 @@ class FixedSignals(Signals):
         self.limits = []
         self.stalls = []
         self.stalled_total_us = 0
+        self.available_at_once: int | None = None
 
     @property
     def memory_bytes(self) -> int:
@@ -105,6 +106,10 @@ class FixedSignals(Signals):
     def room(self) -> int:
         """As given."""
         return self.room_bytes
+
+    def available_bytes(self) -> int:
+        """As much of it as is told; all of it if nothing is."""
+        return self.room_bytes if self.available_at_once is None else self.available_at_once
 
     def stalled_us(self) -> int:
         """As told."""

@@ -170,6 +170,18 @@ async def test_the_kernels_workers_have_priority_while_memory_is_short(place: Pl
     nursery.cancel_scope.cancel()
 
 
+async def test_the_kernels_workers_have_priority_where_all_that_is_left_would_have_to_be_swapped_out(
+    place: Place, nursery: trio.Nursery
+) -> None:
+    """A guest stood still so: its pool was relaxed, for half of what could be swapped out is room."""
+    place.start(nursery)
+    place.signals.room_bytes, place.signals.available_at_once = 39 * MIB, 5 * MIB
+    place.store(1)
+    await _until(lambda: place.workers.have_priority)
+    assert place.pressure.control.zone == "relaxed"
+    nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("ended_by", ["another mode", "the end of the daemon"])
 async def test_the_kernels_workers_do_not_keep_their_priority(place: Place, ended_by: str) -> None:
     place.signals.room_bytes = 15 * MIB

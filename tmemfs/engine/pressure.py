@@ -114,6 +114,7 @@ class Pressure:
         self.mode = mode
         if mode != "auto":
             self._apply(Control())
+            self._take_priority()
         self.look_again()
 
     def set_reserve(self, reserve_bytes: int) -> None:
@@ -188,6 +189,7 @@ class Pressure:
         self._time_first_release(found)
         if self.mode == "auto":
             self._apply(found)
+            self._see_to_workers(now)
         else:
             self.control = Control(found.zone, at=found.at)
 
@@ -199,11 +201,8 @@ class Pressure:
             limit = max(self._tmem.pool_bytes, _SMALL_POOL_BYTES, min(found.ceiling, self._shrinker.marks.max))
             self._tmem.limit_pool(int(limit))
             self.counts.strict += before.zone == RELAXED
-            self._see_to_workers(found.at)
         elif before.zone != RELAXED:
             self._tmem.limit_pool(self._shrinker.marks.max)
-            self.workers.take_priority()
-            self._workers_at = -math.inf
         if found.ceiling < self._tmem.pool_bytes:
             self.counts.shrinks += found.ceiling < before.ceiling
             self._shrinker.look_again()
@@ -211,9 +210,16 @@ class Pressure:
             log.info("memory is %s, %d MiB of room", found.zone, self.room >> 20)
 
     def _see_to_workers(self, now: float) -> None:
-        if now - self._workers_at >= WORKERS_S:
+        """The kernel's workers need priority where nothing is left, also where much could be swapped out: that goes through them."""
+        if self.signals.available_bytes() >= 2 * self.settings.reserve_bytes:
+            self._take_priority()
+        elif now - self._workers_at >= WORKERS_S:
             self._workers_at = now
             self.workers.give_priority()
+
+    def _take_priority(self) -> None:
+        self.workers.take_priority()
+        self._workers_at = -math.inf
 
     def _time_first_release(self, found: Control) -> None:
         """How long it took from the first sign to the first frame, in steps of LOOK_S."""

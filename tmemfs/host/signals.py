@@ -31,6 +31,10 @@ class Available:
     def __init__(self) -> None:
         self._fd = os.open(_MEMINFO, os.O_RDONLY | os.O_CLOEXEC)
 
+    def available(self) -> int:
+        """Bytes that can be had at once, without swapping."""
+        return _kilobytes(os.pread(self._fd, _READ_BYTES, 0), b"\nMemAvailable:") * 1024
+
     def room(self) -> int:
         """Bytes."""
         text = os.pread(self._fd, _READ_BYTES, 0)
@@ -145,6 +149,10 @@ class Signals:
     def room(self) -> int:
         """Bytes that can be had still."""
         return min([self.available.room(), *(limit.room() for limit in self.limits)])
+
+    def available_bytes(self) -> int:
+        """Bytes of the system that can be had at once, without swapping."""
+        return self.available.available()
 
     def stalled_us(self) -> int:
         """How long something has stalled for memory, since the boot; of the cgroup's and the system's stalls the greater sum."""

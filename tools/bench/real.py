@@ -286,8 +286,8 @@ def _postgres_bin() -> Path:
 def _sort(stage: Stage, cgroup: MemoryCgroup) -> Figures:
     sizes = stage.sizes
     lines = _made(stage.place / "lines", lambda fresh: _write_lines(fresh, sizes))
-    # More than all of it, and no place for temporary files: were one wanted, sort would fail. One thread: of 12 runs with two the
-    # OOM killer ended 3, although there was swap (Linux 6.18), of 6 with one none.
+    # More than all of it, and no place for temporary files: were one wanted, sort would fail. One thread: of 12 runs with two, the
+    # OOM killer ended 3 although there was swap (Linux 6.18), of 6 with one none; but of 2 with one and lines twice as many, one.
     options = [f"--buffer-size={2 * sizes.data_bytes['sort']}b", "--parallel=1", f"--temporary-directory={lines / 'none'}"]
     command = within(cgroup, "sort", *options)
     with (lines / "shuffled").open("rb") as shuffled:
