@@ -210,7 +210,7 @@ class Pressure:
             log.info("memory is %s, %d MiB of room", found.zone, self.room >> 20)
 
     def _see_to_workers(self, now: float) -> None:
-        """The kernel's workers need priority where nothing is left, also where much could be swapped out: that goes through them."""
+        """The kernel's workers need priority where nothing is left, also where much could be swapped out: by way of them."""
         if self.signals.available_bytes() >= 2 * self.settings.reserve_bytes:
             self._take_priority()
         elif now - self._workers_at >= WORKERS_S:
