@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -196,20 +197,28 @@ def python(program: str) -> Iterator[subprocess.Popen[str]]:
             child.kill()
 
 
+def wait_until_it_sleeps(pid: int) -> None:
+    """Neither stopped nor at work any more."""
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 @needs_root
 def test_a_child_and_its_child_are_captured_and_what_they_share_counts_once() -> None:
     with python(CHILD) as child:
         assert child.stdout and child.stdout.readline() == "ready\n"
+        wait_until_it_sleeps(child.pid)
         got = capture(child.pid, 1000)
         again = capture(child.pid, 1000)
-        state = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        wait_until_it_sleeps(child.pid)  # it goes on
     assert 8192 + 256 < got.seen < 1.5 * 8192
     assert got.shared == 256
     assert len(got.pages) == 1000 and got.pages == again.pages
     held = Random(1).randbytes(32 << 20)
     assert sum(page[512:-512] in held for page in got.pages[::50]) > 10
     assert b"tmemfs.." * 512 in got.pages
-    assert state == "S"  # it goes on
 
 
 @needs_root
