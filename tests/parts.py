@@ -11,7 +11,7 @@ from tmemfs.engine.engine import Engine
 from tmemfs.engine.pressure import Pressure
 from tmemfs.errors import TierError
 from tmemfs.host.kworkers import KernelWorkers
-from tmemfs.host.signals import Signals
+from tmemfs.host.signals import Memory, Signals
 from tmemfs.store.arena import Arena
 from tmemfs.store.merges import Copied, Merge
 from tmemfs.store.region import Region
@@ -92,6 +92,7 @@ class FixedSignals(Signals):
         self.stalls = []
         self.stalled_total_us = 0
         self.available_at_once: int | None = None
+        self.under_write_back = 0
 
     @property
     def memory_bytes(self) -> int:
@@ -103,13 +104,10 @@ class FixedSignals(Signals):
         """What it pretends to be."""
         return ["fixed"]
 
-    def room(self) -> int:
-        """As given."""
-        return self.room_bytes
-
-    def available_bytes(self) -> int:
-        """As much of it as is told; all of it if nothing is."""
-        return self.room_bytes if self.available_at_once is None else self.available_at_once
+    def memory(self) -> Memory:
+        """As given; what is available at once is all of it if nothing is told."""
+        available = self.room_bytes if self.available_at_once is None else self.available_at_once
+        return Memory(self.room_bytes, available, self.under_write_back)
 
     def stalled_us(self) -> int:
         """As told."""
@@ -120,6 +118,11 @@ class CountedWorkers(KernelWorkers):
     """No worker of this machine's kernel: whether they would have priority."""
 
     have_priority = False
+
+    @property
+    def raised(self) -> int:
+        """As if there were one."""
+        return int(self.have_priority)
 
     def give_priority(self) -> None:
         """They would."""

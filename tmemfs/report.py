@@ -21,7 +21,7 @@ _COUNTERS: Final = frozenset(
      "disk_reads", "disk_read_bytes", "requests", "deferred", "compactions", "compacted_records", "cleanings", "cleaned_segments",
      "cleaned_records", "cleaned_bytes", "recompressed_segments", "recompressed_records",
      "recompressed_saved_bytes", "recompressions_not_worth", "cleaner_pauses", "cleaner_paused_ms",
-     "pressure_looks", "pressure_shrinks", "pressure_stalls", "pressure_strict")
+     "pressure_looks", "pressure_shrinks", "pressure_stalls", "pressure_strict", "pressure_standstills")
 )  # fmt: skip
 
 Values = dict[str, int | float | str]
@@ -122,6 +122,7 @@ def _pressure(services: Services) -> Values:
         "pressure_strict": pressure.counts.strict,
         "pressure_first_release_us": pressure.counts.first_release_us,
         "pressure_kernel_workers": pressure.workers.raised,
+        "pressure_standstills": pressure.standstill.count,
     }
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import errno
 import math
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 import trio
 
 from tests.parts import CountedWorkers, FaultyTier, FixedSignals, Regions, new_pressure, page_of
+from tmemfs.engine import pressure
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.pressure import WORKERS_S, Pressure, default_settings, parse_mode
 from tmemfs.engine.shrinker import FRAME_S, SHORT_FRAME_S
+from tmemfs.engine.standstill import STILL_S
 from tmemfs.errors import BadValue, OutOfRange
+from tmemfs.store.arena import RESERVE_FRAMES
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.pressure import Settings
 from tmemfs.units import MIB, PAGE_BYTES, SEGMENT_BYTES
@@ -42,6 +46,10 @@ class Place:
     def start(self, nursery: trio.Nursery) -> None:
         nursery.start_soon(self.engine.run)
         nursery.start_soon(self.pressure.run)
+
+    def read(self, slot: int) -> bytes:
+        found = self.engine.pager.read(slot * PAGE_BYTES, PAGE_BYTES)
+        return found if isinstance(found, bytes) else found.run() or b""
 
     @property
     def pool_mib(self) -> int:
@@ -121,7 +129,8 @@ async def test_in_critical_shortage_no_store_takes_memory_that_was_not_given_bac
 async def test_the_pool_grows_back_also_while_nothing_moves(
     place: Place, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tmemfs.engine.pressure.IDLE_S", 0.02)
+    monkeypatch.setattr(pressure, "IDLE_S", 0.02)
+    monkeypatch.setattr(pressure, "WORKERS_KEPT_S", 0)
     place.pressure.settings = Settings(10 * MIB, 100 * MIB)
     place.store(20)
     place.start(nursery)
@@ -150,7 +159,10 @@ async def test_what_is_loaded_again_at_once_keeps_the_next_step_small(place: Pla
     assert steps[0] == steps[1] < steps[2]
 
 
-async def test_the_kernels_workers_have_priority_while_memory_is_short(place: Place, nursery: trio.Nursery) -> None:
+async def test_the_kernels_workers_have_priority_while_memory_is_short(
+    place: Place, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pressure, "WORKERS_KEPT_S", 0.3)
     place.start(nursery)
     place.store(1)
     await trio.sleep(0.05)
@@ -159,8 +171,10 @@ async def test_the_kernels_workers_have_priority_while_memory_is_short(place: Pl
     place.pressure.look_again()
     await _until(lambda: place.workers.have_priority)
     place.signals.room_bytes = 1000 * MIB
+    ended = time.monotonic()
     place.pressure.look_again()
     await _until(lambda: not place.workers.have_priority)
+    assert time.monotonic() - ended > 0.2  # memory may be short again at once
     assert place.engine.shrinker.frame_s == FRAME_S
     place.signals.room_bytes = 15 * MIB
     place.pressure.look_again()
@@ -179,6 +193,60 @@ async def test_the_kernels_workers_have_priority_where_all_that_is_left_would_ha
     place.store(1)
     await _until(lambda: place.workers.have_priority)
     assert place.pressure.control.zone == "relaxed"
+    nursery.cancel_scope.cancel()
+
+
+async def test_frames_kept_ready_are_given_up_when_swap_writes_do_not_reach_us(place: Place, nursery: trio.Nursery) -> None:
+    """A guest stood still so: the worker that was to send us a write waited for a page, and had no priority when it began to."""
+    place.start(nursery)
+    place.store(3)
+    await _until(lambda: not place.tmem.arena.wants_populating)
+    held = place.pool_mib
+    place.signals.room_bytes, place.signals.available_at_once, place.signals.under_write_back = 39 * MIB, 4 * MIB, 200 << 10
+    place.pressure.look_again()
+    await _until(lambda: place.pool_mib == held - RESERVE_FRAMES)
+    assert place.pressure.standstill.count == 1 and place.tmem.arena.region.resident_bytes() <= place.tmem.pool_bytes
+    for slot in range(5000, 5000 + 3 * FULL):
+        if waits := place.engine.pager.write(slot * PAGE_BYTES, memoryview(page_of("raw", slot))):
+            await trio.to_thread.run_sync(waits.run)
+    for slot in (*range(3 * FULL), *range(5000, 5000 + 3 * FULL)):
+        assert place.read(slot) == page_of("raw", slot)
+    assert place.pool_mib < held
+    place.signals.available_at_once = 40 * MIB
+    place.pressure.look_again()
+    await _until(lambda: place.pool_mib >= RESERVE_FRAMES and not place.tmem.arena.wants_populating)
+    assert place.pressure.standstill.count == 1
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("why", ["nothing is written", "stores go on", "memory is to be had"])
+async def test_frames_are_kept_ready_where_nothing_stands_still(place: Place, nursery: trio.Nursery, why: str) -> None:
+    place.start(nursery)
+    place.store(3)
+    await _until(lambda: not place.tmem.arena.wants_populating)
+    held = place.pool_mib
+    place.signals.room_bytes = 39 * MIB
+    place.signals.available_at_once = 6 * MIB if why == "memory is to be had" else 4 * MIB
+    place.signals.under_write_back = 0 if why == "nothing is written" else 200 << 10
+    place.pressure.look_again()
+    until = time.monotonic() + 3 * STILL_S
+    while time.monotonic() < until:
+        await trio.sleep(STILL_S / 5)
+        if why == "stores go on":
+            assert place.engine.pager.write(0, memoryview(page_of("half", 1))) is None
+    assert place.pool_mib >= held and not place.pressure.standstill.count
+    nursery.cancel_scope.cancel()
+
+
+async def test_another_mode_has_its_frames_back_after_a_standstill(place: Place, nursery: trio.Nursery) -> None:
+    place.start(nursery)
+    place.store(3)
+    place.signals.room_bytes, place.signals.available_at_once, place.signals.under_write_back = 39 * MIB, 4 * MIB, 200 << 10
+    place.pressure.look_again()
+    await _until(lambda: place.pressure.standstill.count == 1)
+    place.pressure.set_mode("manual")
+    place.engine.shrinker.look_again()
+    await _until(lambda: not place.tmem.arena.wants_populating)
     nursery.cancel_scope.cancel()
 
 

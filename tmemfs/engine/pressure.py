@@ -27,6 +27,7 @@ import trio
 
 from tmemfs.engine.reader import Reader
 from tmemfs.engine.shrinker import FRAME_S, SHORT_FRAME_S, Shrinker
+from tmemfs.engine.standstill import Standstill
 from tmemfs.errors import BadValue, OutOfRange
 from tmemfs.host.kworkers import KernelWorkers
 from tmemfs.host.signals import CgroupLimit, Signals
@@ -44,7 +45,9 @@ QUIET_S: Final = 1.0
 STALL_SHARE: Final = 0.1
 IDLE_S: Final = 2.0
 #: While memory is short, new workers of the kernel are looked for this often.
-WORKERS_S: Final = 0.5
+WORKERS_S: Final = 0.1
+#: They keep their priority for so long: one that comes without it just as memory is short again waits with all others.
+WORKERS_KEPT_S: Final = 10.0
 #: The reserve: this share of what memory there is, within these bounds.
 RESERVE_SHARE: Final = 1 / 16
 LEAST_RESERVE_BYTES: Final = 16 << 20
@@ -91,7 +94,7 @@ class Pressure:
         self.control = Control()
         self.signals = signals()
         self.settings = default_settings(self.signals.memory_bytes, shrinker.marks.max)
-        self.room = self.signals.room()
+        self.room = self.signals.memory().room
         self._tmem = tmem
         self._shrinker = shrinker
         self._reader = reader
@@ -102,7 +105,9 @@ class Pressure:
         self._fell_at: float | None = None
         self._released_before = 0
         self.workers = workers or KernelWorkers()
-        self._workers_at = -math.inf
+        self._workers_at = self._short_at = -math.inf
+        self.standstill = Standstill(tmem)
+        self._is_limited = False
         shrinker.moved = self.look_again
 
     def look_again(self) -> None:
@@ -113,6 +118,7 @@ class Pressure:
         """Change the mode. In trio's thread."""
         self.mode = mode
         if mode != "auto":
+            self.standstill.end()
             self._apply(Control())
             self._take_priority()
         self.look_again()
@@ -160,7 +166,8 @@ class Pressure:
                     (self._tmem.counts.stores, round(self.room / self.settings.reserve_bytes, 1)),
                 )
                 moved_at = now if seen != before or self.control.zone in (SHRINKING, CRITICAL) else moved_at
-                if now - moved_at < QUIET_S and self.room < _FAR * self.settings.reserve_bytes:
+                is_moving = now - moved_at < QUIET_S and self.room < _FAR * self.settings.reserve_bytes
+                if is_moving or self.standstill.is_suspected:
                     await trio.sleep(LOOK_S)
                     continue
             with trio.move_on_after(self._idle_s):
@@ -171,11 +178,12 @@ class Pressure:
     def _idle_s(self) -> float:
         """How long nothing needs to be looked at while nothing moves."""
         is_near = self.mode != "off" and self.room < _FAR * self.settings.reserve_bytes
-        grows_back = self.control.zone == RELAXED and not math.isinf(self.control.ceiling)
-        return IDLE_S if grows_back or (is_near and self._tmem.pool_bytes > _SMALL_POOL_BYTES) else math.inf
+        is_to_end = self.workers.raised or (self.control.zone == RELAXED and not math.isinf(self.control.ceiling))
+        return IDLE_S if is_to_end or (is_near and self._tmem.pool_bytes > _SMALL_POOL_BYTES) else math.inf
 
     def _look(self) -> None:
-        self.room = self.signals.room()
+        memory = self.signals.memory()
+        self.room = memory.room
         now, stalled_us = time.monotonic(), self.signals.stalled_us()
         stalled = stalled_us - self._stalled_us > STALL_SHARE * 1e6 * max(now - self._looked_at, LOOK_S)
         self._looked_at, self._stalled_us = now, stalled_us
@@ -188,8 +196,9 @@ class Pressure:
         found = control(self.control, look, self.settings)
         self._time_first_release(found)
         if self.mode == "auto":
+            self._see_to_workers(now, memory.available)
+            self.standstill.look(now, memory, self.settings.reserve_bytes)
             self._apply(found)
-            self._see_to_workers(now)
         else:
             self.control = Control(found.zone, at=found.at)
 
@@ -197,29 +206,37 @@ class Pressure:
         before, self.control = self.control, found
         self._shrinker.ceiling = found.ceiling
         self._shrinker.frame_s = FRAME_S if found.zone == RELAXED else SHORT_FRAME_S
-        if found.zone != RELAXED:  # no frame that the kernel would have to find memory for
-            limit = max(self._tmem.pool_bytes, _SMALL_POOL_BYTES, min(found.ceiling, self._shrinker.marks.max))
-            self._tmem.limit_pool(int(limit))
-            self.counts.strict += before.zone == RELAXED
-        elif before.zone != RELAXED:
-            self._tmem.limit_pool(self._shrinker.marks.max)
+        self.counts.strict += found.zone != RELAXED and before.zone == RELAXED
+        self._limit_pool(found)
         if found.ceiling < self._tmem.pool_bytes:
             self.counts.shrinks += found.ceiling < before.ceiling
             self._shrinker.look_again()
         if found.zone != before.zone and RELAXED in (found.zone, before.zone):
             log.info("memory is %s, %d MiB of room", found.zone, self.room >> 20)
 
-    def _see_to_workers(self, now: float) -> None:
+    def _limit_pool(self, found: Control) -> None:
+        """While memory is short, no frame that the kernel would have to find memory for; after a standstill, none that is empty."""
+        is_limited = found.zone != RELAXED or self.standstill.has_given_up
+        if is_limited or self._is_limited:
+            limit: float = self._shrinker.marks.max
+            if found.zone != RELAXED:
+                limit = max(self._tmem.pool_bytes, _SMALL_POOL_BYTES, min(found.ceiling, limit))
+            self._tmem.limit_pool(self.standstill.limited(int(limit)))
+        self._is_limited = is_limited
+
+    def _see_to_workers(self, now: float, available: int) -> None:
         """The kernel's workers need priority where nothing is left, also where much could be swapped out: by way of them."""
-        if self.signals.available_bytes() >= 2 * self.settings.reserve_bytes:
+        if available < 2 * self.settings.reserve_bytes:
+            self._short_at = now
+            if now - self._workers_at >= WORKERS_S:
+                self._workers_at = now
+                self.workers.give_priority()
+        elif now - self._short_at >= WORKERS_KEPT_S:
             self._take_priority()
-        elif now - self._workers_at >= WORKERS_S:
-            self._workers_at = now
-            self.workers.give_priority()
 
     def _take_priority(self) -> None:
         self.workers.take_priority()
-        self._workers_at = -math.inf
+        self._workers_at = self._short_at = -math.inf
 
     def _time_first_release(self, found: Control) -> None:
         """How long it took from the first sign to the first frame, in steps of LOOK_S."""

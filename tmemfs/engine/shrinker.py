@@ -207,6 +207,7 @@ class Shrinker:
         while True:
             self._kicked = trio.Event()
             self._kick_pending = False
+            self._short.set()  # a notice that came while another one was pending was for the reserve, too
             if self._tmem.upkeep.is_due or self._tmem.arena.takes_cold:
                 await _in(self._background, self._tidy)
             self._cleaner.look()

@@ -10,7 +10,7 @@ import os
 import select
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tmemfs.host.memory import total_ram_bytes
 
@@ -23,6 +23,17 @@ _READ_BYTES: Final = 8192
 _TRIGGERS: Final = ("some 20000 500000", "some 50000 2000000")
 
 
+class Memory(NamedTuple):
+    """Bytes. `room` is what can be had still, in the system or below the limit of a cgroup; the rest is of the system.
+
+    `available` can be had at once, without swapping; `under_write_back` is on its way to a disk or to swap.
+    """
+
+    room: int
+    available: int
+    under_write_back: int
+
+
 class Available:
     """What is to be had in the system: MemAvailable, and half of what can be swapped out and has a place in swap."""
 
@@ -31,15 +42,13 @@ class Available:
     def __init__(self) -> None:
         self._fd = os.open(_MEMINFO, os.O_RDONLY | os.O_CLOEXEC)
 
-    def available(self) -> int:
-        """Bytes that can be had at once, without swapping."""
-        return _kilobytes(os.pread(self._fd, _READ_BYTES, 0), b"\nMemAvailable:") * 1024
-
-    def room(self) -> int:
-        """Bytes."""
+    def memory(self) -> Memory:
+        """As it is now."""
         text = os.pread(self._fd, _READ_BYTES, 0)
         anon = _kilobytes(text, b"\nActive(anon):") + _kilobytes(text, b"\nInactive(anon):")
-        return (_kilobytes(text, b"\nMemAvailable:") + min(anon, _kilobytes(text, b"\nSwapFree:")) // 2) * 1024
+        available = _kilobytes(text, b"\nMemAvailable:")
+        room = available + min(anon, _kilobytes(text, b"\nSwapFree:")) // 2
+        return Memory(room * 1024, available * 1024, _kilobytes(text, b"\nWriteback:") * 1024)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -146,13 +155,10 @@ class Signals:
         names = [self.available.name, *(limit.name for limit in self.limits), *(stall.name for stall in self.stalls)]
         return ["swap-out stream", *names]
 
-    def room(self) -> int:
-        """Bytes that can be had still."""
-        return min([self.available.room(), *(limit.room() for limit in self.limits)])
-
-    def available_bytes(self) -> int:
-        """Bytes of the system that can be had at once, without swapping."""
-        return self.available.available()
+    def memory(self) -> Memory:
+        """As it is now; `room` is the least of the system's and of every limit's."""
+        found = self.available.memory()
+        return found._replace(room=min([found.room, *(limit.room() for limit in self.limits)]))
 
     def stalled_us(self) -> int:
         """How long something has stalled for memory, since the boot; of the cgroup's and the system's stalls the greater sum."""

@@ -267,6 +267,8 @@ class Tmem:
         with self.lock:
             self.arena.limit = min(limit_bytes // SEGMENT_BYTES, self.arena.frames)
             self.arena.shed_ready()
+            if self.arena.has_releasing or self.arena.wants_populating:
+                self.notice()
 
     def limit_backing(self, limit_bytes: int) -> None:
         """At most `limit_bytes` of extents from now on; those above it are not taken back."""
@@ -287,6 +289,11 @@ class Tmem:
     def pool_bytes(self) -> int:
         """RAM the pool holds."""
         return self.arena.held * SEGMENT_BYTES
+
+    @property
+    def filled_bytes(self) -> int:
+        """RAM the pool holds, without the frames that hold nothing."""
+        return (self.arena.held - self.arena.idle) * SEGMENT_BYTES
 
     # ---- inside the lock -------------------------------------------------------------------------------------------
 

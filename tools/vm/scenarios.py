@@ -353,6 +353,8 @@ def low_memory(guest: Guest) -> Verdict:
         "pinned_mb": int(pinner.said.get("pinned", "0")) / 1e6,
         "pages_written": int(churner.said.get("written", "0")),
     }
+    if isinstance(guest.contender, Tmemfs):
+        figures["standstills"] = int(guest.contender.stat()["pressure_standstills"])
     return guest.verdict("low-memory", figures, reasons)
 
 
