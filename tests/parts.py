@@ -9,9 +9,11 @@ from typing import Final, Literal
 
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.pressure import Pressure
+from tmemfs.engine.standstill import Standstill
 from tmemfs.errors import TierError
 from tmemfs.host.kworkers import KernelWorkers
 from tmemfs.host.signals import Memory, Signals
+from tmemfs.host.watermark import MinimumWatermark
 from tmemfs.store.arena import Arena
 from tmemfs.store.merges import Copied, Merge
 from tmemfs.store.region import Region
@@ -133,10 +135,34 @@ class CountedWorkers(KernelWorkers):
         self.have_priority = False
 
 
-def new_pressure(engine: Engine, signals: Signals | None = None, workers: KernelWorkers | None = None) -> Pressure:
+class NotedWatermark(MinimumWatermark):
+    """Not this machine's: the shares it would have been lowered to, and 1 for each time it would have been restored."""
+
+    def __init__(self) -> None:
+        self.shares: list[float] = []
+
+    def lower(self, share: float) -> None:
+        """It would be."""
+        self.shares.append(share)
+
+    def restore(self) -> None:
+        """It would be."""
+        self.shares.append(1)
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+def new_pressure(
+    engine: Engine,
+    signals: Signals | None = None,
+    workers: KernelWorkers | None = None,
+    watermark: MinimumWatermark | None = None,
+) -> Pressure:
     """Pressure over `engine`, on a machine with memory to spare."""
     found, theirs = signals or FixedSignals(), workers or CountedWorkers()
-    return Pressure(engine.tmem, engine.shrinker, engine.reader, lambda: found, theirs)
+    standstill = Standstill(engine.tmem, watermark or NotedWatermark())
+    return Pressure(engine.tmem, engine.shrinker, engine.reader, lambda: found, theirs, standstill)
 
 
 def copy_for(tmem: Tmem, plan: Merge, tier: Tier) -> Copied:

@@ -11,14 +11,13 @@ from collections.abc import Callable
 import pytest
 import trio
 
-from tests.parts import CountedWorkers, FaultyTier, FixedSignals, Regions, new_pressure, page_of
+from tests.parts import CountedWorkers, FaultyTier, FixedSignals, NotedWatermark, Regions, new_pressure, page_of
 from tmemfs.engine import pressure
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.pressure import WORKERS_S, Pressure, default_settings, parse_mode
 from tmemfs.engine.shrinker import FRAME_S, SHORT_FRAME_S
-from tmemfs.engine.standstill import STILL_S
+from tmemfs.engine.standstill import SHARES, STILL_S
 from tmemfs.errors import BadValue, OutOfRange
-from tmemfs.store.arena import RESERVE_FRAMES
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.pressure import Settings
 from tmemfs.units import MIB, PAGE_BYTES, SEGMENT_BYTES
@@ -35,7 +34,8 @@ class Place:
         self.engine = Engine.over(tmem, self.tier, parse_codec("lz4"))
         self.signals = FixedSignals(room_bytes=1000 * MIB, memory_bytes=160 * MIB)
         self.workers = CountedWorkers()
-        self.pressure: Pressure = new_pressure(self.engine, self.signals, self.workers)
+        self.watermark = NotedWatermark()
+        self.pressure: Pressure = new_pressure(self.engine, self.signals, self.workers, self.watermark)
         self.pressure.settings = Settings(10 * MIB, 5 * MIB)
         self.tmem = self.engine.tmem
 
@@ -47,9 +47,10 @@ class Place:
         nursery.start_soon(self.engine.run)
         nursery.start_soon(self.pressure.run)
 
-    def read(self, slot: int) -> bytes:
-        found = self.engine.pager.read(slot * PAGE_BYTES, PAGE_BYTES)
-        return found if isinstance(found, bytes) else found.run() or b""
+    def stand_still(self) -> None:
+        """From now on the kernel has pages under write-back and memory is short, but not so that the pool is to shrink."""
+        self.signals.room_bytes, self.signals.available_at_once, self.signals.under_write_back = 39 * MIB, 4 * MIB, 200 << 10
+        self.pressure.look_again()
 
     @property
     def pool_mib(self) -> int:
@@ -196,58 +197,52 @@ async def test_the_kernels_workers_have_priority_where_all_that_is_left_would_ha
     nursery.cancel_scope.cancel()
 
 
-async def test_frames_kept_ready_are_given_up_when_swap_writes_do_not_reach_us(place: Place, nursery: trio.Nursery) -> None:
+async def test_the_watermark_is_lowered_while_swap_writes_do_not_reach_us(place: Place, nursery: trio.Nursery) -> None:
     """A guest stood still so: the worker that was to send us a write waited for a page, and had no priority when it began to."""
     place.start(nursery)
-    place.store(3)
-    await _until(lambda: not place.tmem.arena.wants_populating)
-    held = place.pool_mib
-    place.signals.room_bytes, place.signals.available_at_once, place.signals.under_write_back = 39 * MIB, 4 * MIB, 200 << 10
-    place.pressure.look_again()
-    await _until(lambda: place.pool_mib == held - RESERVE_FRAMES)
-    assert place.pressure.standstill.count == 1 and place.tmem.arena.region.resident_bytes() <= place.tmem.pool_bytes
-    for slot in range(5000, 5000 + 3 * FULL):
-        if waits := place.engine.pager.write(slot * PAGE_BYTES, memoryview(page_of("raw", slot))):
-            await trio.to_thread.run_sync(waits.run)
-    for slot in (*range(3 * FULL), *range(5000, 5000 + 3 * FULL)):
-        assert place.read(slot) == page_of("raw", slot)
-    assert place.pool_mib < held
-    place.signals.available_at_once = 40 * MIB
-    place.pressure.look_again()
-    await _until(lambda: place.pool_mib >= RESERVE_FRAMES and not place.tmem.arena.wants_populating)
-    assert place.pressure.standstill.count == 1
+    place.store(1)
+    place.stand_still()
+    await _until(lambda: place.watermark.shares == [*SHARES])
+    await trio.sleep(2 * STILL_S)
+    assert place.watermark.shares == [*SHARES] and place.pressure.standstill.count == 1
+    place.store(1)
+    await _until(lambda: place.watermark.shares == [*SHARES, 1])
+    await _until(lambda: place.watermark.shares == [*SHARES, 1, *SHARES])  # and once more
+    place.signals.under_write_back = 0
+    await _until(lambda: place.watermark.shares == [*SHARES, 1, *SHARES, 1])
+    assert place.pressure.standstill.count == 2
     nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("why", ["nothing is written", "stores go on", "memory is to be had"])
-async def test_frames_are_kept_ready_where_nothing_stands_still(place: Place, nursery: trio.Nursery, why: str) -> None:
+async def test_the_watermark_is_left_alone_where_nothing_stands_still(place: Place, nursery: trio.Nursery, why: str) -> None:
     place.start(nursery)
     place.store(3)
-    await _until(lambda: not place.tmem.arena.wants_populating)
-    held = place.pool_mib
-    place.signals.room_bytes = 39 * MIB
-    place.signals.available_at_once = 6 * MIB if why == "memory is to be had" else 4 * MIB
-    place.signals.under_write_back = 0 if why == "nothing is written" else 200 << 10
-    place.pressure.look_again()
+    place.stand_still()
+    if why == "memory is to be had":
+        place.signals.available_at_once = 6 * MIB
+    if why == "nothing is written":
+        place.signals.under_write_back = 0
     until = time.monotonic() + 3 * STILL_S
     while time.monotonic() < until:
         await trio.sleep(STILL_S / 5)
         if why == "stores go on":
             assert place.engine.pager.write(0, memoryview(page_of("half", 1))) is None
-    assert place.pool_mib >= held and not place.pressure.standstill.count
+    assert not place.watermark.shares and not place.pressure.standstill.count
     nursery.cancel_scope.cancel()
 
 
-async def test_another_mode_has_its_frames_back_after_a_standstill(place: Place, nursery: trio.Nursery) -> None:
-    place.start(nursery)
-    place.store(3)
-    place.signals.room_bytes, place.signals.available_at_once, place.signals.under_write_back = 39 * MIB, 4 * MIB, 200 << 10
-    place.pressure.look_again()
-    await _until(lambda: place.pressure.standstill.count == 1)
-    place.pressure.set_mode("manual")
-    place.engine.shrinker.look_again()
-    await _until(lambda: not place.tmem.arena.wants_populating)
-    nursery.cancel_scope.cancel()
+@pytest.mark.parametrize("ended_by", ["another mode", "the end of the daemon"])
+async def test_the_watermark_is_as_it_was_after(place: Place, ended_by: str) -> None:
+    async with trio.open_nursery() as nursery:
+        place.start(nursery)
+        place.stand_still()
+        await _until(lambda: place.watermark.shares == [SHARES[0]])
+        if ended_by == "another mode":
+            place.pressure.set_mode("manual")
+            assert place.watermark.shares == [SHARES[0], 1]
+        nursery.cancel_scope.cancel()
+    assert place.watermark.shares == [SHARES[0], 1]
 
 
 @pytest.mark.parametrize("ended_by", ["another mode", "the end of the daemon"])

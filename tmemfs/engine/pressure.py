@@ -88,6 +88,7 @@ class Pressure:
         reader: Reader,
         signals: Callable[[], Signals] = Signals,
         workers: KernelWorkers | None = None,
+        standstill: Standstill | None = None,
     ) -> None:
         self.counts = PressureCounts()
         self.mode = "auto"
@@ -106,8 +107,7 @@ class Pressure:
         self._released_before = 0
         self.workers = workers or KernelWorkers()
         self._workers_at = self._short_at = -math.inf
-        self.standstill = Standstill(tmem)
-        self._is_limited = False
+        self.standstill = standstill or Standstill(tmem)
         shrinker.moved = self.look_again
 
     def look_again(self) -> None:
@@ -153,6 +153,7 @@ class Pressure:
                 await self._look_on()
         finally:
             self.workers.take_priority()
+            self.standstill.close()
 
     async def _look_on(self) -> None:
         moved_at, seen = time.monotonic(), (0, 0.0)
@@ -196,9 +197,9 @@ class Pressure:
         found = control(self.control, look, self.settings)
         self._time_first_release(found)
         if self.mode == "auto":
+            self._apply(found)
             self._see_to_workers(now, memory.available)
             self.standstill.look(now, memory, self.settings.reserve_bytes)
-            self._apply(found)
         else:
             self.control = Control(found.zone, at=found.at)
 
@@ -206,23 +207,17 @@ class Pressure:
         before, self.control = self.control, found
         self._shrinker.ceiling = found.ceiling
         self._shrinker.frame_s = FRAME_S if found.zone == RELAXED else SHORT_FRAME_S
-        self.counts.strict += found.zone != RELAXED and before.zone == RELAXED
-        self._limit_pool(found)
+        if found.zone != RELAXED:  # no frame that the kernel would have to find memory for
+            limit = max(self._tmem.pool_bytes, _SMALL_POOL_BYTES, min(found.ceiling, self._shrinker.marks.max))
+            self._tmem.limit_pool(int(limit))
+            self.counts.strict += before.zone == RELAXED
+        elif before.zone != RELAXED:
+            self._tmem.limit_pool(self._shrinker.marks.max)
         if found.ceiling < self._tmem.pool_bytes:
             self.counts.shrinks += found.ceiling < before.ceiling
             self._shrinker.look_again()
         if found.zone != before.zone and RELAXED in (found.zone, before.zone):
             log.info("memory is %s, %d MiB of room", found.zone, self.room >> 20)
-
-    def _limit_pool(self, found: Control) -> None:
-        """While memory is short, no frame that the kernel would have to find memory for; after a standstill, none that is empty."""
-        is_limited = found.zone != RELAXED or self.standstill.has_given_up
-        if is_limited or self._is_limited:
-            limit: float = self._shrinker.marks.max
-            if found.zone != RELAXED:
-                limit = max(self._tmem.pool_bytes, _SMALL_POOL_BYTES, min(found.ceiling, limit))
-            self._tmem.limit_pool(self.standstill.limited(int(limit)))
-        self._is_limited = is_limited
 
     def _see_to_workers(self, now: float, available: int) -> None:
         """The kernel's workers need priority where nothing is left, also where much could be swapped out: by way of them."""

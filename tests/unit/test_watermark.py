@@ -1,0 +1,47 @@
+"""The minimum watermark: lowered by share of what it was, restored, and left alone without the right to write it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tmemfs.host.watermark import MinimumWatermark
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Like min_free_kbytes."""
+    file = tmp_path / "min_free_kbytes"
+    file.write_text("9999\n")
+    return file
+
+
+def test_it_is_lowered_by_shares_of_what_it_was_and_restored(file: Path) -> None:
+    watermark = MinimumWatermark(file)
+    watermark.restore()
+    assert file.read_text() == "9999\n"
+    for share, text in ((3 / 4, "7499\n"), (1 / 2, "4999\n")):
+        watermark.lower(share)
+        assert file.read_text()[:4] == text[:4]
+    watermark.restore()
+    assert file.read_text() == "9999\n"
+
+
+def test_the_next_time_it_is_what_an_administrator_made_of_it(file: Path) -> None:
+    watermark = MinimumWatermark(file)
+    watermark.lower(1 / 2)
+    watermark.restore()
+    file.write_text("8000\n")
+    watermark.lower(1 / 2)
+    assert file.read_text()[:4] == "4000"
+    watermark.close()
+    assert file.read_text() == "8000\n"
+
+
+def test_without_the_right_nothing_is_changed(tmp_path: Path) -> None:
+    watermark = MinimumWatermark(tmp_path / "none")
+    watermark.lower(1 / 2)
+    watermark.restore()
+    watermark.close()
+    assert list(tmp_path.iterdir()) == []
