@@ -9,7 +9,7 @@ PYTEST := $(VENV)/bin/python -m pytest
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml tools/setup.sh
+$(VENV)/.installed: pyproject.toml tools/setup.sh tmemfs/store/compiled.pyx
 	PYTHON=$(PYTHON) tools/setup.sh $(VENV)
 	touch $@
 
@@ -62,4 +62,4 @@ docs: setup
 	$(VENV)/bin/python -m tmemfs.control > docs/control.md
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info tmemfs/store/compiled.c tmemfs/store/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,6 @@
 """What each kind of test needs of the machine: skipped with the reason where it is missing, failed where it is required.
 
-TMEMFS_REQUIRE=fuse,system turns those skips into failures, as CI does.
+TMEMFS_REQUIRE=fuse,system,compiled turns those skips into failures, as CI does.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tmemfs.store import hot
 from tools.cgroup import memory_controller
 
 settings.register_profile("tmemfs", deadline=None, print_blob=True)
@@ -35,7 +36,11 @@ def _missing_for_system() -> str | None:
     return f"needs {' '.join(absent)}: make setup" if absent else None
 
 
-_NEEDS = {"fuse": _missing_for_fuse, "system": _missing_for_system}
+def _missing_for_compiled() -> str | None:
+    return f"needs the compiled store ({hot.WHY_NOT}): make setup" if hot.WHY_NOT else None
+
+
+_NEEDS = {"fuse": _missing_for_fuse, "system": _missing_for_system, "compiled": _missing_for_compiled}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -274,9 +274,10 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from tmemfs.host.doctor import examine
+    from tmemfs.store.hot import WHY_NOT
 
     words = {True: "ok", False: "FAILS", None: "limited"}
-    checks = examine(arguments.backing)
+    checks = examine(arguments.backing, WHY_NOT)
     for check in checks:
         print(f"{check.name:22} {words[check.ok]:8} {check.found}" + (f"\n{'':31} -> {check.advice}" if check.advice else ""))
     return 1 if any(check.ok is False for check in checks) else 0

@@ -13,6 +13,7 @@ from typing import Final
 from tmemfs.engine.services import Services
 from tmemfs.host.memory import resident_bytes
 from tmemfs.store.census import TmemStatistics, segment_lines
+from tmemfs.store.hot import IS_COMPILED
 from tmemfs.store.segments import LANES
 from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES
 
@@ -36,6 +37,7 @@ def stat(services: Services) -> Values:
         "daemon_pid": os.getpid(),
         "datapath": services.datapath,
         "codec": services.engine.pager.codec.name,
+        "compiled": int(IS_COMPILED),
         "swap_size": services.engine.pager.swap_bytes,
         "pages_stored": now.pages_stored,
         "pages_in_ram": now.pages_in_ram,

@@ -274,7 +274,7 @@ def test_the_doctor_ends_with_1_if_something_essential_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ok: bool | None, code: int, word: str
 ) -> None:
     found = [Check("FUSE", True, "yes"), Check("loop", ok, "maybe", "" if ok else "modprobe loop")]
-    monkeypatch.setattr(doctor, "examine", lambda backing: found)
+    monkeypatch.setattr(doctor, "examine", lambda *_: found)
     assert cli.main(["doctor"]) == code
     shown = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in shown[:2]] == [["FUSE", "ok", "yes"], ["loop", word, "maybe"]]

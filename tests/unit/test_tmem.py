@@ -11,9 +11,10 @@ import pytest
 from tests.parts import FaultyTier, Regions, merge, page_of
 from tmemfs.engine.reader import Reader
 from tmemfs.errors import BackingFull, Corrupt, TierError, TmemfsError
-from tmemfs.store import tmem as tmem_module
+from tmemfs.store import insert as insert_module
 from tmemfs.store.census import census, check, segment_lines, statistics
 from tmemfs.store.codec import LZ4, ZERO_PAGE, Packed, encode, parse_codec
+from tmemfs.store.insert import Inserter
 from tmemfs.store.merges import Merge
 from tmemfs.store.plans import WriteBack
 from tmemfs.store.record import HEADER_BYTES, SEGMENT_SHIFT, handle_length, handle_offset, handle_segment, whole_blocks
@@ -601,6 +602,11 @@ def furnish(place: Place) -> None:
     place.insert(0, raw(5000, 3))  # three of the first ones are dead
 
 
+def in_python(place: Place) -> None:
+    """Store with Inserter in Python, whose steps can be told apart; test_compiled.py kills the other one."""
+    place.tmem._inserter = Inserter(place.tmem)
+
+
 def go_on(place: Place) -> None:
     """After a kill: every page is there, and storing, writing back and loading go on."""
     place.start()
@@ -617,8 +623,8 @@ def go_on(place: Place) -> None:
 
 Point = Callable[[pytest.MonkeyPatch, Tmem], None]
 STORE_POINTS: dict[str, Point] = {
-    "before the record": lambda patch, _: kill(patch, tmem_module, "xxh3_64_intdigest"),
-    "behind the header": lambda patch, _: kill(patch, tmem_module, "_pack_header", after=True),
+    "before the record": lambda patch, _: kill(patch, insert_module, "xxh3_64_intdigest"),
+    "behind the header": lambda patch, _: kill(patch, insert_module, "_pack_header", after=True),
     "before the fill": lambda patch, tmem: kill(patch, tmem.segments, "set_fill"),
     "behind the fill": lambda patch, tmem: kill(patch, tmem.segments, "set_fill", after=True),
 }
@@ -643,6 +649,7 @@ def test_a_store_killed_before_its_handle_leaves_the_old_page(
     place: Place, monkeypatch: pytest.MonkeyPatch, point: str, slot: int
 ) -> None:
     furnish(place)
+    in_python(place)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         STORE_POINTS[point](patch, place.tmem)
         place.tmem.insert(slot, packed(halves(9000, 1)))
@@ -651,8 +658,9 @@ def test_a_store_killed_before_its_handle_leaves_the_old_page(
 
 def test_a_store_killed_behind_its_handle_leaves_the_new_page(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     furnish(place)
+    in_python(place)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill(patch, place.tmem, "_drop")
+        kill(patch, place.tmem, "drop")
         place.tmem.insert(400, packed(halves(9000, 1)))
     place.pages[400] = page_of("half", 9000)
     go_on(place)
@@ -660,6 +668,7 @@ def test_a_store_killed_behind_its_handle_leaves_the_new_page(place: Place, monk
 
 def test_a_store_of_many_pages_killed_within_leaves_those_before(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     furnish(place)
+    in_python(place)
     pages = halves(9000, 10)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill(patch, place.tmem.segments, "set_fill", call=5)
@@ -713,7 +722,7 @@ def test_a_write_back_killed_while_it_fails_loses_nothing(place: Place, monkeypa
 def test_an_invalidate_killed_within_forgets_the_first_pages_only(place: Place, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     furnish(place)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill(patch, place.tmem, "_drop", call=call)
+        kill(patch, place.tmem, "drop", call=call)
         place.tmem.invalidate(900, FULL)
     for slot in range(900, 900 + call):
         del place.pages[slot]

@@ -24,7 +24,8 @@ from typing import Final, Literal
 from tmemfs.engine.reader import Reader
 from tmemfs.engine.room import Room
 from tmemfs.errors import NoRoom, TierError
-from tmemfs.store.codec import Codec, Packed, decode, encode, encode_pages
+from tmemfs.store.codec import Codec, Packed, decode, encode
+from tmemfs.store.hot import encode_pages
 from tmemfs.store.record import EMPTY
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import PAGE_BYTES

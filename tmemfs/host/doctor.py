@@ -28,8 +28,8 @@ class Check:
     advice: str = ""
 
 
-def examine(backing: Path) -> list[Check]:
-    """Every check, the essential ones first."""
+def examine(backing: Path, not_compiled: str = "") -> list[Check]:
+    """Every check, the essential ones first; `not_compiled` says why the store's compiled functions are not used."""
     return [
         _root(),
         _kernel(),
@@ -40,6 +40,7 @@ def examine(backing: Path) -> list[Check]:
         _capability("lock memory", _CAP_IPC_LOCK, "the pool may be swapped out itself: run with CAP_IPC_LOCK"),
         _capability("io_flusher, oom score", _CAP_SYS_RESOURCE, "run with CAP_SYS_RESOURCE, or protect the daemon from outside"),
         _capability("real-time", _CAP_SYS_NICE, "the daemon gets no memory that others do not: run with CAP_SYS_NICE"),
+        _compiled(not_compiled),
         _pressure(),
         _cgroup(),
         _zswap(),
@@ -108,6 +109,11 @@ def _has_capability(number: int) -> bool:
     status = Path("/proc/self/status").read_text()
     mask = next(line for line in status.splitlines() if line.startswith("CapEff"))
     return bool(int(mask.split()[1], 16) >> number & 1)
+
+
+def _compiled(why_not: str) -> Check:
+    advice = "a store takes a third more CPU: apt-get install gcc python3-dev liblz4-dev libxxhash-dev, and install tmemfs again"
+    return Check("compiled store", None if why_not else True, f"no ({why_not})" if why_not else "yes", advice if why_not else "")
 
 
 def _pressure() -> Check:

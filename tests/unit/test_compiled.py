@@ -1,0 +1,178 @@
+"""The compiled store beside the one in Python: the same bytes and counts, and a kill at any instant loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from random import Random
+from typing import Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.parts import KINDS, Regions, page_of
+from tmemfs.store import codec, hot
+from tmemfs.store.census import check, statistics
+from tmemfs.store.codec import LARGEST_COMPRESSED_BYTES, LZ4, RAW, Packed, decode, encode, parse_codec
+from tmemfs.store.insert import Inserter
+from tmemfs.store.plans import WriteBack
+from tmemfs.store.tmem import Tmem
+from tmemfs.units import PAGE_BYTES
+
+pytestmark = pytest.mark.compiled
+
+SLOTS: Final = 2000
+FRAMES: Final = 6
+LZ4_CODEC = parse_codec("lz4")
+
+
+def encode_lz4(pages: bytes | bytearray) -> list[Packed]:
+    return hot.encode_pages(memoryview(pages), LZ4_CODEC)
+
+
+#: Where lz4's payload is about as large as it may be, a page is raw or not by a byte.
+NEARLY_RAW: Final = range(LARGEST_COMPRESSED_BYTES - 24, PAGE_BYTES)
+
+
+def some_page(kind: str, seed: int) -> bytes:
+    """A page of any kind, or one that hardly compresses."""
+    if kind == "nearly raw":
+        noise = Random(seed).randbytes(NEARLY_RAW[seed % len(NEARLY_RAW)])
+        return noise.ljust(PAGE_BYTES, b"\0")
+    return page_of(kind, seed)  # type: ignore[arg-type]
+
+
+PAGES = st.builds(some_page, st.sampled_from((*KINDS, "nearly raw")), st.integers(0, 1 << 16))
+RUN = st.tuples(st.integers(0, SLOTS - 1), st.integers(1, 300), st.sampled_from(KINDS), st.integers(0, 1 << 16), st.integers(0, 3))
+
+
+@given(st.lists(PAGES, max_size=20))
+def test_pages_are_encoded_as_in_python(pages: list[bytes]) -> None:
+    found = encode_lz4(b"".join(pages))
+    assert [decode(tag, payload) for tag, payload in found] == pages
+    for (tag, payload), page in zip(found, pages, strict=True):
+        theirs = encode(page, LZ4_CODEC)
+        if tag not in (LZ4, RAW):
+            assert (tag, payload) == theirs
+        elif tag != theirs[0]:  # the two builds of lz4 may differ by a few bytes
+            assert abs(max(len(payload), len(theirs[1])) - LARGEST_COMPRESSED_BYTES) < PAGE_BYTES - LARGEST_COMPRESSED_BYTES + 24
+
+
+def test_what_is_encoded_shares_nothing_with_the_request() -> None:
+    request = bytearray(page_of("half", 1) + page_of("raw", 2) + page_of("fill", 3))
+    packed = encode_lz4(request)
+    expected = [bytes(request[at : at + PAGE_BYTES]) for at in range(0, len(request), PAGE_BYTES)]
+    request[:] = bytes(len(request))
+    assert [decode(tag, payload) for tag, payload in packed] == expected
+
+
+def test_other_codecs_are_encoded_in_python() -> None:
+    pages = b"".join(page_of(kind, 1) for kind in KINDS)
+    for name in ("zstd:1", "none"):
+        assert hot.encode_pages(memoryview(pages), parse_codec(name)) == codec.encode_pages(memoryview(pages), parse_codec(name))
+
+
+@settings(max_examples=60)
+@given(st.lists(RUN, min_size=1, max_size=25), st.integers(2, FRAMES))
+def test_the_regions_and_counts_are_those_of_python(runs: list[tuple[int, int, str, int, int]], limit: int) -> None:
+    """Runs of pages over each other, with room and without, forgotten and written back between."""
+    ours, theirs = _Store(limit), _Store(limit)
+    theirs.tmem._inserter = Inserter(theirs.tmem)
+    try:
+        for first, count, kind, seed, then in runs:
+            packed = [encode(page_of(kind, seed + n), LZ4_CODEC) for n in range(min(count, SLOTS - first))]  # type: ignore[arg-type]
+            packed[::7] = [encode(page_of("zero", 0), LZ4_CODEC)] * len(packed[::7])
+            assert ours.store(first, packed, then) == theirs.store(first, packed, then)
+            assert ours.state() == theirs.state()
+        check(ours.tmem)
+    finally:
+        ours.regions.close()
+        theirs.regions.close()
+
+
+class _Store:
+    """A store, and all that can be seen of it."""
+
+    def __init__(self, limit: int) -> None:
+        self.regions = Regions.new(SLOTS, FRAMES, 8)
+        self.tmem: Tmem = self.regions.start(limit, SLOTS)
+
+    def store(self, first: int, packed: Sequence[Packed], then: int) -> list[int]:
+        """Store from the first and again from the middle; then forget some, or write a segment back."""
+        stored = [self.tmem.insert(first, [*packed]), self.tmem.insert(first, [*packed], len(packed) // 2)]
+        if then == 1:
+            self.tmem.invalidate(first // 2, 200)
+        plan = self.tmem.plan_write_back(include_open=True) if then == 2 else None
+        if isinstance(plan, WriteBack):
+            self.tmem.commit_write_back(plan)
+        elif plan is not None:
+            self.tmem.merges.abort(plan)
+        return stored
+
+    def state(self) -> tuple[object, ...]:
+        """Regions, derived tables and counters."""
+        tmem = self.tmem
+        regions = (bytes(region.view) for region in (self.regions.slots, self.regions.segments, self.regions.arena))
+        tables = (tmem.segments.live, tmem.segments.pages, tmem.segments.base, tmem.fullness.floor)
+        lanes = [(lane.is_open, lane.segment, lane.base, lane.fill, lane.seed, [*lane.sealed]) for lane in tmem.lanes]
+        return (*regions, *map(bytes, tables), lanes, statistics(tmem), tmem.counts, tmem.live_bytes, tmem.disk_pages)
+
+
+def test_what_is_no_page_is_refused_and_nothing_is_lost() -> None:
+    store = _Store(FRAMES)
+    pages = [encode(page_of("half", n), LZ4_CODEC) for n in range(3)]
+    for bad in (None, (LZ4, bytearray(5)), (LZ4,), ("x", b""), (8, b"")):
+        with pytest.raises((TypeError, IndexError)):
+            store.tmem.insert(10, [*pages, bad])  # type: ignore[list-item]
+        check(store.tmem)
+        assert [store.tmem.load(10 + n) for n in range(3)] == [page_of("half", n) for n in range(3)]
+    with pytest.raises(IndexError, match="no slot 2000"):
+        store.tmem.insert(SLOTS - 2, pages)
+    check(store.tmem)
+    store.regions.close()
+
+
+def test_a_store_that_is_killed_at_any_instant_loses_nothing() -> None:
+    """A child stores pages over each other until it is killed; what it left is a store, and each page one that was stored."""
+    regions, random = Regions.new(SLOTS, FRAMES, 8), Random(1)
+    left = set()
+    for _ in range(12):
+        child = os.fork()
+        if not child:
+            _store_for_ever(regions)
+        time.sleep(0.02 + random.random() * 0.05)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        tmem = regions.start(FRAMES, SLOTS)
+        check(tmem)
+        for slot in range(SLOTS):
+            page = tmem.load(slot)
+            assert page is not None
+            owner, version = int.from_bytes(page[:4], "little"), int.from_bytes(page[4:8], "little")
+            assert page == (_version_of(slot, version) if version else bytes(PAGE_BYTES)) and owner == (slot if version else 0)
+            left.add(version)
+    assert len(left) > 10
+    regions.close()
+
+
+def _version_of(slot: int, version: int) -> bytes:
+    """What a slot is given as its `version`, which compresses to some extent or not at all."""
+    stamp = slot.to_bytes(4, "little") + version.to_bytes(4, "little")
+    noise = Random(slot * 31 + version).randbytes(PAGE_BYTES // (1 + version % 3))
+    return (stamp + noise).ljust(PAGE_BYTES, b"\0")[:PAGE_BYTES]
+
+
+def _store_for_ever(regions: Regions) -> None:
+    """In the child; never returns."""
+    try:
+        tmem, version = regions.start(FRAMES, SLOTS), 0
+        while True:
+            version += 1
+            for first in range(0, 400, 40):
+                pages = b"".join(_version_of(first + at, version % 50 + 1) for at in range(40))
+                tmem.insert(first, encode_lz4(pages))
+    finally:
+        os._exit(1)

@@ -1,0 +1,45 @@
+"""The two functions that every stored page goes through: compiled (compiled.pyx) where they were built, else in Python.
+
+`TMEMFS_PURE_PYTHON=1` in the environment has Python do it although they were built. Constant after import.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final, Protocol
+
+from tmemfs.store import codec
+from tmemfs.store.codec import LZ4, Codec, Packed
+from tmemfs.store.insert import Inserter
+
+if TYPE_CHECKING:
+    from tmemfs.store.tmem import Tmem
+
+try:
+    from tmemfs.store import compiled
+except ImportError as error:
+    WHY_NOT = str(error)
+else:
+    WHY_NOT = "TMEMFS_PURE_PYTHON is set" if os.environ.get("TMEMFS_PURE_PYTHON", "0") not in ("", "0") else ""
+
+#: Whether the compiled functions are used; if not, WHY_NOT says why.
+IS_COMPILED: Final = not WHY_NOT
+
+
+class InsertsPages(Protocol):
+    """What stores encoded pages (insert.Inserter)."""
+
+    def insert(self, first: int, packed: list[Packed], start: int = 0) -> int:
+        """See Inserter."""
+
+
+def encode_pages(pages: memoryview, chosen: Codec) -> list[Packed]:
+    """(tag, payload) of every page in `pages`, whose length is a multiple of PAGE_BYTES."""
+    if IS_COMPILED and chosen.tag == LZ4:
+        return compiled.encode_lz4(pages)
+    return codec.encode_pages(pages, chosen)
+
+
+def inserter(tmem: Tmem) -> InsertsPages:
+    """What stores pages in `tmem`, under its lock."""
+    return compiled.Inserter(tmem) if IS_COMPILED else Inserter(tmem)

@@ -1,0 +1,93 @@
+"""Insert: encoded pages become records at the end of the open segments, and slots refer to them.
+
+The pure-Python form; compiled.pyx is the same in C, and hot.py has the one that is used. Guarded by the store's lock.
+
+Order of a store: record bytes, then fill, then the handle, so that a process killed between any two of them loses nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xxhash import xxh3_64_intdigest
+
+from tmemfs.store.codec import RAW, ZERO, Packed
+from tmemfs.store.record import (
+    CHECKSUM_MASK,
+    GRAIN_MASK,
+    HEADER,
+    HEADER_BYTES,
+    LENGTH_SHIFT,
+    OFFSET_BYTES_SHIFT,
+    SEGMENT_SHIFT,
+    ZERO_HANDLE,
+    mark_gap,
+    start_of,
+)
+from tmemfs.units import SEGMENT_BYTES
+
+if TYPE_CHECKING:
+    from tmemfs.store.tmem import Tmem
+
+_pack_header = HEADER.pack_into
+
+
+class Inserter:
+    """Stores encoded pages in `tmem`."""
+
+    def __init__(self, tmem: Tmem) -> None:
+        self._tmem = tmem
+
+    def insert(self, first: int, packed: list[Packed], start: int = 0) -> int:
+        """Store entries of `packed` from `start` on, for slots first+start, ...; gives how many entries are stored now.
+
+        One function, record and handle written out: three calls a page take 3.5 us, this 2.9.
+        """
+        tmem = self._tmem
+        handles = tmem.slots.handles
+        segments = tmem.segments
+        live, pages = segments.live, segments.pages
+        arena = tmem.arena.view
+        by_tag = tmem.pages_by_tag
+        slot = first + start
+        compressed_bytes = live_bytes = 0
+        for tag, payload in packed[start:] if start else packed:
+            if tag == ZERO:
+                handle = ZERO_HANDLE
+            else:
+                length = len(payload)
+                lane = tmem.lanes[tag == RAW]
+                at = lane.fill if tag != RAW else start_of(lane.fill, length)
+                end = at + HEADER_BYTES + length
+                if end > SEGMENT_BYTES:
+                    if not tmem.open_next(lane):
+                        break
+                    at, end = 0, HEADER_BYTES + length
+                elif at != lane.fill:
+                    mark_gap(arena, lane.base + lane.fill)
+                segment = lane.segment
+                position = lane.base + at
+                checksum = xxh3_64_intdigest(payload, lane.seed | tag << 32 | slot) & CHECKSUM_MASK
+                _pack_header(arena, position, checksum | length << LENGTH_SHIFT | tag, slot)
+                arena[position + HEADER_BYTES : lane.base + end] = payload
+                end = (end + GRAIN_MASK) & ~GRAIN_MASK
+                lane.fill = end
+                segments.set_fill(segment, end)
+                live[segment] += end - at
+                live_bytes += end - at
+                pages[segment] += 1
+                compressed_bytes += length
+                handle = tag | length << LENGTH_SHIFT | at << OFFSET_BYTES_SHIFT | segment << SEGMENT_SHIFT
+            old = handles[slot]
+            handles[slot] = handle
+            by_tag[tag] += 1
+            if old:
+                tmem.drop(old)
+            slot += 1
+            if tag == RAW:
+                tmem.counts.raw_stores += 1
+        tmem.compressed_bytes += compressed_bytes
+        tmem.live_bytes += live_bytes
+        tmem.counts.stored_bytes += compressed_bytes
+        tmem.counts.stores += slot - first - start
+        return slot - first
