@@ -52,6 +52,8 @@ bench: setup
 	tools/setup.sh --bench $(VENV)
 	$(VENV)/bin/python -m tools.bench $(ARGS)
 	$(VENV)/bin/python -m tools.bench.peers $(ARGS)
+	$(if $(findstring --quick,$(ARGS)),,$(VENV)/bin/python -m tools.bench.growth)
+	$(if $(findstring --quick,$(ARGS)),,$(VENV)/bin/python -m tools.bench.anatomy)
 
 # Memory of real programs, captured into build/corpus, and how it compresses (root).
 corpus: setup

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tmemfs.units import MIB
 from tools.bench import goals
 from tools.bench.accounts import (
     DiskCounters,
@@ -23,6 +25,7 @@ from tools.bench.peers import pages_file
 from tools.bench.programs import direction_figures, parse_stress
 from tools.bench.statistics import Goal, Sample, Spread, judge, percentile, spread
 from tools.bench.toucher import parse_answer
+from tools.bench.workloads import Overcommit
 
 DISKSTATS = """\
    7       0 loop0 2086104 561510 21321968 161014 942926 5066192 48072368 1556858 0 234984 1723595 10573 0 319835584 5663 72 58
@@ -57,6 +60,18 @@ def test_mm_stat_of_zram_old_and_new() -> None:
 
 def test_flat_keys_leave_out_what_is_no_number() -> None:
     assert parse_flat("codec lz4\nstores 5\nnr 1 2\n") == {"stores": 5}
+
+
+def test_cpu_of_kworkers_is_that_of_those_that_are_there() -> None:
+    """One has ended meanwhile, one has come, and one has the number of another."""
+    before = replace(usage(0.0, DiskCounters()), each_kworker_s={1: 5.0, 2: 7.0, 3: 1.0})
+    now = replace(usage(1.0, DiskCounters()), each_kworker_s={1: 5.5, 3: 0.25, 4: 0.125})
+    assert now.since(before).kworkers_s == 0.5 + 0.25 + 0.125
+
+
+def test_a_working_set_is_made_for_its_pool() -> None:
+    one = Overcommit.of(240 * MIB, ratio=2.0, times=3)
+    assert one.set_bytes == 240 * MIB * 4 * 2 and one.limit_bytes == 640 * MIB and one.swap_bytes > 2 * one.set_bytes
 
 
 def test_choices_give_the_chosen_first() -> None:
@@ -131,9 +146,9 @@ def test_the_tables_of_contenders_have_a_dash_for_what_was_not_measured() -> Non
 def test_answers_of_the_toucher_and_of_programs() -> None:
     assert parse_answer("ns 5 wrong 0\n") == {"ns": 5, "wrong": 0}
     line = "stress-ng: info:  [9] vm      1234      5.01      1.00      9.00      246.3      123.4\n"
-    assert parse_stress("stress-ng: info:  [9] stressor  bogo ops real time\n" + line) == 246.3
+    assert parse_stress("stress-ng: info:  [9] stressor  bogo ops real time\n" + line, "vm") == 246.3
     with pytest.raises(ValueError):
-        parse_stress("stress-ng: nothing")
+        parse_stress("stress-ng: nothing of vm, with words enough for it", "vm")
     direction = {"bw_bytes": 2e6, "iops": 500.0, "clat_ns": {"percentile": {"50.000000": 1500, "99.000000": 9000}}}
     assert direction_figures(direction) == {"mb_per_s": 2.0, "iops": 500.0, "p50_us": 1.5, "p99_us": 9.0}
 

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -50,13 +50,15 @@ class Usage:
     process_s: float
     disk: DiskCounters
     swapped: Mapping[str, int]
+    #: Each kworker's, by its number.
+    each_kworker_s: Mapping[int, float] = field(default_factory=dict)
 
     def since(self, before: Usage) -> Usage:
         """What was used from `before` on."""
         return Usage(
             self.wall_s - before.wall_s,
             self.daemon_s - before.daemon_s,
-            self.kworkers_s - before.kworkers_s,
+            sum(_grown(before.each_kworker_s.get(pid, 0.0), seconds) for pid, seconds in self.each_kworker_s.items()),
             self.kswapd_s - before.kswapd_s,
             self.process_s - before.process_s,
             DiskCounters(
@@ -89,15 +91,17 @@ class Meter:
 
     def now(self) -> Usage:
         """Everything, at this moment."""
-        kworkers, kswapd = _kernel_threads()
+        threads = list(_kernel_threads(place.name for place in _PROC.iterdir()))
+        kworkers = {pid: seconds for pid, name, seconds in threads if name.startswith("kworker")}
         return Usage(
             time.monotonic(),
             sum(map(cpu_s, self.daemons)),
-            kworkers,
-            kswapd,
+            sum(kworkers.values()),
+            sum(seconds for _, name, seconds in threads if name.startswith("kswapd")),
             sum(map(cpu_s, self.processes)),
             parse_diskstats((_PROC / "diskstats").read_text(), self.disk),
             {key: value for key, value in parse_flat((_PROC / "vmstat").read_text()).items() if key in _VMSTAT},
+            kworkers,
         )
 
 
@@ -153,6 +157,11 @@ def disk_of(path: Path) -> str:
     return f"{os.major(device)}:{os.minor(device)}"
 
 
+def _grown(before: float, now: float) -> float:
+    """How much a counter has grown; one that is less than before is another's."""
+    return now - before if now >= before else now
+
+
 def _thread_cpu_s(place: Path) -> float:
     with suppress(OSError):
         return int((place / "schedstat").read_text().split()[0]) / 1e9
@@ -161,17 +170,11 @@ def _thread_cpu_s(place: Path) -> float:
     return 0.0
 
 
-def _kernel_threads() -> tuple[float, float]:
-    """CPU time of kworkers and of kswapd."""
-    threads = list(_threads(place.name for place in _PROC.iterdir()))
-    kworkers, kswapd = (sum(s for name, s in threads if name.startswith(kind)) for kind in ("kworker", "kswapd"))
-    return kworkers, kswapd
-
-
-def _threads(pids: Iterable[str]) -> Iterator[tuple[str, float]]:
+def _kernel_threads(pids: Iterable[str]) -> Iterator[tuple[int, str, float]]:
+    """Number, name and CPU time of those of `pids` that are kernel threads."""
     for pid in pids:
         if pid.isdigit():
             with suppress(OSError, IndexError):
                 stat = (_PROC / pid / "stat").read_text()
                 if parse_stat_parent(stat) == _KTHREADD:
-                    yield parse_stat_name(stat), _thread_cpu_s(_PROC / pid)
+                    yield int(pid), parse_stat_name(stat), _thread_cpu_s(_PROC / pid)

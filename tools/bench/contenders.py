@@ -1,6 +1,6 @@
 """The swaps that are compared: each turned on alone, and gone at the end whatever happened.
 
-    tmemfs        the command, its relay, its own backing file
+    tmemfs        the command, its relay, its own backing file; tmemfs-pyfuse3 with the other data path
     zram-NAME     a device of its own, for each compressor that the kernel offers
     zswap-NAME    in front of a plain swap file, for each compressor that the kernel offers
     plain         a swap file
@@ -233,7 +233,7 @@ class Floor:
 
 def all_contenders() -> tuple[list[Contender], dict[str, str]]:
     """What this kernel offers, and for what is left out the reason."""
-    found: list[Contender] = [Tmemfs()]
+    found: list[Contender] = [Tmemfs(), Tmemfs("pyfuse3", "tmemfs-pyfuse3")]
     missing = {}
     zram, zswap = zram_compressors(), zswap_compressors()
     found += [Zram(name) for name in zram]

@@ -107,8 +107,10 @@ def started(command: Sequence[str], log: Path, end: signal.Signals = signal.SIGK
         process.wait()
 
 
-def output(command: Sequence[str], stdin: IO[bytes] | None = None, env: dict[str, str] | None = None) -> bytes:
-    """What `command` printed. Raises ProgramFailed."""
+def output(
+    command: Sequence[str], stdin: IO[bytes] | None = None, env: dict[str, str] | None = None, with_errors: bool = False
+) -> bytes:
+    """What `command` printed; `with_errors` also to the standard error. Raises ProgramFailed."""
     done = subprocess.run(
         command,
         stdin=stdin or subprocess.DEVNULL,
@@ -121,7 +123,7 @@ def output(command: Sequence[str], stdin: IO[bytes] | None = None, env: dict[str
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip()[-_SAID_CHARS:]
         raise ProgramFailed(f"{' '.join(command)}: exit code {done.returncode}: {said}")
-    return done.stdout
+    return done.stdout + (done.stderr if with_errors else b"")
 
 
 def wait_until(ready: Callable[[], bool], server: subprocess.Popen[bytes], log: Path) -> None:

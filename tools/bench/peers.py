@@ -38,7 +38,7 @@ from tools.interrupts import interruptible
 PARTS: Final = ("ample", "stress", "real", "overcommit", "fio")
 _NOT_QUICK: Final = ("real",)
 _KEPT_FREE: Final = 12 << 30
-_STRESS_LIMIT: Final = 64 * MIB
+_STRESS_LIMIT: Final = 128 * MIB
 #: zswap's limit is a whole percent of RAM; tmemfs gets the same.
 _POOL_PERCENT: Final = 1
 _TRIES: Final = 4
@@ -176,10 +176,12 @@ def _part(plan: Plan, part: str, contender: Contender, number: int) -> Iterator[
         with turned_on(contender, plan.directory, Limits(real.SIZES.swap_bytes), wait_s=plan.wait_s) as swap:
             yield from _alone(swap, real.programs(real.Stage(swap, plan.base, plan.directory / "real", real.SIZES, seed)))
     elif part == "overcommit" and contender.kind in ("tmemfs", "zswap", "plain"):
+        pool_bytes, ratio = total_ram_bytes() * _POOL_PERCENT // 100, programs.codec(plan.base)["ratio"]
         for times in sizes.overcommit:
-            limits = Limits(sizes.swap_bytes, _POOL_PERCENT)
+            working = workloads.Overcommit.of(pool_bytes, ratio, times)
+            limits = Limits(working.swap_bytes, _POOL_PERCENT)
             with turned_on(contender, plan.directory, limits, wait_s=plan.wait_s) as swap:
-                yield from _alone(swap, workloads.overcommitted(swap, plan.base, sizes, times, seed))
+                yield from _alone(swap, workloads.overcommitted(swap, plan.base, working, sizes.accesses, seed))
     elif part == "fio" and contender.kind in ("tmemfs", "floor"):
         limits = Limits(8 * plan.fio.file_bytes)
         with turned_on(contender, plan.directory, limits, swap=False, wait_s=plan.wait_s) as swap:

@@ -7,12 +7,9 @@ those of the writes, as its reads include those that verify). stress-ng runs one
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,8 +20,8 @@ import lz4.block
 from tmemfs.units import MIB, PAGE_BYTES
 from tools.bench.accounts import Meter
 from tools.bench.contenders import Swap
+from tools.bench.limited import limited, output, within
 from tools.bench.workloads import Figures
-from tools.cgroup import MemoryCgroup
 
 _FIO_S: Final = 60
 _PROGRAM_S: Final = 120
@@ -37,7 +34,7 @@ class FioPlan:
     """Sizes of requests, depths and shares that compress: every combination is run."""
 
     file_bytes: int
-    blocks: tuple[str, ...] = ("4k", "128k")
+    blocks: tuple[str, ...] = ("4k", "128k", "1m")
     depths: tuple[int, ...] = (1, 32)
     compressible: tuple[int, ...] = (0, 50, 80)
 
@@ -74,41 +71,34 @@ def direction_figures(direction: dict[str, Any]) -> Figures:
 
 
 def stress(swap: Swap, limit_bytes: int, seconds: int) -> Iterator[tuple[str, Figures]]:
-    """stress-ng --vm --verify on three times the limit."""
-    with MemoryCgroup("stress", limit_bytes) as cgroup:
-        options = f"--vm 2 --vm-bytes {limit_bytes * _STRESS_SET} --vm-keep --vm-method rand-set --verify --timeout {seconds}s"
-        inside = f"echo $$ > {cgroup.tasks}; exec stress-ng {options} --metrics-brief --temp-path /tmp"
-        meter = Meter(swap.daemons, (), swap.disk)
-        before = meter.now()
-        try:
-            done = subprocess.run(
-                ["sh", "-c", inside], capture_output=True, text=True, timeout=_PROGRAM_S, check=False, start_new_session=True
+    """stress-ng: vm, which verifies three times the limit, and pageswap. (Its stressor swap swaps to files of its own.)"""
+    vm = f"--vm 2 --vm-bytes {limit_bytes * _STRESS_SET} --vm-keep --vm-method rand-set --verify"
+    for stressor, options in (("vm", vm), ("pageswap", "--pageswap 1")):
+        with limited(limit_bytes) as cgroup:
+            command = ["stress-ng", *options.split(), "--timeout", f"{seconds}s", "--metrics-brief", "--temp-path", "/tmp"]
+            meter = Meter(swap.daemons, (), swap.disk)
+            before = meter.now()
+            said = output(within(cgroup, *command), with_errors=True).decode(errors="replace")
+            used = meter.now().since(before)
+            pages = max(used.pages_in + used.pages_out, 1)
+            yield (
+                f"stress-{stressor}",
+                {
+                    "ops_per_s": parse_stress(said, stressor),
+                    "pages_swapped": pages,
+                    "pages_per_s": pages / used.wall_s,
+                    "daemon_cpu_us": used.daemon_s / pages * 1e6,
+                },
             )
-        finally:
-            _end_all(cgroup)
-        used = meter.now().since(before)
-        if done.returncode:
-            raise RuntimeError(f"stress-ng: exit code {done.returncode}: {done.stdout}{done.stderr}")
-        pages = max(used.pages_in + used.pages_out, 1)
-        yield "stress-vm", {"ops_per_s": parse_stress(done.stdout + done.stderr), "pages_swapped": pages,
-                            "pages_per_s": pages / used.wall_s, "daemon_cpu_us": used.daemon_s / pages * 1e6}  # fmt: skip
 
 
-def _end_all(cgroup: MemoryCgroup) -> None:
-    """Kill what is left in `cgroup` (nothing, unless we were interrupted) and empty it."""
-    for pid in cgroup.tasks.read_text().split():
-        with suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)
-    cgroup.reclaim()
-
-
-def parse_stress(text: str) -> float:
-    """Operations per second of real time, of the stressor vm in --metrics-brief."""
+def parse_stress(text: str, stressor: str) -> float:
+    """Operations per second of real time, of one stressor in --metrics-brief."""
     for line in text.splitlines():
         words = line.partition("]")[2].split()
-        if len(words) > 5 and words[0] == "vm":
+        if len(words) > 5 and words[0] == stressor:
             return float(words[5])
-    raise ValueError(f"no figure of vm in what stress-ng said: {text}")
+    raise ValueError(f"no figure of {stressor} in what stress-ng said: {text}")
 
 
 def codec(base: Path) -> Figures:

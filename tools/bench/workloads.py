@@ -8,8 +8,9 @@ faults, in whose name the kernel compresses for zram and zswap.
     fill        pages written past the limit of a cgroup, MB/s of what went out, until the last was written
     ram, disk   random touches, page-cluster 0 and 3        sequential   touches in order, page-cluster 3
     faults-N    random touches by N processes at once, page-cluster 0
-    overcommit  a working set of so many times the limit, touched uniformly or by zipf, a quarter of the touches writing. Bytes at
-                the disk by the disk's counters, in which others' are too, and by the swap's own (the kernel's, where it has none)
+    overcommit  a working set of so many times the limit, touched uniformly or by zipf, a quarter of the touches writing; the pool
+                may take POOL_SHARE of what the set compresses to, whatever the limit. Bytes at the disk by the disk's counters,
+                in which others' are too, and by the swap's own (the kernel's, where it has none)
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ Figures = dict[str, float]
 _PAGE_CLUSTER: Final = Path("/proc/sys/vm/page-cluster")
 PROCESSES: Final = (1, 8)
 _WRITE_PERCENT: Final = 25
+POOL_SHARE: Final = 1 / 4
 #: As much of the limit is touched as leaves reclaim out of it.
 _OF_THE_LIMIT: Final = 0.6
 
@@ -41,14 +43,13 @@ class Sizes:
     limit_bytes: int
     set_bytes: int
     touches: int
-    overcommit_limit_bytes: int
     overcommit: tuple[float, ...]
     accesses: int
 
     @property
     def swap_bytes(self) -> int:
         """Four times what is swapped: the kernel keeps slots of clean pages until a swap is half full."""
-        return max(4 * self.set_bytes, int(3 * max(self.overcommit) * self.overcommit_limit_bytes))
+        return 4 * self.set_bytes
 
     @property
     def fitting(self) -> int:
@@ -56,8 +57,8 @@ class Sizes:
         return min(self.touches, int(self.limit_bytes * _OF_THE_LIMIT) // PAGE_BYTES)
 
 
-FULL: Final = Sizes(192 * MIB, 640 * MIB, 20_000, 512 * MIB, (1.5, 2.0, 3.0, 4.0), 60_000)
-QUICK: Final = Sizes(96 * MIB, 256 * MIB, 8_000, 512 * MIB, (3.0,), 30_000)
+FULL: Final = Sizes(192 * MIB, 640 * MIB, 20_000, (1.5, 2.0, 3.0, 4.0), 40_000)
+QUICK: Final = Sizes(96 * MIB, 256 * MIB, 8_000, (3.0,), 20_000)
 
 
 def ample(swap: Swap, base: Path, sizes: Sizes, seed: int, sources: tuple[str, ...]) -> Iterator[tuple[str, Figures]]:
@@ -74,13 +75,36 @@ def ample(swap: Swap, base: Path, sizes: Sizes, seed: int, sources: tuple[str, .
             yield f"faults-{processes}", faults(swap, many, sizes, seed, 0)
 
 
-def overcommitted(swap: Swap, base: Path, sizes: Sizes, times: float, seed: int) -> Iterator[tuple[str, Figures]]:
-    """A working set of `times` the limit."""
-    count = int(times * sizes.overcommit_limit_bytes) // PAGE_BYTES
-    with herd(base, count, sizes.overcommit_limit_bytes) as one:
-        one.fill(0, count)
+@dataclass(frozen=True, slots=True)
+class Overcommit:
+    """A working set of `times` the limit of its cgroup."""
+
+    set_bytes: int
+    times: float
+
+    @classmethod
+    def of(cls, pool_bytes: int, ratio: float, times: float) -> Overcommit:
+        """The set of which a pool of `pool_bytes` can hold POOL_SHARE, compressed at `ratio`."""
+        return cls(int(pool_bytes / POOL_SHARE * ratio) // PAGE_BYTES * PAGE_BYTES, times)
+
+    @property
+    def limit_bytes(self) -> int:
+        """Of the cgroup."""
+        return int(self.set_bytes / self.times) // PAGE_BYTES * PAGE_BYTES
+
+    @property
+    def swap_bytes(self) -> int:
+        """See Sizes."""
+        return 3 * self.set_bytes
+
+
+def overcommitted(swap: Swap, base: Path, one: Overcommit, accesses: int, seed: int) -> Iterator[tuple[str, Figures]]:
+    """Fill the set, and touch it both ways."""
+    count = one.set_bytes // PAGE_BYTES
+    with herd(base, count, one.limit_bytes) as process:
+        process.fill(0, count)
         for access in ("uniform", "zipf"):
-            yield f"overcommit-{times:g}-{access}", accessed(swap, one, access, sizes.accesses, seed)
+            yield f"overcommit-{one.times:g}-{access}", accessed(swap, process, access, accesses, seed)
 
 
 def fill(swap: Swap, one: Herd, sizes: Sizes) -> Figures:
