@@ -2,7 +2,7 @@
 
 On its way here a swap write allocates a little. If its worker finds no page above the kernel's minimum watermark, it waits for one,
 and what would free one is that write. Priority lets it go below that watermark (host/kworkers.py), but not a worker that waited
-already when it got it. Then the watermark is lowered, further and further, until stores arrive again.
+already when it got it. Then the watermark is lowered, further and further, until something arrives again.
 
 Called in trio's thread. Knows nothing of the control law.
 """
@@ -18,7 +18,7 @@ from tmemfs.store.tmem import Tmem
 
 log = logging.getLogger(__name__)
 
-#: So long without a store while pages are under write-back; a write that goes on takes milliseconds.
+#: So long without a page stored or loaded while pages are under write-back; a write that goes on takes milliseconds.
 STILL_S: Final = 0.25
 #: Less than this share of the reserve to be had without swapping.
 SHORT_SHARE: Final = 1 / 2
@@ -27,12 +27,12 @@ SHARES: Final = (3 / 4, 1 / 2)
 
 
 class Standstill:
-    """Sees that stores go on reaching `tmem`, and lowers the `watermark` when they do not."""
+    """Sees that pages go on being asked of `tmem`, and lowers the `watermark` when none is."""
 
     def __init__(self, tmem: Tmem, watermark: MinimumWatermark | None = None) -> None:
         self._tmem = tmem
         self._watermark = watermark or MinimumWatermark()
-        self._stores = 0
+        self._pages = 0
         self._since: float | None = None
         self._lowered = 0
         self.count = 0
@@ -44,8 +44,9 @@ class Standstill:
 
     def look(self, now: float, memory: Memory, reserve_bytes: int) -> None:
         """See whether anything moves."""
-        stores = self._tmem.counts.stores
-        if stores != self._stores or not memory.under_write_back or memory.available >= SHORT_SHARE * reserve_bytes:
+        counts = self._tmem.counts
+        pages, before = counts.stores + counts.loads_ram + counts.loads_disk, self._pages
+        if pages != before or not memory.under_write_back or memory.available >= SHORT_SHARE * reserve_bytes:
             self.end()
         elif self._since is None:
             self._since = now
@@ -53,7 +54,7 @@ class Standstill:
             self._watermark.lower(SHARES[self._lowered])
             self.count += not self._lowered
             self._lowered += 1
-        self._stores = stores
+        self._pages = pages
 
     def end(self) -> None:
         """It moves, or nobody looks any more."""
