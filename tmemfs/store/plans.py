@@ -10,6 +10,7 @@ Populate    fault `frame` in, for the reserve
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tmemfs.store.arena import Frame
 from tmemfs.store.record import HEADER_BYTES, SegmentId
@@ -27,8 +28,7 @@ class WriteBack:
     pages: int
 
 
-@dataclass(frozen=True, slots=True)
-class RecordAt:
+class RecordAt(NamedTuple):
     """Where a tier holds the record of `slot`. `at` is its index in the request; `offset` and `length` are bytes.
 
     `dictionary` is the number of the one its segment begins with, or 0.
