@@ -22,7 +22,7 @@ COLUMNS: Final = (
     ("fill", "mb_per_s", "fill MB/s"), ("fill", "daemon_cpu_us", "daemon CPU us"), ("fill", "process_cpu_us", "process"),
     ("sequential", "mb_per_s", "sequential MB/s"), ("faults-1", "faults_per_s", "faults/s, 1"),
     ("faults-8", "faults_per_s", "faults/s, 8"), ("stress-vm", "ops_per_s", "stress-ng vm/s"),
-    ("stress-pageswap", "ops_per_s", "pageswap/s"),
+    ("stress-vm", "oom_kills", "OOM kills"), ("stress-pageswap", "ops_per_s", "pageswap/s"),
 )  # fmt: skip
 OVERCOMMIT_COLUMNS: Final = (
     ("touches_per_s", "touches/s"), ("major_share", "faulting"), ("disk_bytes_per_page", "disk bytes a page"),

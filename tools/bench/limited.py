@@ -36,8 +36,8 @@ class ProgramFailed(Exception):
 
 
 @contextmanager
-def limited(limit_bytes: int) -> Iterator[MemoryCgroup]:
-    """A cgroup in which nothing is left. Raises ProgramFailed if the OOM killer was there."""
+def limited(limit_bytes: int, may_kill: bool = False) -> Iterator[MemoryCgroup]:
+    """A cgroup in which nothing is left. Raises ProgramFailed if the OOM killer was there, unless it `may_kill`."""
     with MemoryCgroup("real", limit_bytes) as cgroup:
         failure: Exception | None = None
         killed = 0
@@ -46,15 +46,16 @@ def limited(limit_bytes: int) -> Iterator[MemoryCgroup]:
         except Exception as error:
             failure = error
         finally:
-            killed = _oom_kills(cgroup)
+            killed = oom_kills(cgroup)
             _end_all(cgroup)
-        if killed:
+        if killed and not may_kill:
             raise ProgramFailed(f"the OOM killer ended {killed} of its processes at {limit_bytes / MIB:.0f} MiB") from failure
         if failure:
             raise failure
 
 
-def _oom_kills(cgroup: MemoryCgroup) -> int:
+def oom_kills(cgroup: MemoryCgroup) -> int:
+    """Processes that the OOM killer has ended in `cgroup`."""
     for name in ("memory.oom_control", "memory.events"):
         if (cgroup.path / name).exists():
             return parse_flat((cgroup.path / name).read_text()).get("oom_kill", 0)

@@ -27,7 +27,7 @@ from tmemfs.errors import TmemfsError
 from tmemfs.host.doctor import require_root
 from tmemfs.host.memory import available_ram_bytes, total_ram_bytes
 from tmemfs.host.swapdev import swap_entries
-from tmemfs.units import MIB, PAGE_BYTES
+from tmemfs.units import PAGE_BYTES
 from tools.bench import goals, peers_plot, programs, real, workloads
 from tools.bench.contenders import Contender, Limits, NotAlone, Swap, all_contenders, refuse_other_swaps, turned_on
 from tools.bench.statistics import Sample
@@ -38,7 +38,6 @@ from tools.interrupts import interruptible
 PARTS: Final = ("ample", "stress", "real", "overcommit", "fio")
 _NOT_QUICK: Final = ("real",)
 _KEPT_FREE: Final = 12 << 30
-_STRESS_LIMIT: Final = 128 * MIB
 #: zswap's limit is a whole percent of RAM; tmemfs gets the same.
 _POOL_PERCENT: Final = 1
 _TRIES: Final = 4
@@ -171,7 +170,7 @@ def _part(plan: Plan, part: str, contender: Contender, number: int) -> Iterator[
             yield from _alone(swap, workloads.ample(swap, plan.base, sizes, seed, contender.sources))
     elif part == "stress":
         with turned_on(contender, plan.directory, Limits(sizes.swap_bytes), wait_s=plan.wait_s) as swap:
-            yield from _alone(swap, programs.stress(swap, _STRESS_LIMIT, plan.stress_s))
+            yield from _alone(swap, programs.stress(swap, sizes.limit_bytes, plan.stress_s))
     elif part == "real" and contender.kind != "floor":
         with turned_on(contender, plan.directory, Limits(real.SIZES.swap_bytes), wait_s=plan.wait_s) as swap:
             yield from _alone(swap, real.programs(real.Stage(swap, plan.base, plan.directory / "real", real.SIZES, seed)))

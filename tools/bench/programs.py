@@ -20,12 +20,13 @@ import lz4.block
 from tmemfs.units import MIB, PAGE_BYTES
 from tools.bench.accounts import Meter
 from tools.bench.contenders import Swap
-from tools.bench.limited import limited, output, within
+from tools.bench.limited import limited, oom_kills, output, within
 from tools.bench.workloads import Figures
 
 _FIO_S: Final = 60
 _PROGRAM_S: Final = 120
 _STRESS_SET: Final = 3
+_PAGESWAP_LIMIT: Final = 2048 * MIB
 _CODEC_PAGES: Final = 4096
 
 
@@ -71,25 +72,22 @@ def direction_figures(direction: dict[str, Any]) -> Figures:
 
 
 def stress(swap: Swap, limit_bytes: int, seconds: int) -> Iterator[tuple[str, Figures]]:
-    """stress-ng: vm, which verifies three times the limit, and pageswap. (Its stressor swap swaps to files of its own.)"""
+    """stress-ng: vm, which verifies three times the limit, and pageswap, which pages out by itself what would fit.
+
+    The kernel's OOM killer comes to vm with every swap, because reclaim in a cgroup gives up early there; stress-ng starts what was
+    killed again, and `oom_kills` says how often. (Its stressor swap swaps to files of its own.)
+    """
     vm = f"--vm 2 --vm-bytes {limit_bytes * _STRESS_SET} --vm-keep --vm-method rand-set --verify"
-    for stressor, options in (("vm", vm), ("pageswap", "--pageswap 1")):
-        with limited(limit_bytes) as cgroup:
+    for stressor, options, most_bytes in (("vm", vm, limit_bytes), ("pageswap", "--pageswap 1", _PAGESWAP_LIMIT)):
+        with limited(most_bytes, may_kill=True) as cgroup:
             command = ["stress-ng", *options.split(), "--timeout", f"{seconds}s", "--metrics-brief", "--temp-path", "/tmp"]
             meter = Meter(swap.daemons, (), swap.disk)
             before = meter.now()
             said = output(within(cgroup, *command), with_errors=True).decode(errors="replace")
             used = meter.now().since(before)
             pages = max(used.pages_in + used.pages_out, 1)
-            yield (
-                f"stress-{stressor}",
-                {
-                    "ops_per_s": parse_stress(said, stressor),
-                    "pages_swapped": pages,
-                    "pages_per_s": pages / used.wall_s,
-                    "daemon_cpu_us": used.daemon_s / pages * 1e6,
-                },
-            )
+            figures = {"ops_per_s": parse_stress(said, stressor), "oom_kills": oom_kills(cgroup), "pages_swapped": pages}
+            yield f"stress-{stressor}", {**figures, "daemon_cpu_us": used.daemon_s / pages * 1e6}
 
 
 def parse_stress(text: str, stressor: str) -> float:
