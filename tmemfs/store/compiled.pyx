@@ -6,6 +6,8 @@ other. lz4 and xxhash are called directly: a batch is compressed without the int
 fill, handle) is kept by releasing stores, which neither compiler nor processor moves.
 """
 
+import sys
+
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
@@ -58,8 +60,8 @@ def _same_constants():
     theirs = (PAGE_BYTES, BLOCK_BYTES, SEGMENT_BYTES, codec.LARGEST_COMPRESSED_BYTES, record.HEADER_BYTES, record.GRAIN_BYTES,
               codec.ZERO, codec.RAW, codec.FILL, codec.LZ4, record.TAG_MASK, record.LENGTH_SHIFT, record.OFFSET_BYTES_SHIFT,
               record.SEGMENT_SHIFT, record.LENGTH_MASK, record.CHECKSUM_MASK, segments.RECORD_BYTES)
-    if ours != theirs:
-        raise ImportError("compiled from another version of tmemfs: run 'make setup' again")
+    if ours != theirs or sys.byteorder != "little":
+        raise ImportError("compiled from another version of tmemfs, or for a big-endian machine: run 'make setup' again")
 
 
 _same_constants()

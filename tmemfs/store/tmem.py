@@ -74,6 +74,7 @@ from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 _TAGS: Final = TAG_MASK + 1
 #: Handle of a slot and sequence of its segment: a place in a segment is used once in a sequence.
 Version = tuple[int, int]
+_decompress = lz4.block.decompress
 
 
 @dataclass(slots=True)
@@ -146,21 +147,23 @@ class Tmem:
             handle = self.slots.handles[slot]
             if handle <= ZERO_HANDLE:
                 return ZERO_PAGE
-            base = self.segments.base[handle >> SEGMENT_SHIFT]
+            segments, segment, tag = self.segments, handle >> SEGMENT_SHIFT, handle & TAG_MASK
+            base = segments.base[segment]
             if base < 0:
                 return None
-            self.segments.loaded[handle >> SEGMENT_SHIFT] = 1
+            segments.loaded[segment] = 1
             at = base + (handle >> OFFSET_BYTES_SHIFT & OFFSET_BYTES_MASK) + HEADER_BYTES
             payload = self.arena.view[at : at + (handle >> LENGTH_SHIFT & LENGTH_MASK)]
             self.counts.loads_ram += 1
             try:
-                if handle & TAG_MASK == ZSTD_DICT:
-                    return self.dictionary_in_ram(handle_segment(handle)).decode(payload)
-                if handle & TAG_MASK != LZ4:
-                    return decode(handle & TAG_MASK, payload)
-                page: bytes = lz4.block.decompress(payload, PAGE_BYTES)
-                if len(page) == PAGE_BYTES:
-                    return page
+                if tag == LZ4:
+                    page: bytes = _decompress(payload, PAGE_BYTES)
+                    if len(page) == PAGE_BYTES:
+                        return page
+                elif tag == ZSTD_DICT:
+                    return self.dictionary_in_ram(SegmentId(segment)).decode(payload)
+                else:
+                    return decode(tag, payload)
             except (lz4.block.LZ4BlockError, Corrupt):
                 pass
             self.counts.damaged_in_ram += 1

@@ -196,8 +196,8 @@ def _alone(swap: Swap, measured: Iterator[tuple[str, Figures]]) -> Iterator[tupl
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one compressor of each, smaller sets, two rounds: about 2 minutes")
-    parser.add_argument("--rounds", type=int, help="how often everything is run (5; 2 with --quick)")
+    parser.add_argument("--quick", action="store_true", help="one compressor of each, smaller sets, one round: about 2 minutes")
+    parser.add_argument("--rounds", type=int, help="how often everything is run (5; 1 with --quick)")
     parser.add_argument("--only", help="these contenders, separated by commas")
     parser.add_argument("--parts", help=f"of {','.join(PARTS)} (all; with --quick not {','.join(_NOT_QUICK)})")
     parser.add_argument("--overcommit", metavar="TIMES,...", help="working sets by the limit (1.5,2,3,4; 3 with --quick)")
@@ -237,7 +237,7 @@ def _plan(arguments: argparse.Namespace, place: Path) -> tuple[Plan, dict[str, s
     plan = Plan(
         contenders,
         tuple(part for part in PARTS if part in arguments.parts.split(",")),
-        arguments.rounds or (2 if quick else 5),
+        arguments.rounds or (1 if quick else 5),
         sizes,
         programs.QUICK if quick else programs.FULL,
         3 if quick else 6,

@@ -58,7 +58,7 @@ class Sizes:
 
 
 FULL: Final = Sizes(192 * MIB, 640 * MIB, 20_000, (1.5, 2.0, 3.0, 4.0), 40_000)
-QUICK: Final = Sizes(96 * MIB, 256 * MIB, 8_000, (3.0,), 20_000)
+QUICK: Final = Sizes(96 * MIB, 256 * MIB, 8_000, (3.0,), 10_000)
 
 
 def ample(swap: Swap, base: Path, sizes: Sizes, seed: int, sources: tuple[str, ...]) -> Iterator[tuple[str, Figures]]:
