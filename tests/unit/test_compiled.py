@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from functools import cache
 from random import Random
 from typing import Final
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from tests.parts import KINDS, Regions, page_of
 from tmemfs.store import codec, hot
 from tmemfs.store.census import check, statistics
-from tmemfs.store.codec import LARGEST_COMPRESSED_BYTES, LZ4, RAW, Packed, decode, encode, parse_codec
+from tmemfs.store.codec import LARGEST_COMPRESSED_BYTES, LZ4, RAW, ZERO_PAGE, Packed, decode, encode, parse_codec
 from tmemfs.store.insert import Inserter
 from tmemfs.store.plans import WriteBack
 from tmemfs.store.tmem import Tmem
@@ -26,6 +27,10 @@ pytestmark = pytest.mark.compiled
 
 SLOTS: Final = 2000
 FRAMES: Final = 6
+#: What the child that is killed stores: slots, a batch of them at a time, and how many pages each slot is given in turns.
+STORED: Final = 400
+BATCH: Final = 40
+VERSIONS: Final = 6
 LZ4_CODEC = parse_codec("lz4")
 
 
@@ -138,26 +143,34 @@ def test_what_is_no_page_is_refused_and_nothing_is_lost() -> None:
 def test_a_store_that_is_killed_at_any_instant_loses_nothing() -> None:
     """A child stores pages over each other until it is killed; what it left is a store, and each page one that was stored."""
     regions, random = Regions.new(SLOTS, FRAMES, 8), Random(1)
-    left = set()
+    batches = [
+        (first, memoryview(b"".join(_version_of(first + at, version) for at in range(BATCH))))
+        for version in range(1, VERSIONS + 1)
+        for first in range(0, STORED, BATCH)
+    ]
+    seen = []
     for _ in range(12):
+        reader, writer = os.pipe()
         child = os.fork()
         if not child:
-            _store_for_ever(regions)
-        time.sleep(0.02 + random.random() * 0.05)
+            _store_for_ever(regions, batches, writer)
+        os.close(writer)
+        assert os.read(reader, 1)  # every slot has been stored once
+        time.sleep(random.random() * 0.01)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(reader)
         tmem = regions.start(FRAMES, SLOTS)
         check(tmem)
-        for slot in range(SLOTS):
-            page = tmem.load(slot)
-            assert page is not None
-            owner, version = int.from_bytes(page[:4], "little"), int.from_bytes(page[4:8], "little")
-            assert page == (_version_of(slot, version) if version else bytes(PAGE_BYTES)) and owner == (slot if version else 0)
-            left.add(version)
-    assert len(left) > 10
-    regions.close()
+        pages = [tmem.load(slot) or b"" for slot in range(SLOTS)]
+        versions = [int.from_bytes(page[4:8], "little") for page in pages]
+        assert pages[:STORED] == [_version_of(slot, version) for slot, version in enumerate(versions[:STORED])]
+        assert pages[STORED:] == [ZERO_PAGE] * (SLOTS - STORED)
+        seen.append({*versions[:STORED]})
+    assert max(map(len, seen)) > 1 and len(set.union(*seen)) > 1  # it was in the middle, and not always in the same place
 
 
+@cache
 def _version_of(slot: int, version: int) -> bytes:
     """What a slot is given as its `version`, which compresses to some extent or not at all."""
     stamp = slot.to_bytes(4, "little") + version.to_bytes(4, "little")
@@ -165,14 +178,13 @@ def _version_of(slot: int, version: int) -> bytes:
     return (stamp + noise).ljust(PAGE_BYTES, b"\0")[:PAGE_BYTES]
 
 
-def _store_for_ever(regions: Regions) -> None:
-    """In the child; never returns."""
+def _store_for_ever(regions: Regions, batches: list[tuple[int, memoryview]], told: int) -> None:
+    """In the child: store all, tell, and go on; never returns."""
     try:
-        tmem, version = regions.start(FRAMES, SLOTS), 0
+        tmem = regions.start(FRAMES, SLOTS)
         while True:
-            version += 1
-            for first in range(0, 400, 40):
-                pages = b"".join(_version_of(first + at, version % 50 + 1) for at in range(40))
-                tmem.insert(first, encode_lz4(pages))
+            for first, pages in batches:
+                tmem.insert(first, hot.encode_pages(pages, LZ4_CODEC))
+            os.write(told, b".")
     finally:
         os._exit(1)
