@@ -141,13 +141,15 @@ class NotedWatermark(MinimumWatermark):
     def __init__(self) -> None:
         self.shares: list[float] = []
 
-    def lower(self, share: float) -> None:
+    def lower(self, share: float) -> bool:
         """It would be."""
         self.shares.append(share)
+        return True
 
     def restore(self) -> None:
-        """It would be."""
-        self.shares.append(1)
+        """It would be, if it was lowered."""
+        if self.shares and self.shares[-1] != 1:
+            self.shares.append(1)
 
     def close(self) -> None:
         """There is nothing to let go of."""

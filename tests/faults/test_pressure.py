@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import trio
@@ -14,10 +15,12 @@ import trio
 from tests.parts import CountedWorkers, FaultyTier, FixedSignals, NotedWatermark, Regions, new_pressure, page_of
 from tmemfs.engine import pressure
 from tmemfs.engine.engine import Engine
-from tmemfs.engine.pressure import WORKERS_S, Pressure, default_settings, parse_mode
+from tmemfs.engine.pressure import Pressure, default_settings, parse_mode
 from tmemfs.engine.shrinker import FRAME_S, SHORT_FRAME_S
-from tmemfs.engine.standstill import SHARES, STILL_S
+from tmemfs.engine.standstill import LONGEST_S, PAUSE_S, SHARES, STILL_S, Standstill
 from tmemfs.errors import BadValue, OutOfRange
+from tmemfs.host.signals import Memory
+from tmemfs.host.watermark import MinimumWatermark
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.pressure import Settings
 from tmemfs.units import MIB, PAGE_BYTES, SEGMENT_BYTES
@@ -164,6 +167,7 @@ async def test_the_kernels_workers_have_priority_while_memory_is_short(
     place: Place, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pressure, "WORKERS_KEPT_S", 0.3)
+    monkeypatch.setattr(pressure, "WORKERS_S", 0.5)
     place.start(nursery)
     place.store(1)
     await trio.sleep(0.05)
@@ -179,7 +183,7 @@ async def test_the_kernels_workers_have_priority_while_memory_is_short(
     assert place.engine.shrinker.frame_s == FRAME_S
     place.signals.room_bytes = 15 * MIB
     place.pressure.look_again()
-    with trio.fail_after(WORKERS_S / 2):  # at once, however short the pause was
+    with trio.fail_after(0.25):  # at once, however short the pause was
         while not place.workers.have_priority:
             await trio.sleep(0.005)
     nursery.cancel_scope.cancel()
@@ -214,22 +218,42 @@ async def test_the_watermark_is_lowered_while_swap_writes_do_not_reach_us(place:
     nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("why", ["nothing is written", "stores go on", "memory is to be had"])
-async def test_the_watermark_is_left_alone_where_nothing_stands_still(place: Place, nursery: trio.Nursery, why: str) -> None:
-    place.start(nursery)
+SHORT = Memory(room=39 * MIB, available=4 * MIB, under_write_back=200 << 10)
+
+
+@pytest.mark.parametrize("why", ["nothing is written", "stores go on", "loads go on", "memory is to be had"])
+def test_the_watermark_is_left_alone_where_nothing_stands_still(place: Place, why: str) -> None:
     place.store(3)
-    place.stand_still()
-    if why == "memory is to be had":
-        place.signals.available_at_once = 6 * MIB
-    if why == "nothing is written":
-        place.signals.under_write_back = 0
-    until = time.monotonic() + 3 * STILL_S
-    while time.monotonic() < until:
-        await trio.sleep(STILL_S / 5)
+    memory = {
+        "nothing is written": SHORT._replace(under_write_back=0),
+        "memory is to be had": SHORT._replace(available=6 * MIB),
+    }.get(why, SHORT)
+    for look in range(20):
+        place.pressure.standstill.look(look * STILL_S / 2, memory, 10 * MIB)
         if why == "stores go on":
             assert place.engine.pager.write(0, memoryview(page_of("half", 1))) is None
+        elif why == "loads go on":
+            assert place.tmem.load(0)
     assert not place.watermark.shares and not place.pressure.standstill.count
-    nursery.cancel_scope.cancel()
+
+
+def test_what_lowering_does_not_help_is_left_alone_for_a_while(place: Place) -> None:
+    """Files under write-back that hang while memory is short: nothing is swapped, and nothing stands still."""
+    standstill, step = place.pressure.standstill, STILL_S / 4
+    for look in range(int((LONGEST_S + PAUSE_S) / step)):
+        standstill.look(look * step, SHORT, 10 * MIB)
+    assert place.watermark.shares == [*SHARES, 1] and standstill.count == 1 and standstill.is_suspected
+    for look in range(int((LONGEST_S + PAUSE_S) / step), int((2 * LONGEST_S + PAUSE_S - STILL_S) / step)):
+        standstill.look(look * step, SHORT, 10 * MIB)
+    assert place.watermark.shares == [*SHARES, 1, *SHARES] and standstill.count == 2
+
+
+def test_a_watermark_that_may_not_be_lowered_is_not_counted(place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    standstill = Standstill(place.tmem, MinimumWatermark(tmp_path / "none"))
+    for look in range(20):
+        standstill.look(look * STILL_S / 2, SHORT, 10 * MIB)
+    standstill.end()
+    assert not standstill.count and not caplog.records
 
 
 @pytest.mark.parametrize("ended_by", ["another mode", "the end of the daemon"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,32 @@ def test_the_next_time_it_is_what_an_administrator_made_of_it(file: Path) -> Non
 
 def test_without_the_right_nothing_is_changed(tmp_path: Path) -> None:
     watermark = MinimumWatermark(tmp_path / "none")
-    watermark.lower(1 / 2)
+    assert not watermark.lower(1 / 2)
     watermark.restore()
     watermark.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_restored_is_tried_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watermark = MinimumWatermark(file)
+    assert watermark.lower(1 / 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", _fails)
+        watermark.restore()
+    assert file.read_text()[:4] == "4999"
+    watermark.restore()
+    assert file.read_text() == "9999\n"
+
+
+def test_what_cannot_be_lowered_is_not_restored(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watermark = MinimumWatermark(file)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", _fails)
+        assert not watermark.lower(1 / 2)
+    file.write_text("8000\n")
+    watermark.restore()
+    assert file.read_text() == "8000\n"
+
+
+def _fails(*_: object) -> int:
+    raise PermissionError

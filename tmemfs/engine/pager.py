@@ -33,6 +33,9 @@ from tmemfs.units import PAGE_BYTES
 #: Slots one discard forgets at once on the page path; more of them are forgotten in steps of this size by a thread.
 DISCARD_SLOTS: Final = 2048
 
+#: More than what is compressed at once (store/compiled.pyx).
+_WARM_PAGES: Final = 16
+
 Lane = Literal["load", "store"]
 
 
@@ -86,7 +89,8 @@ class Pager:
 
     def warm_thread(self) -> None:
         """Have the calling thread do once what it will do, so that it has its stack and its buffer."""
-        encode_pages(memoryview(os.urandom(PAGE_BYTES // 2) + bytes(PAGE_BYTES // 2) + os.urandom(PAGE_BYTES)), self.codec)
+        half = os.urandom(PAGE_BYTES // 2) + bytes(PAGE_BYTES // 2)
+        encode_pages(memoryview(half * _WARM_PAGES + os.urandom(PAGE_BYTES)), self.codec)
         self._reader.warm()
 
     def read(self, offset: int, size: int) -> bytes | Deferred:

@@ -1,8 +1,8 @@
 """Pressure: watches the signals of memory pressure, and steers the shrinker by the control law (store/pressure.py).
 
 It looks when something moves: pages are being stored, a stall or a threshold is told. From then on it looks every LOOK_S until
-nothing has moved for QUIET_S, and then waits again. Only while there is little room and much in the pool, and while the pool grows
-back, it also looks every IDLE_S.
+nothing has moved for QUIET_S, and while swapping seems to stand still (standstill.py), and then waits again. Only while there is
+little room and much in the pool, while the pool grows back, and while the kernel's workers have priority, it looks every IDLE_S.
 
     mode auto     the law acts
     mode manual   signals are watched and shown; the pool moves by its limits, its watermarks and `shrink`

@@ -2,7 +2,10 @@
 
 On its way here a swap write allocates a little. If its worker finds no page above the kernel's minimum watermark, it waits for one,
 and what would free one is that write. Priority lets it go below that watermark (host/kworkers.py), but not a worker that waited
-already when it got it. Then the watermark is lowered, further and further, until something arrives again.
+already when it got it. Then the watermark is lowered, in steps, until something arrives again, for LONGEST_S at most.
+
+Files under write-back that hang, and a disk that takes long with what reached us, look the same: then the watermark is lowered for
+nothing.
 
 Called in trio's thread. Knows nothing of the control law.
 """
@@ -22,8 +25,11 @@ log = logging.getLogger(__name__)
 STILL_S: Final = 0.25
 #: Less than this share of the reserve to be had without swapping.
 SHORT_SHARE: Final = 1 / 2
-#: Of the watermark, one after the other, each for STILL_S; the last until something moves.
+#: Of the watermark, one after the other, each for STILL_S.
 SHARES: Final = (3 / 4, 1 / 2)
+#: What has not helped so long after the standstill began will not: it is something else. It is tried again after a pause.
+LONGEST_S: Final = 2.0
+PAUSE_S: Final = 10.0
 
 
 class Standstill:
@@ -34,7 +40,8 @@ class Standstill:
         self._watermark = watermark or MinimumWatermark()
         self._pages = 0
         self._since: float | None = None
-        self._lowered = 0
+        self._steps = 0
+        self._is_lower = False
         self.count = 0
 
     @property
@@ -50,18 +57,26 @@ class Standstill:
             self.end()
         elif self._since is None:
             self._since = now
-        elif now - self._since >= STILL_S * (self._lowered + 1) and self._lowered < len(SHARES):
-            self._watermark.lower(SHARES[self._lowered])
-            self.count += not self._lowered
-            self._lowered += 1
+        elif now - self._since >= LONGEST_S:
+            self.end()
+            self._since = now + PAUSE_S
+        elif self._steps < len(SHARES) and now - self._since >= STILL_S * (self._steps + 1):
+            self._lower()
         self._pages = pages
 
     def end(self) -> None:
         """It moves, or nobody looks any more."""
-        if self._lowered:
-            self._watermark.restore()
-            log.warning("swap writes did not reach us for want of memory: the minimum watermark was lowered for a moment")
-        self._since, self._lowered = None, 0
+        self._watermark.restore()
+        if self._is_lower:
+            log.warning("no page was stored or loaded while memory was short: the minimum watermark was lowered for a moment")
+        self._since, self._steps, self._is_lower = None, 0, False
+
+    def _lower(self) -> None:
+        """By one step; counted where it may be done."""
+        is_lower = self._watermark.lower(SHARES[self._steps])
+        self.count += is_lower and not self._is_lower
+        self._is_lower = self._is_lower or is_lower
+        self._steps += 1
 
     def close(self) -> None:
         """Leave the watermark as it was."""

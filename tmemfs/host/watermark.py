@@ -24,16 +24,18 @@ class MinimumWatermark:
         with suppress(OSError):
             self._fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)
 
-    def lower(self, share: float) -> None:
-        """To a share of what it was before the first call."""
-        if self._fd is not None:
-            self._usual = self._usual or os.pread(self._fd, _READ_BYTES, 0)
-            self._write(b"%d" % int(int(self._usual) * share))
+    def lower(self, share: float) -> bool:
+        """To a share of what it was before the first call; whether it could be."""
+        if self._fd is None:
+            return False
+        usual = self._usual or os.pread(self._fd, _READ_BYTES, 0)
+        if self._write(b"%d" % int(int(usual) * share)):
+            self._usual = usual
+        return self._usual is not None
 
     def restore(self) -> None:
-        """As it was."""
-        if self._usual is not None:
-            self._write(self._usual)
+        """As it was; what fails is tried again at the next call."""
+        if self._usual is not None and self._write(self._usual):
             self._usual = None
 
     def close(self) -> None:
@@ -43,7 +45,10 @@ class MinimumWatermark:
             os.close(self._fd)
             self._fd = None
 
-    def _write(self, kib: bytes) -> None:
+    def _write(self, kib: bytes) -> bool:
+        """Whether it was taken."""
         assert self._fd is not None
         with suppress(OSError):
             os.pwrite(self._fd, kib, 0)
+            return True
+        return False

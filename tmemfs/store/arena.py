@@ -142,11 +142,13 @@ class Arena:
         (self._ready if short else self._releasing).append(frame)
         return not short
 
-    def shed_ready(self) -> None:
-        """Queue ready frames for release while more is held than the limit allows."""
+    def shed_ready(self) -> int:
+        """Queue ready frames for release while more is held than the limit allows; how many."""
         over = self.held - len(self._releasing) - self._given_back - self.limit
-        for _ in range(min(max(over, 0), len(self._ready))):
+        shed = min(max(over, 0), len(self._ready))
+        for _ in range(shed):
             self._releasing.append(self._ready.pop())
+        return shed
 
     def take_releasing(self, most: int) -> tuple[Frame, ...]:
         """Up to `most` frames whose memory is to be given back now."""

@@ -12,7 +12,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
-from tmemfs.store import codec, record, segments
+from tmemfs.store import codec, insert, record, segments
 from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES
 
 cdef extern from "lz4.h" nogil:
@@ -28,6 +28,8 @@ cdef extern from *:
     void store_release(uint64_t *at, uint64_t value) nogil
 
 cdef enum:
+    #: insert.REVISION of what this was written after.
+    REVISION = 1
     PAGE = 4096
     BLOCK = 4096
     SEGMENT = 1 << 20
@@ -56,10 +58,10 @@ cdef uint64_t CHECKSUM = 0xFFFF_FFFF_FFFF_0000
 def _same_constants():
     """What is written out above is what the modules say."""
     ours = (PAGE, BLOCK, SEGMENT, LARGEST, HEADER, GRAIN, ZERO_TAG, RAW_TAG, FILL_TAG, LZ4_TAG, TAGS - 1, LENGTH_AT, OFFSET_AT,
-            SEGMENT_AT, LENGTHS, CHECKSUM, RECORD_WORDS * 8)
+            SEGMENT_AT, LENGTHS, CHECKSUM, RECORD_WORDS * 8, REVISION)
     theirs = (PAGE_BYTES, BLOCK_BYTES, SEGMENT_BYTES, codec.LARGEST_COMPRESSED_BYTES, record.HEADER_BYTES, record.GRAIN_BYTES,
               codec.ZERO, codec.RAW, codec.FILL, codec.LZ4, record.TAG_MASK, record.LENGTH_SHIFT, record.OFFSET_BYTES_SHIFT,
-              record.SEGMENT_SHIFT, record.LENGTH_MASK, record.CHECKSUM_MASK, segments.RECORD_BYTES)
+              record.SEGMENT_SHIFT, record.LENGTH_MASK, record.CHECKSUM_MASK, segments.RECORD_BYTES, insert.REVISION)
     if ours != theirs or sys.byteorder != "little":
         raise ImportError("compiled from another version of tmemfs, or for a big-endian machine: run 'make setup' again")
 
@@ -144,8 +146,10 @@ cdef class Inserter:
 
     def insert(self, uint64_t first, list packed not None, Py_ssize_t start=0):
         """Store entries of `packed` from `start` on, for slots first+start, ...; gives how many entries are stored now."""
-        if first + len(packed) > self._slots:
-            raise IndexError(f"there is no slot {first + len(packed) - 1}")
+        if first > self._slots or <uint64_t>len(packed) > self._slots - first:
+            raise IndexError(f"there is no slot {int(first) + len(packed) - 1}")
+        if start < 0:
+            raise IndexError(f"there is no entry {start}")
         cdef Changes changes
         memset(&changes, 0, sizeof(changes))
         cdef Py_ssize_t number = start, count = len(packed)
@@ -155,7 +159,7 @@ cdef class Inserter:
                 entry = <tuple?>packed[number]
                 if len(entry) != 2 or not ZERO_TAG <= entry[0] < TAGS:
                     raise TypeError(f"a tag and a payload are wanted, not {entry}")
-                if not self._store(&changes, first + number, entry[0], entry[1]):
+                if not self._store(&changes, first + number, entry[0], <bytes?>entry[1]):
                     break
                 number += 1
         finally:
@@ -164,6 +168,8 @@ cdef class Inserter:
 
     cdef bint _store(self, Changes *changes, uint64_t slot, int tag, bytes payload) except -1:
         """Store one page; False if there is no frame for it."""
+        if len(payload) > PAGE:
+            raise ValueError(f"a payload of {len(payload)} bytes is longer than a page")
         cdef uint64_t handle = ZERO_TAG, at, end, word, length = PyBytes_GET_SIZE(payload)
         cdef uint32_t owner = <uint32_t>slot
         cdef const char *data = PyBytes_AS_STRING(payload)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 try:
     from tmemfs.store import compiled
-except ImportError as error:
+except (ImportError, AttributeError) as error:  # not built, or built of other modules than are here
     WHY_NOT = str(error)
 else:
     WHY_NOT = "TMEMFS_PURE_PYTHON is set" if os.environ.get("TMEMFS_PURE_PYTHON", "0") not in ("", "0") else ""

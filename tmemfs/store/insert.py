@@ -7,7 +7,7 @@ Order of a store: record bytes, then fill, then the handle, so that a process ki
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from xxhash import xxh3_64_intdigest
 
@@ -29,6 +29,8 @@ from tmemfs.units import SEGMENT_BYTES
 if TYPE_CHECKING:
     from tmemfs.store.tmem import Tmem
 
+#: Counts the changes of what Inserter and codec.encode_pages do: compiled.pyx says which it was written after.
+REVISION: Final = 1
 _pack_header = HEADER.pack_into
 
 

@@ -264,9 +264,8 @@ class Tmem:
     def limit_pool(self, limit_bytes: int) -> None:
         """At most `limit_bytes` of RAM from now on; what is above has to be shrunk by the caller."""
         with self.lock:
-            self.arena.limit = min(limit_bytes // SEGMENT_BYTES, self.arena.frames)
-            self.arena.shed_ready()
-            if self.arena.has_releasing or self.arena.wants_populating:
+            before, self.arena.limit = self.arena.limit, min(limit_bytes // SEGMENT_BYTES, self.arena.frames)
+            if self.arena.shed_ready() or (self.arena.limit > before and self.arena.wants_populating):
                 self.notice()
 
     def limit_backing(self, limit_bytes: int) -> None:
