@@ -38,6 +38,7 @@ from tmemfs.host.doctor import require_root
 from tmemfs.host.log import log_in_background
 from tmemfs.host.notify import notify
 from tmemfs.host.swapdev import is_mounted, loop_devices_of, unmount
+from tmemfs.host.watermark import no_boost
 from tmemfs.store.arena import KEPT_FRAMES, SPARE_FRAMES, Arena
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.segments import CLEANING_RESERVE_BYTES, Extents, SegmentTable
@@ -204,7 +205,8 @@ class _Server:
         """Serve until pyfuse3 is told of the unmount, or `ended` returns."""
         self._services.engine.pager.warm(REQUESTS_UNDER_WAY, REQUEST_PAGES)
         try:
-            with log_in_background():
+            with log_in_background(), no_boost() as is_off:
+                self._services.outcomes["watermark_boost_off"] = int(is_off)
                 trio.run(self._main, ended)
         finally:
             pyfuse3.close(unmount=self._datapath != "relay")

@@ -50,6 +50,14 @@ def image(place: Place) -> Iterator[int]:
     os.close(fd)
 
 
+def test_requests_are_read_and_not_spliced(relay: Place) -> None:
+    for _ in range(3):
+        relay.read("stat")
+    opened = [os.readlink(file) for file in Path(f"/proc/{relay.pid}/fd").iterdir()]
+    assert "/dev/fuse" in opened
+    assert not [name for name in opened if name.startswith("pipe:")]  # libfuse makes one the first time it splices
+
+
 def test_any_offset_and_length_reads_what_was_written(place: Place, image: int) -> None:
     rng = random.Random(7)
     model = bytearray(4 * MIB)

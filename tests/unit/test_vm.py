@@ -188,6 +188,32 @@ def test_a_guest_without_a_verdict_has_failed(tmp_path: Path) -> None:
     assert not verdict.passed and "the guest hung" in verdict.reasons[0]
 
 
+ASKED = """\
+[   19.6] Node 0 DMA32 free:3772kB boost:2048kB min:4636kB low:5280kB high:5924kB
+[   20.0] sysrq: Show Blocked State
+[   20.1] task:kworker/u4:1    state:D stack:0     pid:28    ppid:2      flags:0x00004000
+[   20.1]  <TASK>
+[   20.1]  __schedule+0x34d/0xa00
+[   20.1]  schedule_timeout+0x94/0x150
+[   20.1]  ? __bpf_trace_tick_stop+0x10/0x10
+[   20.1]  mempool_alloc+0x172/0x1b0
+[   20.1]  bio_alloc_bioset+0x1e2/0x490
+[   20.2] task:kworker/u4:1    state:D stack:0     pid:29    ppid:2      flags:0x00004000
+[   20.2]  mempool_alloc+0x172/0x1b0
+[   20.2]  bio_alloc_bioset+0x1e2/0x490
+[   21.0] sysrq: Show State
+[   21.1] task:idle            state:S stack:0     pid:1     ppid:0      flags:0x00000002
+[   21.1]  ep_poll+0x34d/0xa00
+"""
+
+
+def test_a_hung_guest_says_where(tmp_path: Path) -> None:
+    (tmp_path / "console.log").write_text(ASKED)
+    where = ("zone DMA32: free 3772kB, minimum 4636kB with a boost of 2048kB", "kworker/u4:1: mempool_alloc < bio_alloc_bioset")
+    assert vm.read_verdict("tmemfs", "quiet", tmp_path, "the guest hung").reasons[1:] == where
+    assert evidence.where_it_hangs("nothing was told") == []
+
+
 def test_a_guest_that_had_to_be_ended_has_failed_whatever_it_wrote(tmp_path: Path) -> None:
     (tmp_path / "quiet.json").write_text(json.dumps({"figures": {"wakes_per_s_least": 0.2}, "reasons": []}))
     assert vm.read_verdict("tmemfs", "quiet", tmp_path, None).passed

@@ -1,4 +1,4 @@
-"""The minimum watermark: lowered by share of what it was, restored, and left alone without the right to write it."""
+"""The minimum watermark: lowered by share of what it was, restored, not boosted meanwhile, left alone without the right."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tmemfs.host.watermark import MinimumWatermark
+from tmemfs.host.watermark import MinimumWatermark, no_boost
 
 
 @pytest.fixture
@@ -67,6 +67,33 @@ def test_what_cannot_be_lowered_is_not_restored(file: Path, monkeypatch: pytest.
     file.write_text("8000\n")
     watermark.restore()
     assert file.read_text() == "8000\n"
+
+
+@pytest.mark.parametrize("usual", ["15000\n", "0\n"])
+def test_boosting_is_off_inside_and_as_it_was_afterwards(file: Path, usual: str) -> None:
+    file.write_text(usual)
+    with no_boost(file) as is_off:
+        assert is_off and file.read_text().strip() == "0"
+    assert file.read_text().strip() == usual.strip()
+
+
+def test_what_an_administrator_makes_of_boosting_meanwhile_stays(file: Path) -> None:
+    file.write_text("15000\n")
+    with no_boost(file):
+        file.write_text("300\n")
+    assert file.read_text() == "300\n"
+
+
+def test_boosting_is_on_again_after_an_error(file: Path) -> None:
+    with pytest.raises(RuntimeError), no_boost(file):
+        raise RuntimeError
+    assert file.read_text().strip() == "9999"
+
+
+def test_boosting_that_cannot_be_turned_off_is_said_to_be_on(tmp_path: Path) -> None:
+    with no_boost(tmp_path / "none") as is_off:
+        assert not is_off
+    assert list(tmp_path.iterdir()) == []
 
 
 def _fails(*_: object) -> int:

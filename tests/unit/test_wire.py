@@ -63,10 +63,10 @@ def field_of(reply: bytearray, label: str) -> int:
 
 
 def test_every_structure_is_documented() -> None:
-    assert list(STRUCTS) == [HEADER, "READ", "WRITE", "FALLOCATE", "reply header", "WRITE reply", "INIT reply"]
+    assert list(STRUCTS) == [HEADER, "READ", "WRITE", "FALLOCATE", "reply header", "WRITE reply", "INIT", "INIT reply"]
 
 
-@pytest.mark.parametrize(("name", "total", "places"), [entry for entry in documented() if entry[0] != "INIT reply"])
+@pytest.mark.parametrize(("name", "total", "places"), [entry for entry in documented() if not entry[0].startswith("INIT")])
 def test_the_fields_of_a_structure_add_up_to_its_size(name: str, total: int, places: dict[str, tuple[int, int]]) -> None:
     assert sum(size for _, size in places.values()) == total
     assert all(at % size == 0 for at, size in places.values())
@@ -94,7 +94,7 @@ def test_a_fallocate_is_understood() -> None:
 
 
 def test_the_opcodes_are_the_kernel_s() -> None:
-    assert (wire.READ, wire.WRITE, wire.INTERRUPT, wire.FALLOCATE) == (15, 16, 36, 43)
+    assert (wire.READ, wire.WRITE, wire.INIT, wire.INTERRUPT, wire.FALLOCATE) == (15, 16, 26, 36, 43)
 
 
 @given(st.integers(0, (1 << 64) - 1), st.integers(1, 4095))
@@ -122,7 +122,7 @@ def test_limits_are_set_in_the_reply_to_init() -> None:
     assert field_of(reply, "max pages") == wire.REQUEST_PAGES == 64
 
 
-@given(max_write=U32, more=st.integers(30, 200))
+@given(max_write=U32, more=st.integers(64, 200))
 def test_limits_change_nothing_but_what_they_limit(max_write: int, more: int) -> None:
     reply = init_reply(max_write=max_write, more=more)
     before = bytes(reply)
@@ -142,7 +142,25 @@ def test_an_error_reply_to_init_is_left_as_it_is(more: int) -> None:
     assert reply == before
 
 
-@pytest.mark.parametrize("more", [0, 8, 24, 29])
+def test_a_reply_of_the_protocol_that_libfuse_was_told_is_made_as_long_as_today_s() -> None:
+    reply = init_reply(more=24)
+    before = bytes(reply)
+    wire.limit_requests(reply)
+    assert wire.REPLY.unpack_from(reply) == (wire.REPLY_BYTES + 64, 0, 7) and len(reply) == wire.REPLY_BYTES + 64
+    assert reply[wire.REPLY_BYTES : wire.REPLY_BYTES + 16] == before[wire.REPLY_BYTES : wire.REPLY_BYTES + 16]
+    assert field_of(reply, "max pages") == wire.REQUEST_PAGES and field_of(reply, "max write") == wire.REQUEST_BYTES
+    assert field_of(reply, "time granularity") == 0
+
+
+@pytest.mark.parametrize(("minor", "told"), [(31, 13), (38, 13), (12, 12)])
+def test_libfuse_is_told_a_protocol_without_splicing(minor: int, told: int) -> None:
+    request = message("INIT", {"opcode": wire.INIT, "major": 7, "minor": minor})
+    expected = message("INIT", {"opcode": wire.INIT, "major": 7, "minor": told})
+    wire.decline_splice(memoryview(request))
+    assert request == expected
+
+
+@pytest.mark.parametrize("more", [0, 8, 23])
 def test_a_reply_too_short_for_limits_is_left_as_it_is(more: int) -> None:
     reply = bytearray(wire.REPLY_BYTES + more)
     wire.limit_requests(reply)

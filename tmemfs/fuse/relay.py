@@ -3,10 +3,11 @@
     kernel <-> /dev/fuse <-> the leader --(READ, WRITE, FALLOCATE of the image)--> pager
                                 |  |`-- loads from a tier: leaves the lead (turns.py), reads, answers --> /dev/fuse
                                 |  `--- stores that wait --> store thread --> /dev/fuse
-                                `------ all other requests --> socket --> pyfuse3 under trio
-                                                               socket --> replies thread --> /dev/fuse
+                                `------ all other requests --> forwards thread --> socket --> pyfuse3 under trio
+                                                                                   socket --> replies thread --> /dev/fuse
 
-pyfuse3 is given one end of a SEQPACKET pair as /dev/fd/N and never sees a page. A reply goes out with one write(2), from a
+pyfuse3 is given one end of a SEQPACKET pair as /dev/fd/N and never sees a page. It holds the interpreter's lock while it receives,
+so it must not splice: the pages for that may have to wait for us (wire.decline_splice). A reply goes out with one write(2), from a
 buffer that is faulted in for a page from RAM, so any thread may answer. INTERRUPT is dropped: a request that waits for room or
 for a disk is finished, not taken back.
 
@@ -16,7 +17,7 @@ or belongs to one thread.
 Invariants:
 1. Each request is answered exactly once, by whoever holds its `unique`.
 2. Who leads never waits for a tier or for room in the pool, and for the lock no longer than a request of another thread holds
-   it: REQUEST_PAGES stores, or DISCARD_SLOTS slots forgotten.
+   it: REQUEST_PAGES stores, or DISCARD_SLOTS slots forgotten. Nor does it send: a socket's message takes memory of the kernel's.
 3. The request buffers are the leader's alone; work it leaves with borrows nothing of them.
 """
 
@@ -72,11 +73,13 @@ class Relay:
         self.buffers = Region("requests", _DATA_AT + wire.REQUEST_BYTES + PAGE_BYTES)
         self._turns: Turns[Work] = Turns(READERS + 1)
         self._stores: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._forwards: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._ended = os.eventfd(0, os.EFD_CLOEXEC)
         self._bugs: set[str] = set()
         self.requests = self.deferred = 0
         self._threads = [
             threading.Thread(target=self._return_replies, name="replies", daemon=True),
+            threading.Thread(target=self._send_forwards, name="forwards", daemon=True),
             threading.Thread(target=self._store, name="stores", daemon=True),
             *(threading.Thread(target=self._take_turns, name=f"page-path-{n}", daemon=True) for n in range(READERS + 1)),
         ]
@@ -119,6 +122,7 @@ class Relay:
             if work is None:
                 os.eventfd_write(self._ended, 1)
                 self._stores.put(None)
+                self._forwards.put(None)
         return work
 
     def _serve_requests(self) -> Work | None:
@@ -200,13 +204,21 @@ class Relay:
             self._reply(wire.REPLY.pack(wire.REPLY_BYTES + len(result), 0, unique), result)
 
     def _forward(self, head: memoryview, data: memoryview, count: int, opcode: int) -> None:
-        """Hand a request to pyfuse3, untouched."""
+        """Hand a request to pyfuse3, untouched but for INIT."""
+        if opcode == wire.INIT:
+            wire.decline_splice(head)
         if opcode != wire.INTERRUPT:
             first = min(count, wire.IO_BYTES)
+            self._forwards.put(bytes(head[:first]) + bytes(data[: count - first]))
+
+    def _send_forwards(self) -> None:
+        """Send pyfuse3 its requests, until told to end."""
+        prepare_thread()
+        while request := self._forwards.get():
             try:
-                self._ours.sendmsg([head[:first], data[: count - first]])
+                self._ours.send(request)
             except OSError:  # pyfuse3 has gone: so will the mount
-                self._reply(wire.error_reply(wire.HEADER.unpack_from(head)[2], errno.ENOTCONN))
+                self._reply(wire.error_reply(wire.HEADER.unpack_from(request)[2], errno.ENOTCONN))
 
     def _store(self) -> None:
         """Finish deferred stores, until told to end."""

@@ -6,6 +6,7 @@
     FALLOCATE, 32 bytes        fh u64, offset u64, length u64, mode u32, padding u32
     reply header, 16 bytes     len u32, -errno i32, unique u64
     WRITE reply, 8 bytes       size u32, padding u32
+    INIT, 64 bytes             major u32, minor u32, readahead u32, flags u32, flags2 u32, ...
     INIT reply, 64 bytes       major u32, minor u32, readahead u32, flags u32, max background u16, congestion u16,
                                max write u32, time granularity u32, max pages u16, ...
 
@@ -19,6 +20,7 @@ from typing import Final
 
 READ: Final = 15
 WRITE: Final = 16
+INIT: Final = 26
 INTERRUPT: Final = 36
 FALLOCATE: Final = 43
 
@@ -27,6 +29,7 @@ HEADER: Final = Struct("<IIQQ")
 IO: Final = Struct("<IIQQ24xQI")
 FALLOCATION: Final = Struct("<IIQQ24xQQI")
 IO_BYTES: Final = 80
+HEADER_BYTES: Final = 40
 
 REPLY: Final = Struct("<IiQ")
 REPLY_BYTES: Final = REPLY.size
@@ -44,13 +47,28 @@ REQUESTS_UNDER_WAY: Final = 8
 
 _INIT_LIMITS: Final = Struct("<HHIIH")
 _INIT_LIMITS_AT: Final = REPLY_BYTES + 16
+_INIT_REPLY_BYTES: Final = REPLY_BYTES + 64
+_OLD_INIT_REPLY_BYTES: Final = REPLY_BYTES + 24
+_MINOR: Final = Struct("<I")
+_MINOR_AT: Final = HEADER_BYTES + 4
+#: Of the protocol: from 14 on libfuse splices requests into a pipe, and the kernel wants pages for that (fuse_lowlevel.c).
+_MINOR_WITHOUT_SPLICE: Final = 13
+
+
+def decline_splice(request: memoryview) -> None:
+    """Have libfuse read its requests with read(2): in the request INIT, say that the kernel knows splicing no better."""
+    (minor,) = _MINOR.unpack_from(request, _MINOR_AT)
+    _MINOR.pack_into(request, _MINOR_AT, min(minor, _MINOR_WITHOUT_SPLICE))
 
 
 def limit_requests(reply: bytearray) -> None:
-    """Set our limits in libfuse's reply to INIT; an error reply is left as it is."""
-    _, error, _ = REPLY.unpack_from(reply)
-    if error or len(reply) < _INIT_LIMITS_AT + _INIT_LIMITS.size:
+    """Set our limits in libfuse's reply to INIT, made as long as it is today; an error reply is left as it is."""
+    _, error, unique = REPLY.unpack_from(reply)
+    if error or len(reply) < _OLD_INIT_REPLY_BYTES:
         return
+    if len(reply) < _INIT_REPLY_BYTES:
+        reply.extend(bytes(_INIT_REPLY_BYTES - len(reply)))
+        REPLY.pack_into(reply, 0, len(reply), 0, unique)
     _, _, max_write, granularity, _ = _INIT_LIMITS.unpack_from(reply, _INIT_LIMITS_AT)
     limits = (REQUESTS_UNDER_WAY, REQUESTS_UNDER_WAY * 3 // 4, min(max_write, REQUEST_BYTES), granularity, REQUEST_PAGES)
     _INIT_LIMITS.pack_into(reply, _INIT_LIMITS_AT, *limits)

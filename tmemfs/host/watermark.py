@@ -1,18 +1,38 @@
 """The kernel's minimum watermark: free memory that it keeps from everybody but itself and a few.
 
-Lowered for moments, so that who waits for a page above it has one. Writing it also takes back what the kernel raised it by for
-fragmented memory. Sources: Documentation/admin-guide/sysctl/vm.rst (min_free_kbytes), mm/page_alloc.c (setup_per_zone_wmarks).
+Lowered for moments, so that who waits for a page above it has one. Not raised for fragmented memory while a swap is served: the
+kernel raises it by some megabytes then, for everybody, and what is free below it frees nobody. Sources:
+Documentation/admin-guide/sysctl/vm.rst (min_free_kbytes, watermark_boost_factor), mm/page_alloc.c (boost_watermark).
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 _FILE: Final = Path("/proc/sys/vm/min_free_kbytes")
+_BOOST: Final = Path("/proc/sys/vm/watermark_boost_factor")
 _READ_BYTES: Final = 32
+
+
+@contextmanager
+def no_boost(file: Path = _BOOST) -> Iterator[bool]:
+    """No raising of the watermark inside; gives whether that could be had. As it was afterwards, unless somebody has set it."""
+    usual, is_off = "0", False
+    with suppress(OSError):
+        usual = file.read_text().strip()
+        if usual != "0":
+            file.write_text("0")
+        is_off = True
+    try:
+        yield is_off
+    finally:
+        with suppress(OSError):
+            if is_off and usual != "0" and file.read_text().strip() == "0":
+                file.write_text(usual)
 
 
 class MinimumWatermark:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from tools.vm import machine
-from tools.vm.evidence import Verdict
+from tools.vm.evidence import Verdict, where_it_hangs
 
 CONTENDERS: Final = ("tmemfs", "zram", "zswap")
 #: Scenarios that share a guest, in their order: an idle daemon is idle only at first, and has seen no pressure.
@@ -111,13 +111,14 @@ def boot(run: Run, kernel: Path, output: Path, full: bool, memory: str = machine
 
 def read_verdict(contender: str, scenario: str, results: Path, ended: str | None) -> Verdict:
     """What the guest wrote; a guest that had to be ended, or died, has failed."""
+    log, hangs = results / "console.log", tuple[str, ...]()
+    if ended and log.exists():
+        hangs = tuple(where_it_hangs(log.read_text(errors="replace")))
     try:
         found = json.loads((results / f"{scenario}.json").read_text())
     except (OSError, ValueError):
-        return Verdict(
-            scenario, contender, {}, (f"no verdict: {ended or 'the guest ended without one'}: see {results}/console.log",)
-        )
-    reasons = (*found["reasons"], *((f"{ended}: see {results}/console.log",) if ended else ()))
+        return Verdict(scenario, contender, {}, (f"no verdict: {ended or 'the guest ended without one'}: see {log}", *hangs))
+    reasons = (*found["reasons"], *((f"{ended}: see {log}", *hangs) if ended else ()))
     return Verdict(scenario, contender, found["figures"], reasons)
 
 

@@ -18,6 +18,13 @@ _BROKEN: re.Pattern[str] = re.compile(
     r"(?:Read-error on swap-device|Write-error on swap-device|soft lockup|rcu: INFO: .*stall|I/O error, dev|kernel BUG|"
     r"BUG: unable|Kernel panic).*"
 )
+_BLOCKED: re.Pattern[str] = re.compile(r"sysrq: Show Blocked State\n(.*?)(?:sysrq: |\Z)", re.DOTALL)
+_TASK: re.Pattern[str] = re.compile(r"\] task:(\S+) ")
+_FRAME: re.Pattern[str] = re.compile(r"^\[[ \d.]+\]  ([\w.]+)\+0x", re.MULTILINE)
+_ZONE: re.Pattern[str] = re.compile(r"Node \d+ (\w+) free:(\w+) boost:(\w+) min:(\w+)")
+#: Frames of a task that waits, beginning with what it waits in; the scheduler's own are left out.
+_FRAMES = 12
+_OF_SCHEDULER = ("__schedule", "schedule", "schedule_timeout", "io_schedule", "io_schedule_timeout")
 
 Figure = int | float | str | bool
 
@@ -71,6 +78,21 @@ def hung_tasks(log: str) -> list[str]:
 def breakage(log: str) -> list[str]:
     """Other lines of the kernel log that must not be there: errors of the swap device, lockups, panics."""
     return [match[0] for match in _BROKEN.finditer(log)]
+
+
+def where_it_hangs(console: str) -> list[str]:
+    """What a hung guest's kernel told when it was asked (machine.ask_where_it_hangs): free memory by zone, and who waits where.
+
+    'NAME: FUNCTION < CALLER < ...', once for tasks of one name that wait in one place.
+    """
+    zones = _ZONE.findall(console)
+    found = [f"zone {name}: free {free}, minimum {minimum} with a boost of {boost}" for name, free, boost, minimum in zones]
+    blocked = _BLOCKED.search(console)
+    _, *parts = _TASK.split(blocked[1] if blocked else "")
+    for name, trace in zip(parts[::2], parts[1::2], strict=True):
+        frames = [frame for frame in _FRAME.findall(trace) if frame not in _OF_SCHEDULER]
+        found.append(f"{name}: {' < '.join(frames[:_FRAMES])}")
+    return list(dict.fromkeys(found))
 
 
 def judge_log(log: str, daemon_pid: int | None = None, kills_allowed: bool = False) -> list[str]:

@@ -368,7 +368,8 @@ def privileges(guest: Guest) -> Verdict:
     # IO_FLUSHER is PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE of the thread: include/linux/sched.h
     threads = {task.name: int((task / "stat").read_text().rpartition(")")[2].split()[6]) for task in (process / "task").iterdir()}
     flushers = sum(flag & 0x00180000 == 0x00180000 for flag in threads.values())
-    reasons = [f"{key} is {stat.get(key)}" for key in ("io_flusher", "oom_score_adj_set", "memory_locked") if stat.get(key) != "1"]
+    wanted = ("io_flusher", "oom_score_adj_set", "memory_locked", "watermark_boost_off")
+    reasons = [f"{key} is {stat.get(key)}" for key in wanted if stat.get(key) != "1"]
     if int(score) > -1000:
         reasons.append(f"oom_score_adj is {score}")
     if not locked:
