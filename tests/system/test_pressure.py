@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 
-from tests.mounted import TMEMFS, Place, wait_until
+from tests.mounted import TMEMFS, Place, mounted, wait_until
 from tmemfs.host.swapdev import mount_is_dead
 from tmemfs.units import MIB
 from tools.cgroup import MemoryCgroup, memory_controller
@@ -122,3 +122,24 @@ def test_under_steady_moderate_pressure_the_pool_keeps_its_size_and_grows_back_a
         wait_until(lambda: place.flat()["pressure_ceiling"] == "max")
         fill(place, LIMIT // 2 + 32 * MIB)
         assert place.number("pool_current") > max(sizes), (sizes, place.flat())
+
+
+@pytest.mark.timeout(120)
+def test_somebody_else_s_stall_is_noticed_though_no_page_is_stored(tmp_path: Path) -> None:
+    """A program that keeps meeting the limit of its own cgroup stalls for memory; the daemon's is another."""
+    with mounted(tmp_path) as place, MemoryCgroup("stalled", 24 * MIB) as cgroup:
+        if "stalls" not in place.read("state"):
+            pytest.skip("needs stalls that are told (PSI)")
+        wait_until(lambda: not _looks_in(place, 1.5))
+        write = f"echo $$ > {cgroup.tasks}; exec dd if=/dev/zero of={tmp_path}/file bs=1M count=4000 conv=notrunc oflag=sync"
+        with subprocess.Popen(["sh", "-c", write], stderr=subprocess.DEVNULL) as process:
+            try:
+                wait_until(lambda: _looks_in(place, 0.5) > 0)
+            finally:
+                process.kill()
+
+
+def _looks_in(place: Place, seconds: float) -> int:
+    before = place.number("pressure_looks")
+    time.sleep(seconds)
+    return place.number("pressure_looks") - before

@@ -147,7 +147,7 @@ class Pressure:
         try:
             async with trio.open_nursery() as nursery:
                 for stall in self.signals.stalls:
-                    nursery.start_soon(self._watch, stall.fileno(), stall.happened)
+                    nursery.start_soon(self._watch, stall.fileno(), stall.clear)
                 for limit in self.signals.limits:
                     nursery.start_soon(self._watch_threshold, limit)
                 await self._look_on()
@@ -244,14 +244,13 @@ class Pressure:
             self.counts.first_release_us = int((time.monotonic() - self._fell_at) * 1e6)
             self._released_before = 1 << 62  # only the first
 
-    async def _watch(self, fd: int, noted: Callable[[], bool]) -> None:
+    async def _watch(self, fd: int, clear: Callable[[], object]) -> None:
         """Look whenever `fd` tells something."""
         while True:
             await trio.lowlevel.wait_readable(fd)
-            if noted():
-                self.look_again()
-            else:
-                await trio.sleep(LOOK_S)
+            clear()
+            self.look_again()
+            await trio.sleep(LOOK_S)
 
     async def _watch_threshold(self, limit: CgroupLimit) -> None:
         """Look whenever a cgroup comes near its limit (v1 tells)."""
@@ -269,11 +268,10 @@ class Pressure:
                     return
 
 
-def _read_event(event: int) -> bool:
+def _read_event(event: int) -> None:
     """Take what `event` has counted."""
     with suppress(BlockingIOError):
         os.eventfd_read(event)
-    return True
 
 
 def default_settings(memory_bytes: int, pool_bytes: int) -> Settings:

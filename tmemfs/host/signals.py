@@ -114,9 +114,13 @@ class Stalls:
         """To wait for."""
         return self._poll.fileno()
 
-    def happened(self) -> bool:
-        """Whether the trigger has fired since this was last asked."""
-        return any(events & select.EPOLLPRI for _, events in self._poll.poll(0))
+    def clear(self) -> None:
+        """Ready for the next one.
+
+        A trigger is told once, and a poll that only asks takes it: so does the epoll of whoever waits for our descriptor. That this
+        was readable is all there is to know. Source: kernel/sched/psi.c (psi_trigger_poll).
+        """
+        self._poll.poll(0)
 
     def total_us(self) -> int:
         """How long something has stalled since the boot."""
