@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,17 @@ from tools.cgroup import memory_controller
 
 settings.register_profile("tmemfs", deadline=None, print_blob=True)
 settings.load_profile("tmemfs")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def boost_factor() -> Iterator[None]:
+    """As it was: a daemon that is killed leaves it at 0 (tmemfs/host/watermark.py)."""
+    file = Path("/proc/sys/vm/watermark_boost_factor")
+    before = file.read_text()
+    yield
+    if file.read_text() != before:
+        with suppress(OSError):
+            file.write_text(before)
 
 
 def _missing_for_fuse() -> str | None:
