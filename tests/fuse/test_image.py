@@ -58,6 +58,15 @@ def test_requests_are_read_and_not_spliced(relay: Place) -> None:
     assert not [name for name in opened if name.startswith("pipe:")]  # libfuse makes one the first time it splices
 
 
+def test_the_kernel_does_not_boost_its_minimum_watermark_while_there_is_a_mount(tmp_path: Path) -> None:
+    factor = Path("/proc/sys/vm/watermark_boost_factor")
+    factor.write_text("15000")
+    with mounted(tmp_path) as place:
+        assert place.number("watermark_boost_off") == 1
+        assert factor.read_text() == "0\n"
+    wait_until(lambda: factor.read_text() == "15000\n")
+
+
 def test_any_offset_and_length_reads_what_was_written(place: Place, image: int) -> None:
     rng = random.Random(7)
     model = bytearray(4 * MIB)
