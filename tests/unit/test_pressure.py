@@ -42,9 +42,8 @@ class Machine:
         self.now += seconds
         self.others += taken
         self.pool += stored
-        look = Look(
-            self.now, int(self.room), int(self.pool), TOP, int(self.released), int(self.released * self.refault_share), stalled
-        )
+        released, refaulted = int(self.released), int(self.released * self.refault_share)
+        look = Look(self.now, int(self.room), int(self.pool), TOP, released, refaulted, released, stalled)
         self.control = control(self.control, look, SETTINGS)
         goes = min(max(self.pool - self.control.ceiling, 0), self.speed * seconds)
         self.pool -= goes
@@ -60,6 +59,33 @@ def test_a_program_that_mlocks_nearly_all_memory_gets_it(rate: int) -> None:
     while machine.others < 0.8 * machine.memory:
         machine.tick(taken=rate * MIB * 0.01)
     assert not machine.is_oom
+
+
+def test_a_program_that_takes_more_at_once_finds_room_that_was_made_ahead() -> None:
+    """Where it takes 700 MiB a second, twice in 0.2 s four times as much: it was delayed, and makes up for it."""
+    machine, ticks = Machine(), 0
+    while machine.others < 0.8 * machine.memory:
+        ticks += 1
+        machine.tick(taken=(30 if ticks % 20 in (0, 1) else 7) * MIB)
+    assert not machine.is_oom
+
+
+def test_one_that_takes_much_once_is_given_a_reserve_more_at_most() -> None:
+    machine = Machine(memory=4096 * MIB, pool=2000 * MIB, speed=100_000 * MIB)
+    machine.tick()
+    machine.tick(taken=2036 * MIB)  # 60 MiB are left of 2096
+    for _ in range(200):
+        machine.tick()
+    assert machine.room <= 3 * SETTINGS.reserve_bytes
+
+
+def test_pages_that_are_loaded_again_and_die_are_not_taken_for_a_program_that_grows() -> None:
+    machine = Machine(others=220 * MIB)
+    for _ in range(30):
+        machine.tick()
+    for _ in range(50):
+        machine.tick(taken=2 * MIB, stored=-2 * MIB)
+        assert machine.control.demand == pytest.approx(0, abs=MIB)
 
 
 def test_a_program_faster_than_the_disk_is_not_survived_and_that_is_what_the_model_says() -> None:

@@ -42,7 +42,7 @@ def play(name: str, is_on: bool = True) -> Played:
     played, pool, found = Played(), 0.0, Control()
     for at, demand, stored in looks(name):
         pool += stored
-        look = Look(at, int(demand - pool), int(pool), TOP, int(played.released), 0)
+        look = Look(at, int(demand - pool), int(pool), TOP, int(played.released), 0, int(played.released))
         found = control(found, look, SETTINGS) if is_on else found
         goes = min(max(pool - min(found.ceiling, TOP), 0.0), DISK_BYTES_PER_S * LOOK_S)
         pool -= goes

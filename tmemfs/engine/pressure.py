@@ -190,10 +190,16 @@ class Pressure:
         self._looked_at, self._stalled_us = now, stalled_us
         self.counts.looks += 1
         self.counts.stalls += stalled
-        released = self._shrinker.counts.pages * PAGE_BYTES
-        refaulted = self._tmem.counts.loads_disk * PAGE_BYTES
-        marks = self._shrinker.marks
-        look = Look(now, self.room, self._tmem.pool_bytes, marks.high, released, refaulted, stalled)
+        look = Look(
+            at=now,
+            room=self.room,
+            pool=self._tmem.pool_bytes,
+            top=self._shrinker.marks.high,
+            released=self._shrinker.counts.pages * PAGE_BYTES,
+            refaulted=self._tmem.counts.loads_disk * PAGE_BYTES,
+            given=self._shrinker.counts.released_bytes,
+            stalled=stalled,
+        )
         found = control(self.control, look, self.settings)
         self._time_first_release(found)
         if self.mode == "auto":
@@ -201,7 +207,7 @@ class Pressure:
             self._see_to_workers(now, memory.available)
             self.standstill.look(now, memory, self.settings.reserve_bytes)
         else:
-            self.control = Control(found.zone, at=found.at)
+            self.control = Control(found.zone, look=found.look)
 
     def _apply(self, found: Control) -> None:
         before, self.control = self.control, found

@@ -1,7 +1,8 @@
 """The control law of the pool under memory pressure. Pure: figures and the time are passed in, the ceiling of the pool comes out.
 
     room      memory that is still to be had without the pool: what is available, and half of what can still be swapped out, in the
-              system or below the limit of the daemon's cgroup, whichever is less
+              system or below the limit of the daemon's cgroup, whichever is less; and of that, what will be left in 30 ms if others
+              go on taking as fast as they do (a reserve less at most)
     reserve   pressure.reserve: the room that is to be left
     ceiling   what the pool may hold now; the shrinker keeps it below that, in the background
 
@@ -28,12 +29,15 @@ Knows nothing of tiers, threads and files.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 #: Shares of the pool: the least step and the largest.
 LEAST_STEP: Final = 1 / 64
 LARGEST_STEP: Final = 1 / 4
+#: What is asked for now is there one look and one write later. A program that has to catch up takes 4 GB a second, and one that
+#: once meets a limit is made to wait by the kernel for 0.1 s and longer.
+AHEAD_S: Final = 0.03
 #: Room below this share of the reserve is critical.
 CRITICAL_SHARE: Final = 1 / 4
 #: Refaults by release above which steps do not grow.
@@ -57,7 +61,7 @@ class Look:
     """What one look found: seconds of any clock that does not go back, bytes, and whether something stalled for memory.
 
     `top` is what the pool may hold without pressure. `released` and `refaulted` are bytes of pages since the start: those that left
-    RAM for the tier, and those loaded from there again.
+    RAM for the tier, and those loaded from there again. `given` is memory that the pool gave back to the system since the start.
     """
 
     at: float
@@ -66,6 +70,7 @@ class Look:
     top: int
     released: int = 0
     refaulted: int = 0
+    given: int = 0
     stalled: bool = False
 
 
@@ -73,31 +78,43 @@ class Look:
 class Control:
     """What the pool is to do: hold no more than `ceiling`.
 
-    `lowest` is the least room seen since there was enough; the rest is of the look that this comes from.
+    `lowest` is the least room seen since there was enough, `demand` what others take, in bytes a second; `look` is what this comes
+    from.
     """
 
     zone: str = RELAXED
     ceiling: float = math.inf
     step: float = 0.0
     lowest: float = math.inf
-    at: float = 0.0
-    released: int = 0
-    refaulted: int = 0
+    demand: float = 0.0
+    look: Look = Look(0.0, 0, 0, 0)
 
 
 def control(before: Control, look: Look, settings: Settings) -> Control:
     """What the pool is to do after `look`, having done `before`."""
-    zone = zone_of(look, settings)
-    lowest = math.inf if zone == RELAXED else min(before.lowest, look.room)
-    matched = _held(before, look, zone) - max(min(before.lowest, 2 * settings.reserve_bytes) - look.room, 0.0)
+    demand = _demand(before, look)
+    ahead = replace(look, room=look.room - int(min(demand * AHEAD_S, settings.reserve_bytes)))
+    zone = zone_of(ahead, settings)
+    lowest = math.inf if zone == RELAXED else min(before.lowest, ahead.room)
+    matched = _held(before, look, zone) - max(min(before.lowest, 2 * settings.reserve_bytes) - ahead.room, 0.0)
     if zone == RELAXED:
         step, ceiling = _decayed(before, look), _grown(before, look, settings)
     elif zone == HOLDING:
         step, ceiling = _decayed(before, look), matched
     else:
-        step = _next_step(before, look, settings, zone)
+        step = _next_step(before, ahead, settings, zone)
         ceiling = min(matched, look.pool - step)
-    return Control(zone, max(ceiling, 0.0), step, lowest, look.at, look.released, look.refaulted)
+    return Control(zone, max(ceiling, 0.0), step, lowest, demand, look)
+
+
+def _demand(before: Control, look: Look) -> float:
+    """Bytes a second that others took since the look before; it fades by half from look to look."""
+    seconds = look.at - before.look.at
+    given = look.given - before.look.given
+    shrunk = min(given, max(before.look.pool - before.ceiling, 0.0))  # the rest had died
+    grown = max(look.pool - before.look.pool + given, 0)
+    taken = before.look.room - look.room + shrunk - grown
+    return max(taken / seconds if seconds > 0 else 0.0, before.demand / 2)
 
 
 def zone_of(look: Look, settings: Settings) -> str:
@@ -137,8 +154,8 @@ def _next_step(before: Control, look: Look, settings: Settings, zone: str) -> fl
 
 def _is_refaulted(before: Control, look: Look) -> bool:
     """Whether most of what was released since the look before was loaded again."""
-    released = look.released - before.released
-    return released > 0 and look.refaulted - before.refaulted > REFAULT_SHARE * released
+    released = look.released - before.look.released
+    return released > 0 and look.refaulted - before.look.refaulted > REFAULT_SHARE * released
 
 
 def _decayed(before: Control, look: Look) -> float:
@@ -148,5 +165,5 @@ def _decayed(before: Control, look: Look) -> float:
 
 def _grown(before: Control, look: Look, settings: Settings) -> float:
     """The ceiling after a while with room; none at all once it has reached the top."""
-    ceiling = before.ceiling + settings.growth_bytes * max(look.at - before.at, 0.0)
+    ceiling = before.ceiling + settings.growth_bytes * max(look.at - before.look.at, 0.0)
     return math.inf if ceiling >= look.top else ceiling
