@@ -55,8 +55,10 @@ log = logging.getLogger(__name__)
 _STACK_BYTES: Final = 512 << 10
 #: How long a thread keeps the interpreter while another waits: a request should not wait for a report.
 _SWITCH_S: Final = 0.0005
-#: Libraries that imports of imports map, 5 MB of them: locking them would keep what nobody calls.
-_NEVER_CALLED: Final = ("libcrypto.", "libssl.")
+#: Libraries that imports of imports map, 6 MB of them: locking them would keep what nobody calls.
+_NEVER_CALLED: Final = (
+    "libcrypto.", "libssl.", "_ssl.", "_hashlib.", "liblzma.", "_lzma.", "libbz2.", "_bz2.", "libz.", "libexpat.",
+)  # fmt: skip
 #: Slots are numbered by 32 bits (store/record.py).
 _MOST_SWAP_BYTES: Final = PAGE_BYTES << 32
 

@@ -75,7 +75,9 @@ async def store(engine: Engine, first: int, count: int) -> None:
 
 
 async def load(engine: Engine, slot: int) -> bytes | None:
-    return await finish(engine.pager.read(slot * PAGE_BYTES, PAGE_BYTES))
+    """As the relay does, page by page; several pages and parts of them are read in the model and through a mount."""
+    page = engine.pager.load_page(slot)
+    return await finish(engine.pager.read_page(slot)) if page is None else page
 
 
 async def verify(engine: Engine, count: int) -> None:
@@ -198,6 +200,29 @@ async def test_a_flipped_bit_on_the_tier_fails_that_load_only(engine: Engine, ti
     assert len(failed) == 1
     assert engine.reader.counts.corrupt == 1
     assert services.state().startswith("degraded: 1 loads found a damaged record")
+
+
+async def test_a_read_that_fails_pins_nothing(engine: Engine, tier: FaultyTier, services: Services) -> None:
+    await store(engine, 0, 300)
+    await engine.shrinker.shrink(ALL)
+    tier.fail("read")
+    for _ in range(3):
+        with pytest.raises(TierError):
+            await load(engine, 7)
+    assert (engine.reader.counts.failed, engine.reader.waiting, engine.tmem.segments.pins) == (3, 0, {})
+    assert services.state().startswith("degraded: 3 reads from the backing failed")
+    tier.fail()
+    assert await load(engine, 7) == raw(7)
+
+
+async def test_a_page_that_is_stored_anew_just_before_it_is_read_is_the_new_one(engine: Engine) -> None:
+    await store(engine, 0, 300)
+    await engine.shrinker.shrink(ALL)
+    assert engine.pager.load_page(7) is None
+    engine.pager.write(7 * PAGE_BYTES, memoryview(raw(1007)))
+    assert engine.pager.read_page(7) == raw(1007)
+    engine.tmem.invalidate(7, 1)
+    assert engine.pager.read_page(7) == bytes(PAGE_BYTES)
 
 
 @pytest.mark.parametrize("sector", [512, 4096])

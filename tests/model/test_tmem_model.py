@@ -112,6 +112,16 @@ class TmemMachine(RuleBasedStateMachine):
         count = min(count, SLOTS - first)
         assert self.reader.perform(self.tmem.plan_read(first, count)) == self._expected(first, count)
 
+    @rule(slot=SLOT)
+    def load_one(self, slot: int) -> None:
+        """Load one page as the page path does."""
+        page = self.tmem.load(slot)
+        if page is None:
+            record = self.tmem.pin_record(slot)
+            assert record is not None
+            page = self.reader.page(record)
+        assert [page] == self._expected(slot, 1)
+
     @rule(first=SLOT, count=st.integers(1, 8))
     def plan_read(self, first: int, count: int) -> None:
         """Begin a read."""

@@ -366,7 +366,7 @@ def test_a_read_takes_pages_from_ram_and_says_where_the_others_are(place: Place)
     assert [(record.at, record.slot) for record in plan.records] == [(1, 10), (4, 13)]
     assert [record.length for record in plan.records] == [PAGE_BYTES, PAGE_BYTES]
     assert place.tmem.segments.pins == {plan.records[0].segment: 2}
-    place.tmem.commit_read(plan)
+    place.tmem.commit_read(plan.records)
     assert place.tmem.segments.pins == {}
 
 

@@ -19,13 +19,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from tmemfs.engine.reader import Reader
 from tmemfs.engine.room import Room
 from tmemfs.errors import NoRoom, TierError
 from tmemfs.store.codec import Codec, Packed, decode, encode
 from tmemfs.store.hot import encode_pages
+from tmemfs.store.plans import ReadPlan
 from tmemfs.store.record import EMPTY
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import PAGE_BYTES
@@ -39,8 +40,7 @@ _WARM_PAGES: Final = 16
 Lane = Literal["load", "store"]
 
 
-@dataclass(frozen=True, slots=True)
-class Deferred:
+class Deferred(NamedTuple):
     """The rest of a request. `run` may block; it gives the bytes of a read. Raises TierError, Corrupt, NoRoom."""
 
     lane: Lane
@@ -99,7 +99,16 @@ class Pager:
         if not size:
             return b""
         first, skip = divmod(offset, PAGE_BYTES)
-        plan = self._tmem.plan_read(first, -(-(offset + size) // PAGE_BYTES) - first)
+        return self._read(self._tmem.plan_read(first, -(-(offset + size) // PAGE_BYTES) - first), skip, size)
+
+    def read_page(self, slot: int) -> bytes | Deferred:
+        """The page of `slot`, which was not in RAM a moment ago (`load_page`)."""
+        record = self._tmem.pin_record(slot)
+        if record is None:  # stored anew, or forgotten
+            return self._read(self._tmem.plan_read(slot, 1), 0, PAGE_BYTES)
+        return Deferred("load", partial(self._reader.page, record))
+
+    def _read(self, plan: ReadPlan, skip: int, size: int) -> bytes | Deferred:
         if plan.records:
             return Deferred("load", lambda: b"".join(self._reader.perform(plan))[skip : skip + size])
         return b"".join(page for page in plan.pages if page is not None)[skip : skip + size]

@@ -66,6 +66,31 @@ class Reader:
         with suppress(TierError):  # nothing lies there yet
             self._tier.read(Extent(0), 0, blocks[:BLOCK_BYTES])
 
+    def page(self, record: RecordAt) -> bytes:
+        """The page of `record`, which is committed as read. Raises TierError, Corrupt.
+
+        What `perform` does for one page, written out: a fault waits for it, on caches that are cold after the wait for the disk.
+        """
+        sector, blocks = self._tier.sector_bytes, self._buffers.view
+        first = record.offset // sector * sector
+        size = -(-record.end // sector) * sector - first
+        with self._lock:
+            self.waiting += 1
+        try:
+            self._tier.read(record.extent, first, blocks[:size])
+            return self._decoded(record, blocks[record.offset - first : record.end - first])
+        except TierError as error:
+            self._note_failure(error)
+            raise
+        finally:
+            counts = self.counts
+            with self._lock:
+                self.waiting -= 1
+                counts.records += 1
+                counts.reads += 1
+                counts.read_bytes += size
+            self._tmem.commit_read((record,))
+
     def perform(self, plan: ReadPlan) -> list[bytes]:
         """The pages of `plan`, complete. Commits the plan. Raises TierError, Corrupt."""
         with self._lock:
@@ -75,14 +100,12 @@ class Reader:
             for run in _runs(plan.records):
                 self._read_run(run, pages)
         except TierError as error:
-            with self._lock:
-                self.counts.corrupt += isinstance(error, Corrupt)
-                self.counts.failed += not isinstance(error, Corrupt)
+            self._note_failure(error)
             raise
         finally:
             with self._lock:
                 self.waiting -= 1
-            self._tmem.commit_read(plan)
+            self._tmem.commit_read(plan.records)
         return [page for page in pages if page is not None]
 
     def _read_run(self, run: list[RecordAt], pages: list[bytes | None]) -> None:
@@ -96,12 +119,18 @@ class Reader:
             self.counts.reads += 1
             self.counts.read_bytes += size
         for record in run:
-            bytes_of_record = blocks[record.offset - first : record.end - first]
-            payload = verify(bytes_of_record, record.slot, record.tag, record.length, record.seed)
-            if record.tag == ZSTD_DICT:
-                pages[record.at] = self._dictionary(record).decode(payload)
-            else:
-                pages[record.at] = decode(record.tag, payload)
+            pages[record.at] = self._decoded(record, blocks[record.offset - first : record.end - first])
+
+    def _decoded(self, record: RecordAt, bytes_of_record: memoryview) -> bytes:
+        payload = verify(bytes_of_record, record.slot, record.tag, record.length, record.seed)
+        if record.tag == ZSTD_DICT:
+            return self._dictionary(record).decode(payload)
+        return decode(record.tag, payload)
+
+    def _note_failure(self, error: TierError) -> None:
+        with self._lock:
+            self.counts.corrupt += isinstance(error, Corrupt)
+            self.counts.failed += not isinstance(error, Corrupt)
 
     def _dictionary(self, record: RecordAt) -> Dictionary:
         """What `record` was encoded with; it has to be read from its segment only once, after a crash."""

@@ -129,7 +129,7 @@ class Relay:
         """Answer what can be answered at once, pages in RAM right here; gives the work to leave with."""
         device, inode = self._device, self._swap_inode
         readv, write, unpack = os.readv, os.write, wire.IO.unpack_from
-        load_page, pack_reply = self._pager.load_page, wire.REPLY.pack_into
+        load_page, read_page, pack_reply = self._pager.load_page, self._pager.read_page, wire.REPLY.pack_into
         head = self.buffers.view[: wire.IO_BYTES]
         data = self.buffers.view[_DATA_AT : _DATA_AT + wire.REQUEST_BYTES + PAGE_BYTES]
         into = [head, data]
@@ -152,9 +152,9 @@ class Relay:
                 continue
             try:
                 if opcode == read_opcode and size == PAGE_BYTES and not offset & page_mask and offset < swap_bytes:
+                    self.requests += 1
                     page = load_page(offset >> 12)
                     if page is not None:
-                        self.requests += 1
                         pack_reply(reply, 0, page_reply_bytes, 0, unique)
                         reply[page_at:] = page
                         try:
@@ -162,7 +162,9 @@ class Relay:
                         except OSError as error:
                             self._not_taken(error)
                         continue
-                work = self._serve(opcode, head, data, count)
+                    work = self._have_done(unique, read_page(offset >> 12), size)
+                else:
+                    work = self._serve(opcode, head, data, count)
             except Exception as error:
                 self._fail(unique, error)
                 continue
@@ -187,6 +189,10 @@ class Relay:
                 self._reply(wire.error_reply(unique, errno.EOPNOTSUPP))
                 return None
             result, size = self._pager.discard(offset, length), 0
+        return self._have_done(unique, result, size)
+
+    def _have_done(self, unique: int, result: bytes | Deferred | None, size: int) -> Work | None:
+        """Answer with `result`, or see that what is left of it is done; gives it back as work if it is a load that may block."""
         if not isinstance(result, Deferred):
             self._answer(unique, result, size)
             return None

@@ -21,7 +21,7 @@ Invariants (`check` holds 1 and 2 against a scan):
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -189,22 +189,42 @@ class Tmem:
             for at in range(count):
                 page = self.load(first + at)
                 while page is None:
-                    record = self._pin_record(at, first + at)
+                    record = self.pin_record(first + at, at)
                     if record is not None:
                         records.append(record)
                         break
                     page = self.load(first + at)  # stored anew or forgotten between the two
                 pages.append(page)
         except TmemfsError:
-            self.commit_read(ReadPlan(pages, tuple(records)))
+            self.commit_read(records)
             raise
         return ReadPlan(pages, tuple(records))
 
-    def commit_read(self, plan: ReadPlan) -> None:
-        """The records of `plan` have been read, or could not be: nothing is pinned for it any more."""
+    def pin_record(self, slot: int, at: int = 0) -> RecordAt | None:
+        """Where a tier holds the page of `slot`, the segment pinned until `commit_read`; None if it is not on a tier any more."""
         with self.lock:
-            self.counts.loads_disk += len(plan.records)
-            for record in plan.records:
+            handle = self.slots.handles[slot]
+            segment = handle_segment(handle)
+            if handle <= ZERO_HANDLE or self.segments.state(segment) != ON_TIER:
+                return None
+            self.segments.pin(segment)
+            return RecordAt(
+                at,
+                slot,
+                segment,
+                segment_seed(self.segments.sequence(segment)),
+                Extent(self.segments.index(segment)),
+                self.segments.dictionary(segment),
+                handle_offset(handle),
+                handle & TAG_MASK,
+                handle_length(handle),
+            )
+
+    def commit_read(self, records: Sequence[RecordAt]) -> None:
+        """`records` have been read, or could not be: nothing is pinned for them any more."""
+        with self.lock:
+            self.counts.loads_disk += len(records)
+            for record in records:
                 if self.segments.unpin(record.segment) and not self.segments.live[record.segment]:
                     self.died(record.segment)
 
@@ -394,23 +414,3 @@ class Tmem:
 
     def lane_of(self, segment: SegmentId) -> Lane:
         return self.lanes[self.segments.lane(segment)]
-
-    def _pin_record(self, at: int, slot: int) -> RecordAt | None:
-        """Pin the segment on a tier that holds the record of `slot`; None if the page is not on a tier any more."""
-        with self.lock:
-            handle = self.slots.handles[slot]
-            segment = handle_segment(handle)
-            if handle <= ZERO_HANDLE or self.segments.state(segment) != ON_TIER:
-                return None
-            self.segments.pin(segment)
-            return RecordAt(
-                at=at,
-                slot=slot,
-                segment=segment,
-                seed=segment_seed(self.segments.sequence(segment)),
-                extent=Extent(self.segments.index(segment)),
-                dictionary=self.segments.dictionary(segment),
-                offset=handle_offset(handle),
-                tag=handle & TAG_MASK,
-                length=handle_length(handle),
-            )

@@ -64,6 +64,11 @@ class RecordingPager(Pager):
             self._recording.note(LOAD, first, -(-end // PAGE_BYTES) - first)
         return super().read(offset, size)
 
+    def read_page(self, slot: int) -> bytes | Deferred:
+        """Note the page, and read it."""
+        self._recording.note(LOAD, slot, 1)
+        return super().read_page(slot)
+
     def discard(self, offset: int, length: int) -> Deferred | None:
         """Note the whole pages, and discard."""
         end = min(offset + length, self.swap_bytes)
