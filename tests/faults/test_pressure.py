@@ -73,6 +73,22 @@ async def test_a_pool_on_a_machine_with_memory_is_left_alone(place: Place, nurse
     nursery.cancel_scope.cancel()
 
 
+async def test_where_there_is_much_room_it_is_not_looked_at_for_each_page(place: Place, nursery: trio.Nursery) -> None:
+    """Nobody can have taken it so soon; where there is little, it is looked at every 10 ms."""
+    place.start(nursery)
+    looks = dict[int, int]()
+    for room in (1000 * MIB, 30 * MIB):
+        place.signals.room_bytes = room
+        await trio.sleep(0.3)
+        before = place.pressure.counts.looks
+        for _ in range(30):
+            place.pressure.look_again()
+            await trio.sleep(0.005)
+        looks[room] = place.pressure.counts.looks - before
+    assert looks[1000 * MIB] <= 2 and looks[30 * MIB] >= 5, looks
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_pool_that_memory_is_short_of_shrinks_until_there_is_enough(place: Place, nursery: trio.Nursery) -> None:
     place.start(nursery)
     place.store(40)

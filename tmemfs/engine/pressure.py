@@ -1,8 +1,9 @@
 """Pressure: watches the signals of memory pressure, and steers the shrinker by the control law (store/pressure.py).
 
-It looks when something moves: pages are being stored, a stall or a threshold is told. From then on it looks every LOOK_S until
-nothing has moved for QUIET_S, and while swapping seems to stand still (standstill.py), and then waits again. Only while there is
-little room and much in the pool, while the pool grows back, and while the kernel's workers have priority, it looks every IDLE_S.
+It looks when something moves: pages are being stored, a stall or a threshold is told; not before what was there at once, above two
+reserves, can have gone. From then on it looks every LOOK_S until nothing has moved for QUIET_S, and while swapping seems to stand
+still (standstill.py), and then waits again. Only while there is little room and much in the pool, while the pool grows back, and
+while the kernel's workers have priority, it looks every IDLE_S.
 
     mode auto     the law acts
     mode manual   signals are watched and shown; the pool moves by its limits, its watermarks and `shrink`
@@ -41,6 +42,9 @@ MODES: Final = ("auto", "manual", "off")
 #: A program that takes 1 GB a second takes 10 MB between two looks.
 LOOK_S: Final = 0.01
 QUIET_S: Final = 1.0
+#: Nothing takes memory faster: a program that locks what the machine had in use before takes 4 GB/s.
+FASTEST_BYTES_PER_S: Final = 5e9
+LONGEST_REST_S: Final = 0.25
 #: Something stalls if it waits for memory this share of the time.
 STALL_SHARE: Final = 0.1
 IDLE_S: Final = 2.0
@@ -95,7 +99,8 @@ class Pressure:
         self.control = Control()
         self.signals = signals()
         self.settings = default_settings(self.signals.memory_bytes, shrinker.marks.max)
-        self.room = self.signals.memory().room
+        memory = self.signals.memory()
+        self.room, self._available = memory.room, memory.available
         self._tmem = tmem
         self._shrinker = shrinker
         self._reader = reader
@@ -173,7 +178,13 @@ class Pressure:
                     continue
             with trio.move_on_after(self._idle_s):
                 await self._moved.wait()
-                await trio.sleep(max(self._looked_at + LOOK_S - time.monotonic(), 0))
+                await trio.sleep(max(self._looked_at + self._rest_s - time.monotonic(), 0))
+
+    @property
+    def _rest_s(self) -> float:
+        """How long nothing needs to be looked at though something moves."""
+        spare = min(self.room, self._available) - 2 * self.settings.reserve_bytes if self.mode != "off" else 0
+        return min(max(spare / FASTEST_BYTES_PER_S, LOOK_S), LONGEST_REST_S)
 
     @property
     def _idle_s(self) -> float:
@@ -184,7 +195,7 @@ class Pressure:
 
     def _look(self) -> None:
         memory = self.signals.memory()
-        self.room = memory.room
+        self.room, self._available = memory.room, memory.available
         now, stalled_us = time.monotonic(), self.signals.stalled_us()
         stalled = stalled_us - self._stalled_us > STALL_SHARE * 1e6 * max(now - self._looked_at, LOOK_S)
         self._looked_at, self._stalled_us = now, stalled_us
