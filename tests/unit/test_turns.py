@@ -1,50 +1,57 @@
-"""Turns: one leads, work is done by whoever left with it, and what comes while all others are away is not forgotten."""
+"""Turns: one leads, also while it does work, but not for long; and what comes while all others are away is not forgotten."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tmemfs.fuse.turns import Turns
+from tmemfs.fuse import turns
+from tmemfs.fuse.turns import LEAVE_ASKED, PATIENCE_S, Turns
 
 THREADS = 4
+#: Work from here on is known to be long.
+LONG = -1000
 
 
 class Crew:
     """Threads that take turns at reading numbers: negative ones may block, until `go`; None ends it."""
 
-    def __init__(self) -> None:
-        self.turns: Turns[int] = Turns(THREADS)
+    def __init__(self, patience_s: float = PATIENCE_S) -> None:
+        self.is_asked = False
+        self.turns: Turns[int] = Turns(THREADS, self._do, lambda: self.is_asked, patience_s)
         self.requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self.answered: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
         self.go = threading.Semaphore(0)
+        self.working: set[str] = set()
         self.leading = 0
         self.most_leading = 0
         self.threads = [threading.Thread(target=self._work, name=f"one-{n}", daemon=True) for n in range(THREADS)]
+        self.threads.append(threading.Thread(target=self.turns.watch, daemon=True))
         for thread in self.threads:
             thread.start()
 
     def _work(self) -> None:
-        self.turns.take(self._lead, self._do)
+        self.turns.take(self._lead)
 
-    def _lead(self) -> int | None:
-        self.leading += 1
-        self.most_leading = max(self.most_leading, self.leading)
-        while (request := self.requests.get()) is not None:
+    def _lead(self) -> bool:
+        while True:
+            self.leading += 1
+            self.most_leading = max(self.most_leading, self.leading)
+            request = self.requests.get()
+            self.leading -= 1
+            if request is None:
+                return True
             if request >= 0:
                 self.answered.put((request, threading.current_thread().name))
-                continue
-            self.leading -= 1
-            if self.turns.leave_with(request):
-                return request
-            self.leading += 1
-        self.leading -= 1
-        return None
+            elif not self.turns.work(request, request <= LONG):
+                return False
 
     def _do(self, work: int) -> None:
+        self.working.add(threading.current_thread().name)
         self.go.acquire()
         self.answered.put((work, threading.current_thread().name))
 
@@ -55,8 +62,11 @@ class Crew:
     def answers(self, count: int) -> list[int]:
         return [self.answered.get(timeout=5)[0] for _ in range(count)]
 
+    def names(self, count: int) -> set[str]:
+        return {self.answered.get(timeout=5)[1] for _ in range(count)}
+
     def end(self) -> None:
-        self.go.release(100)
+        self.go.release(1000)
         self.ask(None)
         for thread in self.threads:
             thread.join(5)
@@ -64,23 +74,77 @@ class Crew:
 
 
 @pytest.fixture
-def crew() -> Crew:
-    return Crew()
+def crew() -> Iterator[Crew]:
+    made = Crew()
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
+    """Nobody takes the lead from who keeps it, and no work is slow."""
+    monkeypatch.setattr(turns, "SLOW_S", 60.0)
+    made = Crew(patience_s=60)
+    yield made
+    made.end()
 
 
 def test_what_can_be_answered_at_once_is_answered_by_one_thread(crew: Crew) -> None:
     crew.ask(*range(50))
     answers = [crew.answered.get(timeout=5) for _ in range(50)]
     assert [number for number, _ in answers] == list(range(50)) and len({name for _, name in answers}) == 1
-    crew.end()
 
 
-def test_work_that_blocks_holds_nobody_up(crew: Crew) -> None:
+def test_work_that_is_quick_is_done_by_who_leads(patient: Crew) -> None:
+    patient.go.release(20)
+    patient.ask(*range(-20, 20))
+    assert len(patient.names(40)) == 1
+
+
+def test_work_that_blocks_holds_nobody_up_for_long(crew: Crew) -> None:
     crew.ask(-1, 1, -2, 2, -3, 3)
     assert crew.answers(3) == [1, 2, 3]
     crew.go.release(3)
     assert sorted(crew.answers(3)) == [-3, -2, -1]
-    crew.end()
+
+
+def test_one_whose_lead_was_taken_may_lead_again(crew: Crew) -> None:
+    for _ in range(3 * THREADS):
+        crew.ask(-1, 1)
+        assert crew.answers(1) == [1]
+        crew.go.release()
+        assert crew.answers(1) == [-1]
+    assert len(crew.working) > 1 and crew.most_leading == 1
+
+
+def test_after_requests_were_found_waiting_the_lead_is_handed_on_beforehand(patient: Crew) -> None:
+    patient.go.release()
+    patient.is_asked = True
+    patient.ask(-1)
+    assert patient.answers(1) == [-1]
+    patient.is_asked = False
+    for number in range(LEAVE_ASKED):
+        patient.ask(-2, number)
+        assert patient.answers(1) == [number]
+        patient.go.release()
+        assert patient.answers(1) == [-2]
+    patient.go.release(20)
+    patient.ask(*range(-20, 0))
+    assert len(patient.names(20)) == 1
+
+
+def test_after_work_that_was_slow_the_lead_is_handed_on_beforehand(patient: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "SLOW_S", 0.0)
+    patient.go.release()
+    patient.ask(-1)
+    assert patient.answers(1) == [-1]
+    patient.ask(-2, 1)
+    assert patient.answers(1) == [1]
+
+
+def test_work_that_is_known_to_be_long_is_not_begun_with_the_lead(patient: Crew) -> None:
+    patient.ask(LONG, 1, LONG - 1, 2)
+    assert patient.answers(2) == [1, 2]
 
 
 def test_more_work_than_threads_still_leaves_one_to_lead_and_is_done_after(crew: Crew) -> None:
@@ -90,32 +154,43 @@ def test_more_work_than_threads_still_leaves_one_to_lead_and_is_done_after(crew:
     assert sorted(crew.answers(20)) == list(range(-20, 0))
     crew.ask(8)
     assert crew.answers(1) == [8]
-    crew.end()
 
 
 def test_only_one_leads_at_any_time(crew: Crew) -> None:
+    crew.is_asked = True
     crew.go.release(1000)
     crew.ask(*(number if number % 3 else -number for number in range(1, 600)))
     assert len(crew.answers(599)) == 599 and crew.most_leading == 1
-    crew.end()
+
+
+def test_the_watch_sleeps_while_nobody_keeps_the_lead(crew: Crew) -> None:
+    crew.go.release()
+    crew.ask(-1)
+    assert crew.answers(1) == [-1]
+    deadline = time.monotonic() + 5
+    while crew.turns.is_watching and time.monotonic() < deadline:
+        time.sleep(PATIENCE_S)
+    assert not crew.turns.is_watching
+    crew.ask(-1, 1)  # and is there again
+    assert crew.answers(1) == [1]
 
 
 def test_work_that_was_left_with_is_finished_also_at_the_end(crew: Crew) -> None:
     crew.ask(*range(-6, 0), None)
     crew.go.release(6)
     assert sorted(crew.answers(6)) == list(range(-6, 0))
-    crew.end()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_leader_that_fails_ends_it_for_all() -> None:
-    turns: Turns[int] = Turns(THREADS)
+    do: Callable[[int], None] = print
+    made: Turns[int] = Turns(THREADS, do, lambda: False)
 
-    def fail() -> int | None:
+    def fail() -> bool:
         raise RuntimeError("a bug")
 
-    do: Callable[[int], None] = print
-    threads = [threading.Thread(target=turns.take, args=(fail, do), daemon=True) for _ in range(THREADS)]
+    threads = [threading.Thread(target=made.take, args=(fail,), daemon=True) for _ in range(THREADS)]
+    threads.append(threading.Thread(target=made.watch, daemon=True))
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,8 +1,8 @@
 """The pager: reads, writes and discards of the swap image, any offset and any length, in terms of pages.
 
 What can be answered from RAM is answered at once, in the caller's thread. What needs a tier or room in the pool comes back as a
-`Deferred`, to be run where blocking is allowed: "load" ones by any of several threads, "store" ones in order of arrival by one
-thread. So a slow disk never holds up a RAM hit, and stores that wait hold up no load.
+`Deferred`, to be run where blocking is allowed: "load" ones, and "long" ones, by any of several threads, "store" ones in order of
+arrival by one thread. So a slow disk never holds up a RAM hit, and stores that wait hold up no load.
 
 A waiting store holds its pages encoded and no request buffer. Parts of pages are patched into what the page holds at that
 moment: the page's version is compared when it is stored, and the patch made anew if it changed meanwhile.
@@ -37,7 +37,7 @@ DISCARD_SLOTS: Final = 2048
 #: More than what is compressed at once (store/compiled.pyx).
 _WARM_PAGES: Final = 16
 
-Lane = Literal["load", "store"]
+Lane = Literal["load", "long", "store"]
 
 
 class Deferred(NamedTuple):
@@ -152,7 +152,7 @@ class Pager:
         if edges:
             self._waiting += 1
             return Deferred("store", partial(self._finish_discard, first, last, edges))
-        return Deferred("load", partial(self._forget, first, last)) if first < last else None
+        return Deferred("long", partial(self._forget, first, last)) if first < last else None
 
     def _steps(self, offset: int, data: memoryview) -> list[_Run | _Patch]:
         """`data` cut into whole pages, encoded, and parts of pages, copied."""

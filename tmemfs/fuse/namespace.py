@@ -166,7 +166,7 @@ class Namespace(pyfuse3.Operations):
             result = begin()
             if not isinstance(result, Deferred):
                 return result
-            if result.lane == "load":
+            if result.lane != "store":
                 return await trio.to_thread.run_sync(result.run, limiter=self._loads)
             async with self._stores:
                 return await trio.to_thread.run_sync(result.run)

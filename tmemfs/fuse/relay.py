@@ -1,7 +1,7 @@
 """The relay: answers the swap image's pages itself and hands everything else to pyfuse3.
 
     kernel <-> /dev/fuse <-> the leader --(READ, WRITE, FALLOCATE of the image)--> pager
-                                |  |`-- loads from a tier: leaves the lead (turns.py), reads, answers --> /dev/fuse
+                                |  |`-- loads from a tier: keeps the lead or leaves it (turns.py), reads, answers --> /dev/fuse
                                 |  `--- stores that wait --> store thread --> /dev/fuse
                                 `------ all other requests --> forwards thread --> socket --> pyfuse3 under trio
                                                                                    socket --> replies thread --> /dev/fuse
@@ -16,9 +16,10 @@ or belongs to one thread.
 
 Invariants:
 1. Each request is answered exactly once, by whoever holds its `unique`.
-2. Who leads never waits for a tier or for room in the pool, and for the lock no longer than a request of another thread holds
-   it: REQUEST_PAGES stores, or DISCARD_SLOTS slots forgotten. Nor does it send: a socket's message takes memory of the kernel's.
-3. The request buffers are the leader's alone; work it leaves with borrows nothing of them.
+2. Who leads never waits for room in the pool, for a tier no longer than twice turns.PATIENCE_S, and for the lock no longer than a
+   request of another thread holds it: REQUEST_PAGES stores, or DISCARD_SLOTS slots forgotten. Nor does it send: a socket's message
+   takes memory of the kernel's.
+3. The request buffers are the leader's alone; work that may block borrows nothing of them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import errno
 import logging
 import os
 import queue
+import select
 import socket
 import threading
 import traceback
@@ -71,7 +73,9 @@ class Relay:
         self._ours, theirs = _socket_pair()
         self.namespace_fd = theirs.detach()
         self.buffers = Region("requests", _DATA_AT + wire.REQUEST_BYTES + PAGE_BYTES)
-        self._turns: Turns[Work] = Turns(READERS + 1)
+        self._asked = select.poll()
+        self._asked.register(device_fd, select.POLLIN)
+        self._turns: Turns[Work] = Turns(READERS + 1, self._finish, lambda: bool(self._asked.poll(0)))
         self._stores: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._forwards: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._ended = os.eventfd(0, os.EFD_CLOEXEC)
@@ -81,6 +85,7 @@ class Relay:
             threading.Thread(target=self._return_replies, name="replies", daemon=True),
             threading.Thread(target=self._send_forwards, name="forwards", daemon=True),
             threading.Thread(target=self._store, name="stores", daemon=True),
+            threading.Thread(target=self._watch_turns, name="watch", daemon=True),
             *(threading.Thread(target=self._take_turns, name=f"page-path-{n}", daemon=True) for n in range(READERS + 1)),
         ]
 
@@ -111,22 +116,27 @@ class Relay:
         """The page path, until the file system is unmounted."""
         prepare_thread()
         self._pager.warm_thread()
-        self._turns.take(self._lead, self._finish)
+        self._turns.take(self._lead)
 
-    def _lead(self) -> Work | None:
-        """Serve requests; gives the work to leave with, None once the file system is unmounted."""
-        work = None
+    def _watch_turns(self) -> None:
+        """See that nobody keeps the lead for long."""
+        prepare_thread()
+        self._turns.watch()
+
+    def _lead(self) -> bool:
+        """Serve requests; whether it is over: the file system is unmounted."""
+        is_over = True
         try:
-            work = self._serve_requests()
+            is_over = self._serve_requests()
         finally:
-            if work is None:
+            if is_over:
                 os.eventfd_write(self._ended, 1)
                 self._stores.put(None)
                 self._forwards.put(None)
-        return work
+        return is_over
 
-    def _serve_requests(self) -> Work | None:
-        """Answer what can be answered at once, pages in RAM right here; gives the work to leave with."""
+    def _serve_requests(self) -> bool:
+        """Answer what can be answered at once, pages in RAM right here. Ends with the lead (False), or when it is over."""
         device, inode = self._device, self._swap_inode
         readv, write, unpack = os.readv, os.write, wire.IO.unpack_from
         load_page, read_page, pack_reply = self._pager.load_page, self._pager.read_page, wire.REPLY.pack_into
@@ -145,7 +155,7 @@ class Relay:
                     continue
                 if error.errno not in _GONE:
                     log.error("reading requests failed: %s", error)
-                return None
+                return True
             _, opcode, unique, node, offset, size = unpack(head)
             if node != inode:
                 self._forward(head, data, count, opcode)
@@ -168,11 +178,11 @@ class Relay:
             except Exception as error:
                 self._fail(unique, error)
                 continue
-            if work is not None and self._turns.leave_with(work):
-                return work
+            if work is not None and not self._turns.work(work, work[1].lane == "long"):
+                return False
 
     def _serve(self, opcode: int, head: memoryview, data: memoryview, count: int) -> Work | None:
-        """Answer one request of the image, or have it answered; gives it back as work if it is a load that may block."""
+        """Answer one request of the image, or have it answered; gives it back if that is work of those who take turns."""
         if opcode not in _PAGES:
             self._forward(head, data, count, opcode)
             return None
@@ -192,12 +202,12 @@ class Relay:
         return self._have_done(unique, result, size)
 
     def _have_done(self, unique: int, result: bytes | Deferred | None, size: int) -> Work | None:
-        """Answer with `result`, or see that what is left of it is done; gives it back as work if it is a load that may block."""
+        """Answer with `result`, or see that what is left of it is done; gives it back if that is work of those who take turns."""
         if not isinstance(result, Deferred):
             self._answer(unique, result, size)
             return None
         self.deferred += 1
-        if result.lane == "load":
+        if result.lane != "store":
             return unique, result, size
         self._stores.put((unique, result, size))
         return None
