@@ -1,0 +1,130 @@
+"""The relay before a kernel that is played by a socket, on a tier that hangs: whatever it does, the others are answered."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from struct import Struct
+
+import pytest
+
+from tests.parts import FaultyTier, new_tmem, page_of
+from tmemfs.engine.engine import Engine
+from tmemfs.fuse import turns, wire
+from tmemfs.fuse.relay import READERS, Relay
+from tmemfs.store.codec import parse_codec
+from tmemfs.store.plans import WriteBack
+from tmemfs.units import PAGE_BYTES
+
+INODE = 2
+ON_TIER = range(600)
+IN_RAM = range(1000, 1100)
+_READ = Struct("<IIQQ16xQQI20x")  # header, fh, offset, size and the rest
+
+
+class Kernel:
+    """Asks `relay` for pages of slots 0 to 599, on the tier, and 1000 to 1099, in RAM. A reply is one message."""
+
+    def __init__(self, tier: FaultyTier) -> None:
+        self.tier = tier
+        self.hung = threading.Semaphore(0)
+        engine = Engine.over(new_tmem(slots=2048, frames=32, limit=12, extents=32), tier, parse_codec("lz4"))
+        for slot in (*ON_TIER, *IN_RAM):
+            engine.pager.write(slot * PAGE_BYTES, memoryview(page_of("raw", slot)))
+            if slot == ON_TIER[-1]:
+                self._write_back(engine)
+        self.end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.end.settimeout(10)
+        self.device = theirs
+        self.relay = Relay(theirs.fileno(), engine.pager, INODE)
+        warmed = threading.Semaphore(0)
+        tier.before["read"] = warmed.release
+        self.relay.start()
+        for _ in range(READERS + 2):  # those that take turns, and the one for stores, try a read at their start
+            assert warmed.acquire(timeout=10)
+        tier.fail()
+
+    def _write_back(self, engine: Engine) -> None:
+        while (plan := engine.tmem.plan_write_back(include_open=True)) is not None:
+            assert isinstance(plan, WriteBack)
+            engine.tier.write(plan.extent, plan.data)
+            engine.tmem.commit_write_back(plan)
+
+    def hang(self) -> None:
+        """Reads of the tier wait for `hung` from now on."""
+        self.tier.before["read"] = lambda: (self.hung.acquire(), None)[1]
+
+    def ask(self, *slots: int) -> None:
+        """Ask for pages; a slot is its request's number, too."""
+        for slot in slots:
+            self.end.send(_READ.pack(wire.IO_BYTES, wire.READ, slot, INODE, 0, slot * PAGE_BYTES, PAGE_BYTES))
+
+    def answer(self) -> int:
+        """The slot of the next reply, which holds its page."""
+        message = self.end.recv(2 * PAGE_BYTES)
+        length, error, slot = wire.REPLY.unpack_from(message)
+        assert (length, error) == (len(message), 0) and message[wire.REPLY_BYTES :] == page_of("raw", slot)
+        return int(slot)
+
+    def close(self) -> None:
+        """End as a kernel does: whoever reads gets an error, here because replies were not taken."""
+        self.hung.release(1000)
+        self.ask(IN_RAM[0])
+        time.sleep(0.05)
+        self.end.close()
+        os.close(self.relay.namespace_fd)
+        self.relay.join()
+        names = {thread.name for thread in self.relay._threads if thread.is_alive()}
+        self.relay.close()
+        self.device.close()
+        assert not names
+
+
+@pytest.fixture
+def kernel() -> Iterator[Kernel]:
+    made = Kernel(FaultyTier())
+    yield made
+    made.close()
+
+
+def test_pages_come_from_ram_and_from_the_tier(kernel: Kernel) -> None:
+    for slot in (3, 1003, 4, 5, 1004, 599):
+        kernel.ask(slot)
+        assert kernel.answer() == slot
+
+
+@pytest.mark.parametrize("reads", [1, 2, READERS, READERS + 1, 3 * READERS])
+def test_a_tier_that_hangs_holds_up_no_page_in_ram(kernel: Kernel, reads: int) -> None:
+    kernel.hang()
+    for slot in range(reads):
+        kernel.ask(slot, 1000 + slot)
+        assert kernel.answer() == 1000 + slot
+    kernel.hung.release(reads)
+    assert sorted(kernel.answer() for _ in range(reads)) == list(range(reads))
+
+
+def test_after_it_hung_it_goes_on(kernel: Kernel) -> None:
+    kernel.hang()
+    kernel.ask(1, 1001)
+    assert kernel.answer() == 1001
+    kernel.tier.fail()
+    kernel.hung.release()
+    assert kernel.answer() == 1
+    for slot in range(2, 2 * turns.LEAVE_SLOW):
+        kernel.ask(slot)
+        assert kernel.answer() == slot
+
+
+def test_a_tier_of_any_speed_answers_each_request_once(kernel: Kernel) -> None:
+    chance = random.Random(7)
+    kernel.tier.before["read"] = lambda: time.sleep(chance.choice((0, 0, 0, 0.0003, 0.001)))
+    wanted = [chance.choice(ON_TIER) if chance.random() < 0.7 else chance.choice(IN_RAM) for _ in range(2000)]
+    got = []
+    for at in range(0, len(wanted), 8):
+        kernel.ask(*wanted[at : at + 8])
+        got += [kernel.answer() for _ in wanted[at : at + 8]]
+        assert sorted(got[at:]) == sorted(wanted[at : at + 8])
