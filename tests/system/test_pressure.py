@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import subprocess
 import sys
@@ -18,15 +17,13 @@ from tests.mounted import TMEMFS, Place, mounted, wait_until
 from tmemfs.host.swapdev import mount_is_dead
 from tmemfs.units import MIB
 from tools.cgroup import MemoryCgroup, memory_controller
+from tools.warm import use_memory
 
 pytestmark = pytest.mark.system
 
 GROW = (sys.executable, str(Path(__file__).parents[2] / "tools" / "grow.py"))
 LIMIT = 512 * MIB
 POOL = 250 * MIB
-#: Memory that a virtual machine uses for the first time must be found by its host, at 0.46 to 0.58 GB/s where this was written; 3.9
-#: GB/s for memory that was used before. So much is used before a rate is measured.
-WARM = 2 << 30
 #: The hog grows to 90% of the limit; it may be faster than 500 MB/s, and is throttled to somewhat more.
 HOG = LIMIT * 9 // 10
 RATE = "700M"
@@ -67,12 +64,6 @@ def grow(cgroup: MemoryCgroup) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
 
-def warm_memory() -> None:
-    """Have the machine's own memory from its host, or a hog is as slow as that."""
-    memory = mmap.mmap(-1, WARM, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
-    memory.close()
-
-
 @contextmanager
 def holding(cgroup: MemoryCgroup, size: int) -> Iterator[None]:
     """A program that has locked `size` bytes, for as long as it takes."""
@@ -87,7 +78,7 @@ def holding(cgroup: MemoryCgroup, size: int) -> Iterator[None]:
 
 @pytest.mark.timeout(200)
 def test_a_hog_grows_to_nine_tenths_of_a_limit_that_the_pool_has_half_of(tmp_path: Path) -> None:
-    warm_memory()
+    use_memory(4 * LIMIT)
     with shared_cgroup(tmp_path) as (place, cgroup):
         assert f"limit of cgroup v1 {cgroup.path.name}" in place.read("state")
         data = fill(place, POOL)

@@ -19,6 +19,7 @@ from statistics import median
 from tmemfs.host.doctor import require_root
 from tmemfs.units import MIB, format_size
 from tools.bench import cleaning, core, page_path
+from tools.warm import use_memory
 
 POOL_BYTES = 512 * MIB
 
@@ -35,6 +36,7 @@ def main() -> int:
     pool_bytes = POOL_BYTES // 4 if arguments.quick else POOL_BYTES
     with tempfile.TemporaryDirectory(prefix="tmemfs-bench-", dir=arguments.directory) as place:
         paths = page_path.measure(rounds * 3)
+        use_memory(4 * pool_bytes)
         done, reads, footprint = core.shrinks(Path(place), pool_bytes, rounds)
         ways = core.datapaths(Path(place), rounds)
         busy = cleaning.measure(Path(place), pool_bytes // 2, rounds)

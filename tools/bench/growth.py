@@ -27,6 +27,7 @@ from tools.bench.contenders import Contender, Floor, Limits, Tmemfs, all_contend
 from tools.bench.goals import number
 from tools.bench.toucher import herd, write_base
 from tools.interrupts import interruptible
+from tools.warm import use_memory
 
 SWAPS_GIB: Final = (1, 4, 16, 64)
 POOLS_MIB: Final = (64, 256, 1024, 4096)
@@ -51,6 +52,7 @@ def main() -> int:
         with interruptible("turning everything off"), tempfile.TemporaryDirectory(dir=arguments.directory) as place:
             base = Path(place) / "base"
             write_base(base)
+            use_memory(2 * POOLS_MIB[-1] * MIB)
             found["swap"] = list(swaps(Path(place)))
             found["pool"] = list(pools(Path(place), base, POOLS_MIB[:2] if arguments.quick else POOLS_MIB))
             found["processes"] = list(processes(Path(place), base))

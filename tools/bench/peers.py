@@ -34,10 +34,13 @@ from tools.bench.statistics import Sample
 from tools.bench.toucher import write_base
 from tools.bench.workloads import Figures
 from tools.interrupts import interruptible
+from tools.warm import use_memory
 
 PARTS: Final = ("ample", "stress", "real", "overcommit", "fio")
 _NOT_QUICK: Final = ("real",)
 _KEPT_FREE: Final = 12 << 30
+#: More than any contender takes.
+_USED_BEFORE: Final = 8 << 30
 #: zswap's limit is a whole percent of RAM; tmemfs gets the same.
 _POOL_PERCENT: Final = 1
 _TRIES: Final = 4
@@ -104,6 +107,7 @@ def main() -> int:
             plan, missing = _plan(arguments, Path(place))
             results = Results(_machine(plan), missing)
             shutil.copyfile(arguments.pages, plan.base) if arguments.pages else write_base(plan.base)
+            use_memory(_USED_BEFORE)
             for number in range(plan.rounds):
                 run_round(plan, number, results, arguments.output / "peers.json")
     except TmemfsError as error:

@@ -57,7 +57,9 @@ class Sizes:
         return min(self.touches, int(self.limit_bytes * _OF_THE_LIMIT) // PAGE_BYTES)
 
 
-FULL: Final = Sizes(192 * MIB, 640 * MIB, 20_000, (1.5, 2.0, 3.0, 4.0), 40_000)
+#: Accesses: a pool is written back from its upper to its lower watermark, 27 MB at a time where the limit is 240 MiB. In 40,000
+#: accesses that came once or twice, and the bytes at the disk with it.
+FULL: Final = Sizes(192 * MIB, 640 * MIB, 20_000, (1.5, 2.0, 3.0, 4.0), 120_000)
 QUICK: Final = Sizes(96 * MIB, 256 * MIB, 8_000, (3.0,), 10_000)
 
 
