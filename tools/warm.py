@@ -7,11 +7,13 @@ taken at 3.9 GB/s. So a swap that is measured first, or one that needs more memo
 from __future__ import annotations
 
 import mmap
+from contextlib import closing
 
-from tmemfs.host.memory import available_ram_bytes
+from tmemfs.host.signals import Signals
 
 
 def use_memory(size_bytes: int) -> None:
-    """Fault `size_bytes` in, or half of what is available if that is less, and give them back."""
-    size_bytes = min(size_bytes, available_ram_bytes() // 2) // mmap.PAGESIZE * mmap.PAGESIZE
+    """Fault `size_bytes` in, or half of what can be had, here or in our cgroup, if that is less, and give them back."""
+    with closing(Signals()) as signals:
+        size_bytes = min(size_bytes, signals.memory().room // 2) // mmap.PAGESIZE * mmap.PAGESIZE
     mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()

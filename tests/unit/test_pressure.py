@@ -29,6 +29,7 @@ class Machine:
     now: float = 0.0
     control: Control = field(default_factory=Control)
     released: float = 0
+    died: float = 0
     refault_share: float = 0.0
     is_oom: bool = False
     pools: list[float] = field(default_factory=list)
@@ -37,13 +38,15 @@ class Machine:
     def room(self) -> float:
         return self.memory - self.pool - self.others
 
-    def tick(self, seconds: float = 0.01, taken: float = 0, stored: float = 0, stalled: bool = False) -> Control:
-        """Others take, the kernel swaps out, the law looks, the shrinker works."""
+    def tick(self, seconds: float = 0.01, taken: float = 0, stored: float = 0, died: float = 0, stalled: bool = False) -> Control:
+        """Others take, the kernel swaps out, or in, so that pages die, the law looks, the shrinker works."""
         self.now += seconds
         self.others += taken
-        self.pool += stored
+        self.pool += stored - died
+        self.died += died
         released, refaulted = int(self.released), int(self.released * self.refault_share)
-        look = Look(self.now, int(self.room), int(self.pool), TOP, released, refaulted, released, stalled)
+        given = released + int(self.died)
+        look = Look(self.now, int(self.room), int(self.pool), TOP, released, refaulted, given, stalled)
         self.control = control(self.control, look, SETTINGS)
         goes = min(max(self.pool - self.control.ceiling, 0), self.speed * seconds)
         self.pool -= goes
@@ -84,8 +87,21 @@ def test_pages_that_are_loaded_again_and_die_are_not_taken_for_a_program_that_gr
     for _ in range(30):
         machine.tick()
     for _ in range(50):
-        machine.tick(taken=2 * MIB, stored=-2 * MIB)
+        machine.tick(taken=2 * MIB, died=2 * MIB)
         assert machine.control.demand == pytest.approx(0, abs=MIB)
+
+
+def test_others_who_take_and_give_back_do_not_make_it_flap_where_there_is_room() -> None:
+    machine = Machine(others=168 * MIB)  # 94 MiB are left, and 70
+    zones = {machine.tick(taken=(24 if tick % 10 == 0 else -24 if tick % 10 == 5 else 0) * MIB).zone for tick in range(1000)}
+    assert zones == {RELAXED} and machine.released == 0
+
+
+def test_what_was_taken_long_ago_does_not_count() -> None:
+    machine = Machine(others=200 * MIB)
+    machine.tick()
+    assert machine.tick(taken=10 * MIB).demand == pytest.approx(1000 * MIB, rel=0.01)
+    assert machine.tick(seconds=600).demand < 1
 
 
 def test_a_program_faster_than_the_disk_is_not_survived_and_that_is_what_the_model_says() -> None:

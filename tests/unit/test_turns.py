@@ -108,7 +108,8 @@ def test_work_that_blocks_holds_nobody_up_for_long(crew: Crew) -> None:
     assert sorted(crew.answers(3)) == [-3, -2, -1]
 
 
-def test_one_whose_lead_was_taken_may_lead_again(crew: Crew) -> None:
+def test_one_whose_lead_was_taken_may_lead_again(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "LEAVE_SLOW", 0)
     for _ in range(3 * THREADS):
         crew.ask(-1, 1)
         assert crew.answers(1) == [1]
@@ -117,11 +118,26 @@ def test_one_whose_lead_was_taken_may_lead_again(crew: Crew) -> None:
     assert len(crew.working) > 1 and crew.most_leading == 1
 
 
+def test_one_whose_lead_was_taken_leaves_the_next_one_s_alone(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes back while another one keeps the lead for work of its own."""
+    monkeypatch.setattr(turns, "LEAVE_SLOW", 0)
+    crew.ask(-1, 1)
+    assert crew.answers(1) == [1]
+    before = len(crew.working)
+    crew.ask(-2)
+    while len(crew.working) == before:
+        time.sleep(0.0001)
+    crew.go.release(2)
+    assert sorted(crew.answers(2)) == [-2, -1]
+    crew.ask(*range(20))
+    assert len(crew.names(20)) == 1 and crew.most_leading == 1
+
+
 def test_after_requests_were_found_waiting_the_lead_is_handed_on_beforehand(patient: Crew) -> None:
     patient.go.release()
     patient.is_asked = True
-    patient.ask(-1)
-    assert patient.answers(1) == [-1]
+    patient.ask(-1, 0)
+    assert patient.answers(2) == [-1, 0]
     patient.is_asked = False
     for number in range(LEAVE_ASKED):
         patient.ask(-2, number)
@@ -136,8 +152,8 @@ def test_after_requests_were_found_waiting_the_lead_is_handed_on_beforehand(pati
 def test_after_work_that_was_slow_the_lead_is_handed_on_beforehand(patient: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "SLOW_S", 0.0)
     patient.go.release()
-    patient.ask(-1)
-    assert patient.answers(1) == [-1]
+    patient.ask(-1, 0)
+    assert patient.answers(2) == [-1, 0]
     patient.ask(-2, 1)
     assert patient.answers(1) == [1]
 
@@ -163,7 +179,8 @@ def test_only_one_leads_at_any_time(crew: Crew) -> None:
     assert len(crew.answers(599)) == 599 and crew.most_leading == 1
 
 
-def test_the_watch_sleeps_while_nobody_keeps_the_lead(crew: Crew) -> None:
+def test_the_watch_sleeps_while_nobody_keeps_the_lead(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "SLOW_S", 60.0)
     crew.go.release()
     crew.ask(-1)
     assert crew.answers(1) == [-1]

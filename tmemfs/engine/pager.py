@@ -2,7 +2,7 @@
 
 What can be answered from RAM is answered at once, in the caller's thread. What needs a tier or room in the pool comes back as a
 `Deferred`, to be run where blocking is allowed: "load" ones, and "long" ones, by any of several threads, "store" ones in order of
-arrival by one thread. So a slow disk never holds up a RAM hit, and stores that wait hold up no load.
+arrival by one thread. So neither a slow disk nor stores that wait hold up a RAM hit for long.
 
 A waiting store holds its pages encoded and no request buffer. Parts of pages are patched into what the page holds at that
 moment: the page's version is compared when it is stored, and the patch made anew if it changed meanwhile.

@@ -30,10 +30,13 @@ W = TypeVar("W")
 #: The watch looks so often; each time it takes 45 us of CPU.
 PATIENCE_S: Final = 0.005
 #: Looks at a lead that nobody kept before the watch sleeps.
-_QUIET_LOOKS: Final = 10
+_QUIET_LOOKS: Final = 4
 #: Some ten times what it takes to hand on the lead.
 SLOW_S: Final = 0.0005
+#: With 4 a load from RAM beside loads from the disk took 76 us, with 16 it took 69, as if the lead were never kept; with either a
+#: program that faults alone is as quick (docs/decisions/0012).
 LEAVE_ASKED: Final = 8
+#: One in so many loads of a slow disk has others wait for SLOW_S and longer.
 LEAVE_SLOW: Final = 256
 
 
@@ -58,8 +61,9 @@ class Turns(Generic[W]):
         self._left: deque[W] = deque()
         self._works = 0
         self._kept = 0
-        self.is_watching = False
         self._is_over = False
+        #: Whether the watch looks; it reads that without the lock, and is nudged when it has become true.
+        self.is_watching = False
         # the leader's, but that the watch sets it when it takes the lead
         self._to_leave = 0
 
@@ -75,10 +79,10 @@ class Turns(Generic[W]):
 
     def work(self, work: W, is_long: bool = False) -> bool:
         """The leader has `work` that may block: it is done, or left for another; whether the caller leads afterwards."""
-        if not is_long and self._keep():
+        if not is_long and (number := self._keep()):
             began = time.monotonic()
             self._do(work)
-            if self._still_leads(time.monotonic() - began > SLOW_S):
+            if self._still_leads(number, time.monotonic() - began > SLOW_S):
                 return True
         elif self._leave_with(work):
             self._do(work)
@@ -100,23 +104,25 @@ class Turns(Generic[W]):
                 self.is_watching = quiet < _QUIET_LOOKS
                 seen_works, seen_kept = self._works, self._kept
 
-    def _keep(self) -> bool:
-        """Whether the leader is to keep the lead for what it does now."""
+    def _keep(self) -> int:
+        """The number of the work for which the leader is to keep the lead now; 0: it is not to keep it."""
         with self._lock:
             if self._to_leave or self._away == self._most_away:
                 self._to_leave = max(self._to_leave - 1, 0)
-                return False
+                return 0
             self._works += 1
             self._kept = self._works
             if not self.is_watching:
                 self.is_watching = True
                 self._wake_watch()
-            return True
+            return self._kept
 
-    def _still_leads(self, was_slow: bool) -> bool:
-        """Whether the leader that kept the lead has it still."""
+    def _still_leads(self, number: int, was_slow: bool) -> bool:
+        """Whether the leader that kept the lead for work `number` has it still."""
         with self._lock:
-            leads, self._kept = self._kept != 0, 0
+            leads = self._kept == number
+            if leads:
+                self._kept = 0
         if leads and (was_slow or self._is_asked()):
             self._to_leave = LEAVE_SLOW if was_slow else LEAVE_ASKED
         return leads

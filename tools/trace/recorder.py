@@ -1,7 +1,7 @@
 """The recorder: a pager that notes what it is asked, and answers as any pager does.
 
 What is noted is the request as it came, whether or not it is granted; a store with the lengths of the payloads that the pager
-encoded anyway, so nothing is compressed twice. A page that `load_page` has not in RAM is noted by the `read` that follows.
+encoded anyway, so nothing is compressed twice. A page that `load_page` has not in RAM is noted by the `read_page` that follows.
 
 Left out: parts of pages, which swap never stores and a trace has no word for, and what comes when the recording is full. They
 are counted. The recording grows in memory and is written when all is over: this is no tool for a machine without memory to spare.
