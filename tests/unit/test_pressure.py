@@ -91,19 +91,6 @@ def test_pages_that_are_loaded_again_and_die_are_not_taken_for_a_program_that_gr
         assert machine.control.demand == pytest.approx(0, abs=MIB)
 
 
-def test_others_who_take_and_give_back_do_not_make_it_flap_where_there_is_room() -> None:
-    machine = Machine(others=168 * MIB)  # 94 MiB are left, and 70
-    zones = {machine.tick(taken=(24 if tick % 10 == 0 else -24 if tick % 10 == 5 else 0) * MIB).zone for tick in range(1000)}
-    assert zones == {RELAXED} and machine.released == 0
-
-
-def test_what_was_taken_long_ago_does_not_count() -> None:
-    machine = Machine(others=200 * MIB)
-    machine.tick()
-    assert machine.tick(taken=10 * MIB).demand == pytest.approx(1000 * MIB, rel=0.01)
-    assert machine.tick(seconds=600).demand < 1
-
-
 def test_a_program_faster_than_the_disk_is_not_survived_and_that_is_what_the_model_says() -> None:
     machine = Machine(speed=100 * MIB)
     while machine.others < 0.8 * machine.memory and not machine.is_oom:

@@ -1,6 +1,6 @@
 """Pressure: watches the signals of memory pressure, and steers the shrinker by the control law (store/pressure.py).
 
-It looks when a stall or a threshold is told, and when pages are being stored, but not before what was there at once, above two
+It looks when something moves: pages are being stored, a stall or a threshold is told; not before what was there at once, above two
 reserves, can have gone. From then on it looks every LOOK_S until nothing has moved for QUIET_S, and while swapping seems to stand
 still (standstill.py), and then waits again. Only while there is little room and much in the pool, while the pool grows back, and
 while the kernel's workers have priority, it looks every IDLE_S.
@@ -42,8 +42,8 @@ MODES: Final = ("auto", "manual", "off")
 #: A program that takes 1 GB a second takes 10 MB between two looks.
 LOOK_S: Final = 0.01
 QUIET_S: Final = 1.0
-#: Nothing takes memory faster: a thread that locks what the machine had in use before takes 4 GB/s.
-FASTEST_BYTES_PER_S: Final = 5e9 * (os.cpu_count() or 1)
+#: Nothing takes memory faster: a program that locks what the machine had in use before takes 4 GB/s.
+FASTEST_BYTES_PER_S: Final = 5e9
 LONGEST_REST_S: Final = 0.25
 #: Something stalls if it waits for memory this share of the time.
 STALL_SHARE: Final = 0.1
@@ -104,7 +104,7 @@ class Pressure:
         self._tmem = tmem
         self._shrinker = shrinker
         self._reader = reader
-        self._moved, self._told = trio.Event(), trio.Event()
+        self._moved = trio.Event()
         self._stalled_us = self.signals.stalled_us()
         self._looked_at = time.monotonic()
         self._armed: set[trio.CancelScope] = set()
@@ -163,7 +163,7 @@ class Pressure:
     async def _look_on(self) -> None:
         moved_at, seen = time.monotonic(), (0, 0.0)
         while True:
-            self._moved, self._told = trio.Event(), trio.Event()
+            self._moved = trio.Event()
             if self.mode != "off":
                 self._look()
                 now, before, seen = (
@@ -178,12 +178,11 @@ class Pressure:
                     continue
             with trio.move_on_after(self._idle_s):
                 await self._moved.wait()
-                with trio.move_on_after(max(self._looked_at + self._rest_s - time.monotonic(), 0)):
-                    await self._told.wait()
+                await trio.sleep(max(self._looked_at + self._rest_s - time.monotonic(), 0))
 
     @property
     def _rest_s(self) -> float:
-        """How long nothing needs to be looked at though pages are stored."""
+        """How long nothing needs to be looked at though something moves."""
         spare = min(self.room, self._available) - 2 * self.settings.reserve_bytes if self.mode != "off" else 0
         return min(max(spare / FASTEST_BYTES_PER_S, LOOK_S), LONGEST_REST_S)
 
@@ -195,8 +194,9 @@ class Pressure:
         return IDLE_S if is_to_end or (is_near and self._tmem.pool_bytes > _SMALL_POOL_BYTES) else math.inf
 
     def _look(self) -> None:
-        now, memory, stalled_us = time.monotonic(), self.signals.memory(), self.signals.stalled_us()
+        memory = self.signals.memory()
         self.room, self._available = memory.room, memory.available
+        now, stalled_us = time.monotonic(), self.signals.stalled_us()
         stalled = stalled_us - self._stalled_us > STALL_SHARE * 1e6 * max(now - self._looked_at, LOOK_S)
         self._looked_at, self._stalled_us = now, stalled_us
         self.counts.looks += 1
@@ -266,7 +266,6 @@ class Pressure:
         while True:
             await trio.lowlevel.wait_readable(fd)
             clear()
-            self._told.set()
             self.look_again()
             await trio.sleep(LOOK_S)
 

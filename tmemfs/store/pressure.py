@@ -1,8 +1,8 @@
 """The control law of the pool under memory pressure. Pure: figures and the time are passed in, the ceiling of the pool comes out.
 
     room      memory that is still to be had without the pool: what is available, and half of what can still be swapped out, in the
-              system or below the limit of the daemon's cgroup, whichever is less; below 2 reserves what will be left of it in 30 ms
-              if others go on taking as fast as they do, a reserve less at most
+              system or below the limit of the daemon's cgroup, whichever is less; and of that, what will be left in 30 ms if others
+              go on taking as fast as they do (a reserve less at most)
     reserve   pressure.reserve: the room that is to be left
     ceiling   what the pool may hold now; the shrinker keeps it below that, in the background
 
@@ -38,8 +38,6 @@ LARGEST_STEP: Final = 1 / 4
 #: What is asked for now is there one look and one write later. A program that has to catch up takes 4 GB a second, and one that
 #: once meets a limit is made to wait by the kernel for 0.1 s and longer.
 AHEAD_S: Final = 0.03
-#: Half of what others took counts so long after they took it: a look.
-_FADES_S: Final = 0.01
 #: Room below this share of the reserve is critical.
 CRITICAL_SHARE: Final = 1 / 4
 #: Refaults by release above which steps do not grow.
@@ -95,7 +93,7 @@ class Control:
 def control(before: Control, look: Look, settings: Settings) -> Control:
     """What the pool is to do after `look`, having done `before`."""
     demand = _demand(before, look)
-    ahead = _ahead(look, demand, settings)
+    ahead = replace(look, room=look.room - int(min(demand * AHEAD_S, settings.reserve_bytes)))
     zone = zone_of(ahead, settings)
     lowest = math.inf if zone == RELAXED else min(before.lowest, ahead.room)
     matched = _held(before, look, zone) - max(min(before.lowest, 2 * settings.reserve_bytes) - ahead.room, 0.0)
@@ -109,21 +107,14 @@ def control(before: Control, look: Look, settings: Settings) -> Control:
     return Control(zone, max(ceiling, 0.0), step, lowest, demand, look)
 
 
-def _ahead(look: Look, demand: float, settings: Settings) -> Look:
-    """`look` as it will be in AHEAD_S; with much room as it is, for what others take and give back is no pressure there."""
-    if look.room >= 2 * settings.reserve_bytes:
-        return look
-    return replace(look, room=look.room - int(min(demand * AHEAD_S, settings.reserve_bytes)))
-
-
 def _demand(before: Control, look: Look) -> float:
-    """Bytes a second that others took since the look before, or what is left of what they took before that."""
+    """Bytes a second that others took since the look before; it fades by half from look to look."""
     seconds = look.at - before.look.at
     given = look.given - before.look.given
     shrunk = min(given, max(before.look.pool - before.ceiling, 0.0))  # the rest had died
     grown = max(look.pool - before.look.pool + given, 0)
     taken = before.look.room - look.room + shrunk - grown
-    return max(taken / seconds if seconds > 0 else 0.0, before.demand * math.exp2(-max(seconds, 0.0) / _FADES_S))
+    return max(taken / seconds if seconds > 0 else 0.0, before.demand / 2)
 
 
 def zone_of(look: Look, settings: Settings) -> str:
