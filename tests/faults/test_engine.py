@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 import pytest
 import trio
@@ -72,6 +73,17 @@ async def store(engine: Engine, first: int, count: int) -> None:
     for start in range(first, first + count, 16):
         data = b"".join(raw(number) for number in range(start, start + 16))
         await finish(engine.pager.write(start * PAGE_BYTES, memoryview(data)))
+
+
+async def fill_up(engine: Engine, tier: FaultyTier) -> None:
+    """Store until there is no room, on a tier that fails; also where a frame was still being faulted in at the first refusal."""
+    tier.fail("write")
+    with pytest.raises(NoRoom):
+        await store(engine, 16, 4000)
+    await until(lambda: not engine.tmem.arena.is_growing)
+    with suppress(NoRoom):
+        await store(engine, 4096, 4000)
+    assert not engine.tmem.arena.has_room
 
 
 async def load(engine: Engine, slot: int) -> bytes | None:
@@ -165,9 +177,7 @@ async def test_a_full_tier_counts_as_full(background: None, engine: Engine, tier
 
 async def test_a_refused_whole_page_forgets_its_old_content(background: None, engine: Engine, tier: FaultyTier) -> None:
     await store(engine, 0, 16)
-    tier.fail("write")
-    with pytest.raises(NoRoom):
-        await store(engine, 16, 8000)
+    await fill_up(engine, tier)
     with pytest.raises(NoRoom):
         await finish(engine.pager.write(0, memoryview(page_of("raw", 99))))
     assert await load(engine, 0) == bytes(PAGE_BYTES)
@@ -176,9 +186,7 @@ async def test_a_refused_whole_page_forgets_its_old_content(background: None, en
 
 async def test_a_refused_part_leaves_the_page_as_it_was(background: None, engine: Engine, tier: FaultyTier) -> None:
     await store(engine, 0, 16)
-    tier.fail("write")
-    with pytest.raises(NoRoom):
-        await store(engine, 16, 8000)
+    await fill_up(engine, tier)
     with pytest.raises(NoRoom):
         await finish(engine.pager.write(512, memoryview(b"x" * 512)))
     assert await load(engine, 0) == raw(0)

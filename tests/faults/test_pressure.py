@@ -100,6 +100,7 @@ async def test_a_pool_that_memory_is_short_of_shrinks_until_there_is_enough(plac
     await _until(lambda: place.pressure.counts.first_release_us)
     assert place.pressure.counts.shrinks >= 1
     place.signals.room_bytes = 15 * MIB
+    await _until(lambda: place.pressure.control.demand < MIB)
     await trio.sleep(0.05)
     settled = place.pool_mib
     await trio.sleep(0.1)

@@ -82,6 +82,14 @@ def test_one_that_takes_much_once_is_given_a_reserve_more_at_most() -> None:
     assert machine.room <= 3 * SETTINGS.reserve_bytes
 
 
+def test_however_much_was_taken_once_it_fades_within_a_few_looks() -> None:
+    machine = Machine(memory=4096 * MIB, pool=100 * MIB)
+    machine.tick()
+    most = machine.tick(taken=3900 * MIB).demand
+    assert most == pytest.approx(SETTINGS.reserve_bytes / pressure.AHEAD_S)
+    assert [machine.tick().demand for _ in range(4)] == pytest.approx([most / 2**looks for looks in range(1, 5)])
+
+
 def test_pages_that_are_loaded_again_and_die_are_not_taken_for_a_program_that_grows() -> None:
     machine = Machine(others=220 * MIB)
     for _ in range(30):

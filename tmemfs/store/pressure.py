@@ -92,8 +92,8 @@ class Control:
 
 def control(before: Control, look: Look, settings: Settings) -> Control:
     """What the pool is to do after `look`, having done `before`."""
-    demand = _demand(before, look)
-    ahead = replace(look, room=look.room - int(min(demand * AHEAD_S, settings.reserve_bytes)))
+    demand = min(_demand(before, look), settings.reserve_bytes / AHEAD_S)  # more counts for no more, nor for longer
+    ahead = replace(look, room=look.room - int(demand * AHEAD_S))
     zone = zone_of(ahead, settings)
     lowest = math.inf if zone == RELAXED else min(before.lowest, ahead.room)
     matched = _held(before, look, zone) - max(min(before.lowest, 2 * settings.reserve_bytes) - ahead.room, 0.0)
@@ -108,7 +108,7 @@ def control(before: Control, look: Look, settings: Settings) -> Control:
 
 
 def _demand(before: Control, look: Look) -> float:
-    """Bytes a second that others took since the look before; it fades by half from look to look."""
+    """Bytes a second that others took since the look before, or half of what they took before that."""
     seconds = look.at - before.look.at
     given = look.given - before.look.given
     shrunk = min(given, max(before.look.pool - before.ceiling, 0.0))  # the rest had died
