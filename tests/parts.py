@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final, Literal
 
+import trio
+
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.pressure import Pressure
 from tmemfs.engine.standstill import Standstill
@@ -81,6 +83,13 @@ class Regions:
 def new_tmem(slots: int = 4096, frames: int = 32, limit: int = 16, extents: int = 32) -> Tmem:
     """An empty store."""
     return Regions.new(slots, frames, extents).start(limit, slots)
+
+
+async def run_jobs(engine: Engine) -> None:
+    """Everything of `engine` that goes on in the background, not supervised: a job that fails fails the test."""
+    async with trio.open_nursery() as nursery:
+        for job in engine.jobs:
+            nursery.start_soon(job.run)
 
 
 class FixedSignals(Signals):

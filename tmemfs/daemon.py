@@ -3,20 +3,22 @@
 Order of construction, which is what makes memory safety hold: heap settings and stack size, tier, what is mapped so far locked,
 then the regions (slots, segments and requests locked whole, the arena as it is touched), then everything to come.
 
-SIGTERM and SIGINT unmount, unless the image is in use as swap or by a loop device: then the daemon says so and stays, for
-whoever stops it would lose the pages in it.
+SIGTERM, SIGINT and SIGQUIT unmount, unless the image is in use as swap or by a loop device: then the daemon says so and stays,
+since its end would lose the pages in it. Other signals do not end it (host/posix_signals.py), nor does the failure of a job
+(engine/jobs.py).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -25,18 +27,21 @@ import trio
 
 from tmemfs.control import Control
 from tmemfs.engine.engine import Engine, MakePager
+from tmemfs.engine.jobs import Job, Jobs
 from tmemfs.engine.pager import Pager
 from tmemfs.engine.pressure import Pressure
 from tmemfs.engine.services import Limits, Services, parse_pool_max
-from tmemfs.errors import BadValue, Busy, Refused
+from tmemfs.engine.worker import Worker
+from tmemfs.errors import BadValue, Busy, Refused, TmemfsError
 from tmemfs.fuse.mount import FUSE_DEVICE, mount_fuse
 from tmemfs.fuse.namespace import SWAP, Namespace
 from tmemfs.fuse.relay import Relay
 from tmemfs.fuse.wire import REQUEST_PAGES, REQUESTS_UNDER_WAY
 from tmemfs.host import memory
 from tmemfs.host.doctor import require_root
-from tmemfs.host.log import log_in_background
+from tmemfs.host.log import Log, log_in_background
 from tmemfs.host.notify import notify
+from tmemfs.host.posix_signals import REOPEN_LOG, SignalInbox
 from tmemfs.host.swapdev import is_mounted, loop_devices_of, unmount
 from tmemfs.host.watermark import no_boost
 from tmemfs.store.arena import KEPT_FRAMES, SPARE_FRAMES, Arena
@@ -59,13 +64,20 @@ _SWITCH_S: Final = 0.0005
 _NEVER_CALLED: Final = (
     "libcrypto.", "libssl.", "_ssl.", "_hashlib.", "liblzma.", "_lzma.", "libbz2.", "_bz2.", "libz.", "libexpat.",
 )  # fmt: skip
+#: Between two runs of an event loop that fails.
+_EVENT_LOOP_PAUSE_S: Final = 1.0
+#: pyfuse3 and the relay learn of the unmount within milliseconds of each other.
+_UNMOUNT_SEEN_S: Final = 5.0
 #: Slots are numbered by 32 bits (store/record.py).
 _MOST_SWAP_BYTES: Final = PAGE_BYTES << 32
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to mount, and how. `backing` None: pages stay in RAM. Sizes as text are resolved here."""
+    """What to mount, and how. `backing` None: pages stay in RAM. Sizes as text are resolved here.
+
+    `log` is the file behind standard output, which SIGHUP opens again; None: it is no file of ours.
+    """
 
     mountpoint: Path
     swap_bytes: int
@@ -74,6 +86,7 @@ class Options:
     backing_max: str = "max"
     codec: str = "lz4"
     datapath: Literal["relay", "pyfuse3"] = "relay"
+    log: Path | None = None
 
 
 def check(options: Options) -> None:
@@ -94,12 +107,17 @@ def serve(options: Options, ready: Callable[[], None], make_pager: MakePager = P
     """
     check(options)
     outcomes = _prepare_process()
-    tier = FileTier(options.backing) if options.backing else MemoryTier(0)
     try:
-        services = _build(options, tier, outcomes, make_pager)
-        _Server(options, services, ready).run()
-    finally:
-        tier.close()
+        tier = FileTier(options.backing) if options.backing else MemoryTier(0)
+        try:
+            services = _build(options, tier, outcomes, make_pager)
+            _Server(options, services, ready).run()
+        finally:
+            tier.close()
+    except BaseException as error:
+        log.error("the daemon of %s has ended: %s", options.mountpoint, error)
+        raise
+    log.info("the daemon of %s has ended: it was unmounted", options.mountpoint)
 
 
 def _check_values(options: Options) -> None:
@@ -126,7 +144,14 @@ def _prepare_process() -> dict[str, int]:
     """Memory settings of the whole process; which of them were had."""
     threading.stack_size(_STACK_BYTES)
     sys.setswitchinterval(_SWITCH_S)
-    tried = [memory.heap_settings(), memory.io_flusher(), memory.oom_score_adjust(), memory.realtime(), memory.freeze_garbage()]
+    tried = [
+        memory.no_core_dump(),
+        memory.heap_settings(),
+        memory.io_flusher(),
+        memory.oom_score_adjust(),
+        memory.realtime(),
+        memory.freeze_garbage(),
+    ]
     return _noted(tried)
 
 
@@ -157,40 +182,47 @@ def _build(options: Options, tier: Tier, outcomes: dict[str, int], make_pager: M
     tmem = Tmem(slots, segments, arena, Extents(extents, backing_bytes, CLEANING_RESERVE_BYTES))
     engine = Engine.over(tmem, tier, parse_codec(options.codec), make_pager)
     pressure = Pressure(tmem, engine.shrinker, engine.reader)
-    return Services(engine, Limits(engine, ram, backing_bytes), pressure, options.datapath, outcomes)
+    return Services(engine, Limits(engine, ram, backing_bytes), pressure, Jobs(), options.datapath, outcomes)
 
 
 class _Server:
-    """One mount, from mount(2) to its end."""
+    """One mount, from mount(2) to its end.
+
+    Once the mount answers, nothing but the unmount ends it: jobs are supervised, and an event loop that fails is started again,
+    for the pages are served by the relay's threads meanwhile. No thread is created from then on.
+    """
 
     def __init__(self, options: Options, services: Services, ready: Callable[[], None]) -> None:
+        self._options = options
         self._mountpoint = options.mountpoint
-        self._datapath = options.datapath
         self._services = services
         self._ready = ready
         self._namespace = Namespace(services.engine.pager, Control(services).attributes, self._space)
+        self._signals = SignalInbox()
+        self._worker = Worker("lifecycle")
+        self._relay: Relay | None = None
+        self._is_ready = False
+        self._unmounted = trio.Event()
 
     def run(self) -> None:
         """Serve until unmounted."""
-        if self._datapath == "relay":
+        self._signals.install()
+        if self._options.datapath == "relay":
             self._run_relay()
         else:
             options = _fuse_options("fsname=tmemfs", "subtype=tmemfs", "allow_other")
             pyfuse3.init(self._namespace, os.fspath(self._mountpoint), options)
-            self._note_lock(memory.lock_future())
-            self._run_pyfuse3()
+            self._serve()
 
     def _run_relay(self) -> None:
         device = mount_fuse(self._mountpoint)
         try:
-            relay = Relay(device, self._services.engine.pager, SWAP)
+            relay = self._relay = Relay(device, self._services.engine.pager, SWAP)
             self._note_lock(memory.lock_region(relay.buffers.map, relay.buffers.size_bytes))
             self._services.request_counts = relay.statistics
             pyfuse3.init(self._namespace, f"/dev/fd/{relay.namespace_fd}", _fuse_options())
-            self._note_lock(memory.lock_future())  # before the first thread starts
-            relay.start()
             try:
-                self._run_pyfuse3(relay.wait_ended)
+                self._serve()
             finally:
                 self._unmount_at_last()
                 self._services.engine.room.set_stuck("the file system was unmounted")  # nobody makes room any more
@@ -203,56 +235,110 @@ class _Server:
         """Memory is locked only if all of it is."""
         self._services.outcomes["memory_locked"] &= int(outcome.ok)
 
-    def _run_pyfuse3(self, ended: Callable[[], Awaitable[None]] = trio.sleep_forever) -> None:
-        """Serve until pyfuse3 is told of the unmount, or `ended` returns."""
+    def _serve(self) -> None:
+        """Serve until pyfuse3 or the relay is told of the unmount."""
+        self._note_lock(memory.lock_future())  # before the first thread starts
         self._services.engine.pager.warm(REQUESTS_UNDER_WAY, REQUEST_PAGES)
         try:
-            with log_in_background(), no_boost() as is_off:
+            with log_in_background(self._options.log) as written, no_boost() as is_off:
                 self._services.outcomes["watermark_boost_off"] = int(is_off)
-                trio.run(self._main, ended)
+                self._start_threads()
+                self._run_event_loop(written)
         finally:
-            pyfuse3.close(unmount=self._datapath != "relay")
+            self._services.engine.close()
+            pyfuse3.close(unmount=self._relay is None)
 
-    async def _main(self, ended: Callable[[], Awaitable[None]]) -> None:
+    def _start_threads(self) -> None:
+        try:
+            self._worker.start()
+            self._services.engine.start()
+            if self._relay is not None:
+                self._relay.start()
+            else:
+                self._namespace.start()
+        except RuntimeError as error:
+            raise Refused(f"not enough threads can be created ({error}): raise pids.max or RLIMIT_NPROC") from error
+
+    def _run_event_loop(self, written: Log) -> None:
+        """Run trio until the file system is unmounted."""
+        while not self._is_unmounted:
+            try:
+                trio.run(self._main, written)
+            except BaseException as error:
+                if not self._is_ready:
+                    raise
+                log.critical("bug in tmemfs, please report it: the event loop failed and is started again", exc_info=error)
+                time.sleep(_EVENT_LOOP_PAUSE_S)
+
+    @property
+    def _is_unmounted(self) -> bool:
+        return self._unmounted.is_set() or (self._relay is not None and self._relay.is_over)
+
+    async def _main(self, written: Log) -> None:
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._services.jobs.run, self._jobs(written))
+            if not self._is_ready:
+                nursery.start_soon(self._announce)
+            await (self._unmounted.wait() if self._relay is None else self._relay.wait_ended())
+            nursery.cancel_scope.cancel()
 
-            async def until(end: Callable[[], Awaitable[None]]) -> None:
-                await end()
-                nursery.cancel_scope.cancel()
+    def _jobs(self, written: Log) -> tuple[Job, ...]:
+        return (
+            *self._services.engine.jobs,
+            Job("pressure", self._services.pressure.run),
+            Job("signals", partial(self._obey_signals, written)),
+            Job("namespace", self._serve_namespace, self._fail_namespace),
+        )
 
-            nursery.start_soon(self._services.engine.run)
-            nursery.start_soon(self._services.pressure.run)
-            nursery.start_soon(self._obey_signals)
-            nursery.start_soon(self._announce)
-            nursery.start_soon(until, ended)
-            nursery.start_soon(until, pyfuse3.main)
+    async def _serve_namespace(self) -> None:
+        """Serve the control files, and on the plain data path the image."""
+        await pyfuse3.main()
+        if self._relay is None:
+            self._unmounted.set()
+            return
+        await trio.sleep(_UNMOUNT_SEEN_S)  # both are told of the unmount, pyfuse3 perhaps first; the relay's word counts
+        raise RuntimeError("pyfuse3 has ended though the file system is mounted")
+
+    def _fail_namespace(self, why: str) -> None:
+        if self._relay is not None:
+            self._relay.fail_forwarded()
 
     async def _announce(self) -> None:
         """Say that the mount is there, once it answers."""
-        await trio.to_thread.run_sync(os.stat, self._mountpoint / "control")
+        await self._worker.run(partial(os.stat, self._mountpoint / "control"))
         log.info("serving %s", self._mountpoint)
         notify("READY=1")
         self._ready()
+        self._is_ready = True
 
-    async def _obey_signals(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for number in signals:
-                name = signal.Signals(number).name
-                await self._stop(name)
+    async def _obey_signals(self, written: Log) -> None:
+        while True:
+            number = await self._signals.receive()
+            if number == REOPEN_LOG:
+                written.reopen()
+            else:
+                await self._stop(number.name)
 
     async def _stop(self, name: str) -> None:
-        """Unmount, if nobody uses the image."""
-        devices = await trio.to_thread.run_sync(loop_devices_of, self._mountpoint / "swap")
+        """Unmount, if nobody uses the image; say why not otherwise."""
+        try:
+            await self._worker.run(partial(self._unmount_if_unused, name))
+        except TmemfsError as error:
+            self._services.is_draining = False
+            log.error("%s: not stopping, %s", name, error)
+
+    def _unmount_if_unused(self, name: str) -> None:
+        """In a thread: what it reads of the machine may ask the daemon itself. Raises Busy."""
+        devices = loop_devices_of(self._mountpoint / "swap")
         if devices:
-            log.error("%s: not stopping, %s uses the image: run 'tmemfs down %s'", name, " ".join(devices), self._mountpoint)
-            return
+            raise Busy(f"{' '.join(devices)} uses the image: run 'tmemfs down {self._mountpoint}'")
         self._services.is_draining = True
         notify("STOPPING=1")
         try:
-            await trio.to_thread.run_sync(unmount, self._mountpoint)
+            unmount(self._mountpoint)
         except OSError as error:
-            self._services.is_draining = False
-            log.error("%s: not stopping, %s (%s): close what has files open there", name, self._mountpoint, error.strerror)
+            raise Busy(f"{self._mountpoint} ({error.strerror}): close what has files open there") from error
+        log.info("%s: stopping", name)
 
     def _unmount_at_last(self) -> None:
         """After a failure the mount must not be left behind, dead."""

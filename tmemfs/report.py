@@ -147,6 +147,7 @@ def events(services: Services) -> Values:
         "corrupt_records": reads.corrupt + services.engine.tmem.counts.damaged_in_ram,
         "discard_errors": done.discard_errors,
         "cleaner_failures": services.engine.cleaner.counts.failures,
+        "job_failures": services.jobs.failures,
         "damaged_while_cleaning": services.engine.tmem.merges.counts.damaged_records,
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import trio
 
-from tests.parts import FaultyTier, Regions, page_of
+from tests.parts import FaultyTier, Regions, page_of, run_jobs
 from tmemfs.engine.cleaner import parse_factor
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.pager import Deferred
@@ -289,7 +289,7 @@ async def test_the_background_cleans_what_has_died(nursery: trio.Nursery, monkey
     monkeypatch.setattr("tmemfs.store.policy.DEAD_BYTES", SEGMENT_BYTES)
     place = Place()
     await place.on_tier(6, live_of_8=3)
-    nursery.start_soon(place.engine.run)
+    nursery.start_soon(run_jobs, place.engine)
     await _until(lambda: place.amplification < 1.3)
     await place.verify()
     nursery.cancel_scope.cancel()
@@ -298,7 +298,7 @@ async def test_the_background_cleans_what_has_died(nursery: trio.Nursery, monkey
 async def test_the_background_compacts_ram_when_pages_only_die(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tmemfs.store.policy.DEAD_BYTES", SEGMENT_BYTES)
     place = Place()
-    nursery.start_soon(place.engine.run)
+    nursery.start_soon(run_jobs, place.engine)
     place.store(0, 8 * FULL)
     await _until(lambda: len(place.tmem.arena.used) == 8)
     place.forget(*(slot for slot in range(8 * FULL) if slot % 8 >= 2))
@@ -313,7 +313,7 @@ async def test_the_background_keeps_within_its_rate(nursery: trio.Nursery, monke
     place = Place()
     await place.on_tier(9, live_of_8=3)
     place.engine.cleaner.set_budget(rate=1000)
-    nursery.start_soon(place.engine.run)
+    nursery.start_soon(run_jobs, place.engine)
     await _until(lambda: place.tmem.merges.counts.cleanings)
     await trio.sleep(0.2)
     assert place.tmem.merges.counts.cleanings == 1

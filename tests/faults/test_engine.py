@@ -15,6 +15,7 @@ import trio
 from tests.parts import FaultyTier, Kind, new_pressure, new_tmem, page_of
 from tmemfs.engine import shrinker as shrinker_module
 from tmemfs.engine.engine import Engine
+from tmemfs.engine.jobs import Jobs
 from tmemfs.engine.pager import Deferred
 from tmemfs.engine.services import Limits, Services
 from tmemfs.engine.shrinker import ShrinkRequest
@@ -43,7 +44,7 @@ def engine(tier: FaultyTier) -> Engine:
 
 @pytest.fixture
 def services(engine: Engine) -> Services:
-    return Services(engine, Limits(engine, 32 * SEGMENT_BYTES, 32 * SEGMENT_BYTES), new_pressure(engine), "none")
+    return Services(engine, Limits(engine, 32 * SEGMENT_BYTES, 32 * SEGMENT_BYTES), new_pressure(engine), Jobs(), "none")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.parts import CountedWorkers, FaultyTier, FixedSignals, NotedWatermark, Regions, new_pressure, page_of
+from tests.parts import CountedWorkers, FaultyTier, FixedSignals, NotedWatermark, Regions, new_pressure, page_of, run_jobs
 from tmemfs.engine import pressure
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.pressure import Pressure, default_settings, parse_mode
@@ -47,7 +47,7 @@ class Place:
             assert self.engine.pager.write(slot * PAGE_BYTES, memoryview(page_of("raw", slot))) is None
 
     def start(self, nursery: trio.Nursery) -> None:
-        nursery.start_soon(self.engine.run)
+        nursery.start_soon(run_jobs, self.engine)
         nursery.start_soon(self.pressure.run)
 
     def stand_still(self) -> None:

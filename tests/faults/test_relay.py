@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import select
@@ -10,11 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from struct import Struct
+from typing import Any
 
 import pytest
 
 from tests.parts import FaultyTier, new_tmem, page_of
 from tmemfs.engine.engine import Engine
+from tmemfs.fuse import relay as relay_module
 from tmemfs.fuse import turns, wire
 from tmemfs.fuse.relay import READERS, Relay
 from tmemfs.store.codec import parse_codec
@@ -86,7 +89,9 @@ class Kernel:
 
 
 @pytest.fixture
-def kernel() -> Iterator[Kernel]:
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    # a socket whose other end was closed gives this where /dev/fuse gives ENODEV
+    monkeypatch.setattr(relay_module, "_GONE", relay_module._GONE | {errno.ECONNRESET})
     made = Kernel(FaultyTier())
     yield made
     made.close()
@@ -129,3 +134,56 @@ def test_a_tier_of_any_speed_answers_each_request_once(kernel: Kernel) -> None:
         kernel.ask(*wanted[at : at + 8])
         got += [kernel.answer() for _ in wanted[at : at + 8]]
         assert sorted(got[at:]) == sorted(wanted[at : at + 8])
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, target: object, name: str, error: Exception) -> threading.Event:
+    """The next call of `name` raises; later ones do what they did."""
+    real, failed = getattr(target, name), threading.Event()
+
+    def fake(*arguments: Any) -> Any:
+        if not failed.is_set():
+            failed.set()
+            raise error
+        return real(*arguments)
+
+    monkeypatch.setattr(target, name, fake)
+    return failed
+
+
+def test_an_unknown_error_of_the_device_does_not_end_the_page_path(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = fail_once(monkeypatch, os, "readv", OSError(errno.ENOMEM, "injected"))
+    kernel.hang()
+    kernel.ask(1, 1001)  # the tier hangs, so another thread becomes the leader: with the readv that fails
+    assert kernel.answer() == 1001
+    kernel.hung.release()
+    assert kernel.answer() == 1
+    assert failed.is_set() and not kernel.relay.is_over
+
+
+def test_a_request_that_cannot_be_forwarded_is_answered_with_an_error(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_once(monkeypatch, wire, "decline_splice", MemoryError())
+    kernel.end.send(_READ.pack(wire.IO_BYTES, wire.INIT, 5001, 0, 0, 0, 0))
+    assert wire.REPLY.unpack(kernel.end.recv(100)) == (wire.REPLY_BYTES, -errno.EIO, 5001)
+    kernel.ask(1001)
+    assert kernel.answer() == 1001
+
+
+def test_what_pyfuse3_dropped_is_answered_once(kernel: Kernel) -> None:
+    namespace = socket.socket(fileno=os.dup(kernel.relay.namespace_fd))
+    with namespace:
+        kernel.end.send(_READ.pack(wire.IO_BYTES, 1, 6001, 1, 0, 0, 0))  # a LOOKUP
+        namespace.recv(1000)
+        kernel.relay.fail_forwarded()
+        assert wire.REPLY.unpack(kernel.end.recv(100)) == (wire.REPLY_BYTES, -errno.EIO, 6001)
+        namespace.send(wire.empty_reply(6001))  # too late
+        kernel.ask(1001)
+        assert kernel.answer() == 1001
+
+
+def test_a_reply_that_cannot_be_copied_does_not_end_its_thread(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    namespace = socket.socket(fileno=os.dup(kernel.relay.namespace_fd))
+    with namespace:
+        failed = fail_once(monkeypatch, wire, "limit_requests", MemoryError())
+        namespace.send(wire.empty_reply(0))
+        namespace.send(wire.empty_reply(0))
+        assert wire.REPLY.unpack(kernel.end.recv(100)) == (wire.REPLY_BYTES, 0, 0) and failed.is_set()

@@ -14,6 +14,7 @@ from tests.parts import FaultyTier, Regions, new_pressure, page_of
 from tmemfs import control, errors, report
 from tmemfs.control import Attribute, Control, document, errno_of
 from tmemfs.engine.engine import Engine
+from tmemfs.engine.jobs import Jobs
 from tmemfs.engine.services import SMALLEST_POOL_BYTES, Limits, Services, parse_pool_max
 from tmemfs.errors import BadValue, OutOfRange, TmemfsError
 from tmemfs.store.codec import encode, parse_codec
@@ -34,7 +35,7 @@ RAM: Final = 64 * MIB
 def services() -> Iterator[Services]:
     regions = Regions.new(slots=1024, frames=16, extents=16)
     engine = Engine.over(regions.start(limit=LIMIT // MIB, slots=1024), FaultyTier(), parse_codec("lz4"))
-    yield Services(engine, Limits(engine, RAM, 16 * MIB), new_pressure(engine), "none")
+    yield Services(engine, Limits(engine, RAM, 16 * MIB), new_pressure(engine), Jobs(), "none")
     regions.close()
 
 

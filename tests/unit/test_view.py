@@ -18,6 +18,7 @@ from tests.parts import FaultyTier, Regions, new_pressure, page_of
 from tmemfs import view
 from tmemfs.control import Control, errno_of
 from tmemfs.engine.engine import Engine
+from tmemfs.engine.jobs import Jobs
 from tmemfs.engine.services import Limits, Services
 from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import BadValue, Busy, FellShort, OutOfRange, Refused, TmemfsError
@@ -141,7 +142,7 @@ def test_what_a_daemon_says_can_be_shown(tmp_path: Path, capsys: pytest.CaptureF
     engine = Engine.over(regions.start(10, 64), FaultyTier(), parse_codec("lz4"))
     engine.tmem.insert(0, [encode(page_of("text", 1), parse_codec("lz4"))])
     outcomes = {"memory_locked": 1, "io_flusher": 1, "oom_score_adj_set": 1, "realtime": 1}
-    services = Services(engine, Limits(engine, 64 * MIB, 10 * MIB), new_pressure(engine), "none", outcomes)
+    services = Services(engine, Limits(engine, 64 * MIB, 10 * MIB), new_pressure(engine), Jobs(), "none", outcomes)
     (tmp_path / "control").mkdir()
     for attribute in Control(services).attributes:
         assert attribute.read is not None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 
 import pytest
 import trio
 
+from tmemfs.engine import worker as worker_module
 from tmemfs.engine.worker import Worker
 
 
@@ -51,13 +53,50 @@ async def test_a_call_that_is_cancelled_ends_first(worker: Worker) -> None:
     worker.close()
 
 
-async def test_closing_ends_the_thread_after_what_was_asked(worker: Worker) -> None:
-    assert "tested" in _threads()
+async def test_closing_ends_the_threads_after_what_was_asked() -> None:
+    worker = Worker("closed", threads=2)
+    worker.start()
+    assert _threads().count("closed") == 2
     worker.close()
-    with trio.fail_after(5):
-        while "tested" in _threads():
+    await _until_ended("closed")
+
+
+async def test_the_threads_end_with_the_worker_that_nobody_refers_to_any_more() -> None:
+    worker = Worker("forgotten")
+    worker.start()
+    del worker
+    await _until_ended("forgotten")
+
+
+async def test_no_thread_is_created_by_a_call_of_a_worker_that_was_started(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker.start()
+    monkeypatch.setattr(threading.Thread, "start", _refuse)
+    assert await worker.run(lambda: 7) == 7
+
+
+def test_a_thread_survives_an_event_loop_that_ended_before_the_call(worker: Worker) -> None:
+    """The loop may fail while a call is under way; the next one finds the thread as it was."""
+    begin, end = threading.Event(), threading.Event()
+
+    async def leave_a_call() -> None:
+        finish = partial(trio.lowlevel.current_trio_token().run_sync_soon, begin.set)
+        worker._calls.put(worker_module._Call[object](partial(end.wait, 10), finish))
+
+    worker.start()
+    trio.run(leave_a_call)
+    end.set()  # its end is told to a loop that has ended
+    assert trio.run(worker.run, lambda: 8) == 8 and not begin.is_set()
+
+
+def _refuse(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+async def _until_ended(name: str) -> None:
+    with trio.fail_after(10):
+        while name in _threads():
             await trio.sleep(0.001)
 
 
-def _threads() -> set[str]:
-    return {thread.name for thread in threading.enumerate()}
+def _threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate()]

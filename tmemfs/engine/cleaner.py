@@ -23,12 +23,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import trio
 
 from tmemfs.engine.breath import Breath
 from tmemfs.engine.reader import Reader
+from tmemfs.engine.worker import Worker
 from tmemfs.errors import BadValue, TierError
 from tmemfs.host.memory import ordinary_thread
 from tmemfs.store.merges import LEAST_GAIN_BYTES, Breathe, Copied, Merge, go_on
@@ -100,6 +102,12 @@ class Cleaner:
         self._in_ram = threading.Lock()
         self._into, self._from = tmem.arena.buffers() or (_buffer(), _buffer())
         self._kicked = trio.Event()
+        self._background, self._requested = Worker("clean"), Worker("compact")
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """Its threads."""
+        return self._background, self._requested
 
     def merge_in_ram(self, plan: Merge, breathe: Breathe = go_on) -> int:
         """Perform a merge of segments in RAM; how many frames go back to the system."""
@@ -129,7 +137,7 @@ class Cleaner:
         while True:
             self._kicked = trio.Event()
             compacting = compaction_wanted(self._merges.space_in_ram(), compacting)
-            if compacting and await trio.to_thread.run_sync(self._compact_one):
+            if compacting and await self._background.run(self._compact_one):
                 continue
             cleaning = cleaning_wanted(self._merges.space(), cleaning)
             wait_s = self.budget.wait_s(time.monotonic()) if cleaning else math.inf
@@ -155,7 +163,7 @@ class Cleaner:
     async def _clean_in_background(self) -> bool:
         """One cleaning; whether there was something to clean. A tier that fails is left alone for a while."""
         try:
-            return await trio.to_thread.run_sync(self._clean_one)
+            return await self._background.run(self._clean_one)
         except TierError as error:
             log.warning("cleaning failed: %s", error)
             self.counts.failures += 1
@@ -180,7 +188,7 @@ class Cleaner:
     async def compact(self, factor: float) -> CompactAnswer:
         """Merge in RAM, then clean until the tier's amplification is at most `factor`, or nothing more can be gained."""
         with self._breath.hurry():
-            self.last = await trio.to_thread.run_sync(self._compact, factor, abandon_on_cancel=False)
+            self.last = await self._requested.run(partial(self._compact, factor))
         return self.last
 
     def _compact(self, factor: float) -> CompactAnswer:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import trio
-
 from tmemfs.engine.cleaner import Cleaner
+from tmemfs.engine.jobs import Job
 from tmemfs.engine.pager import Pager
 from tmemfs.engine.reader import Reader
 from tmemfs.engine.recompressor import Recompressor
 from tmemfs.engine.room import Room
 from tmemfs.engine.shrinker import Shrinker
+from tmemfs.engine.worker import Worker
 from tmemfs.store.codec import Codec
 from tmemfs.store.policy import Watermarks
 from tmemfs.store.tmem import Tmem
@@ -24,7 +24,7 @@ MakePager = Callable[[Tmem, Reader, Room, Codec], Pager]
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A store, its tier, and what works between the two. `run` is the caller's to start."""
+    """A store, its tier, and what works between the two. `jobs` are the caller's to run."""
 
     tmem: Tmem
     tier: Tier
@@ -45,9 +45,25 @@ class Engine:
         shrinker = Shrinker(tmem, tier, room, cleaner, marks)
         return cls(tmem, tier, room, reader, pager, cleaner, shrinker, Recompressor(tmem))
 
-    async def run(self) -> None:
-        """What goes on in the background, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.cleaner.run)
-            nursery.start_soon(self.shrinker.run)
-            nursery.start_soon(self.recompressor.run)
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """What goes on in the background."""
+        return (
+            Job("cleaner", self.cleaner.run),
+            Job("shrinker", self.shrinker.run, self.shrinker.failed),
+            Job("recompressor", self.recompressor.run),
+        )
+
+    def start(self) -> None:
+        """Start every thread that a job or a request will need. Raises RuntimeError where the system allows no more threads."""
+        for worker in self._workers:
+            worker.start()
+
+    def close(self) -> None:
+        """End the threads, once they have done what they were asked."""
+        for worker in self._workers:
+            worker.close()
+
+    @property
+    def _workers(self) -> tuple[Worker, ...]:
+        return (*self.cleaner.workers, *self.shrinker.workers, *self.recompressor.workers)

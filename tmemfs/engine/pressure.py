@@ -31,7 +31,7 @@ from tmemfs.engine.shrinker import FRAME_S, SHORT_FRAME_S, Shrinker
 from tmemfs.engine.standstill import Standstill
 from tmemfs.errors import BadValue, OutOfRange
 from tmemfs.host.kworkers import KernelWorkers
-from tmemfs.host.signals import CgroupLimit, Signals
+from tmemfs.host.signals import CgroupLimit, Signals, SignalsLost
 from tmemfs.store.pressure import CRITICAL, RELAXED, SHRINKING, Control, Look, Settings, control
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
@@ -97,6 +97,7 @@ class Pressure:
         self.counts = PressureCounts()
         self.mode = "auto"
         self.control = Control()
+        self._open_signals = signals
         self.signals = signals()
         self.settings = default_settings(self.signals.memory_bytes, shrinker.marks.max)
         memory = self.signals.memory()
@@ -150,15 +151,36 @@ class Pressure:
     async def run(self) -> None:
         """Watch and steer until cancelled."""
         try:
-            async with trio.open_nursery() as nursery:
-                for stall in self.signals.stalls:
-                    nursery.start_soon(self._watch, stall.fileno(), stall.clear)
-                for limit in self.signals.limits:
-                    nursery.start_soon(self._watch_threshold, limit)
-                await self._look_on()
+            while True:
+                async with trio.open_nursery() as nursery:
+                    for stall in self.signals.stalls:
+                        nursery.start_soon(self._watch, stall.fileno(), stall.clear)
+                    for limit in self.signals.limits:
+                        nursery.start_soon(self._watch_threshold, limit)
+                    await self._look_until_lost()
+                    nursery.cancel_scope.cancel()
+                self._reopen_signals()
         finally:
             self.workers.take_priority()
-            self.standstill.close()
+            self.standstill.end()
+
+    async def _look_until_lost(self) -> None:
+        """Look until a signal has gone: its cgroup was removed."""
+        try:
+            await self._look_on()
+        except SignalsLost as error:
+            log.warning("%s: the signals of the cgroup where the daemon is now are opened", error)
+
+    def _reopen_signals(self) -> None:
+        lost, self.signals = self.signals, self._open_signals()
+        lost.close()
+        self._stalled_us = self.signals.stalled_us()
+
+    def close(self) -> None:
+        """Let go of everything. Nothing runs any more."""
+        self.workers.take_priority()
+        self.standstill.close()
+        self.signals.close()
 
     async def _look_on(self) -> None:
         moved_at, seen = time.monotonic(), (0, 0.0)

@@ -18,6 +18,7 @@ from typing import Final
 import trio
 
 from tmemfs.engine.breath import Breath
+from tmemfs.engine.worker import Worker
 from tmemfs.errors import BadValue
 from tmemfs.host.memory import ordinary_thread
 from tmemfs.store.codec import ZSTD_LEVELS, parse_level
@@ -55,7 +56,13 @@ class Recompressor:
         self._is_fresh = self._is_outdated = False
         self._breath = Breath(tmem)
         self._changed = trio.Event()
+        self._worker = Worker("recompress")
         self.counts = self._recompression.counts
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """Its thread."""
+        return (self._worker,)
 
     @property
     def dictionaries(self) -> int:
@@ -81,7 +88,7 @@ class Recompressor:
         self._is_fresh = False
         while idle and self.level is not None and self._tmem.arena.has_room:
             began = time.monotonic()
-            await trio.to_thread.run_sync(self._encode_some, idle, self.level)
+            await self._worker.run(partial(self._encode_some, idle, self.level))
             await trio.sleep((time.monotonic() - began) * _REST)
 
     def _encode_some(self, idle: deque[Use], level: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import trio
 
 from tmemfs.engine.engine import Engine
+from tmemfs.engine.jobs import Jobs
 from tmemfs.engine.pressure import Pressure
 from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import Busy, OutOfRange
@@ -109,6 +110,7 @@ class Services:
     engine: Engine
     limits: Limits
     pressure: Pressure
+    jobs: Jobs
     datapath: str
     outcomes: dict[str, int] = field(default_factory=dict)
     is_draining: bool = False
@@ -122,7 +124,7 @@ class Services:
         """running, degraded: WHY, or draining."""
         if self.is_draining:
             return "draining"
-        reasons = [self.engine.room.stuck] if self.engine.room.stuck else []
+        reasons = ([self.engine.room.stuck] if self.engine.room.stuck else []) + self.jobs.degraded()
         if self.engine.tmem.counts.damaged_in_ram:
             reasons.append(f"{self.engine.tmem.counts.damaged_in_ram} loads found a record damaged in RAM: test the memory")
         if self.engine.reader.counts.corrupt:
@@ -135,4 +137,4 @@ class Services:
     def placeholder(cls) -> Services:
         """Services of nothing, to print the table of attributes without a daemon."""
         nothing: Any = None
-        return cls(nothing, nothing, nothing, "none")
+        return cls(nothing, nothing, nothing, nothing, "none")

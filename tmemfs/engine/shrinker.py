@@ -3,8 +3,8 @@
 One background task keeps the pool below its watermarks, gives back what died, punches holes and keeps the reserve of
 faulted-in frames; `shrink` does on request what the background does by itself. Each works in two threads: one writes, the other
 gives memory back. (Two threads that both do both reached 0.7 of what fio writes, these 0.8: writes to one file wait for each
-other.) While `run` runs, both pairs of threads are there, so that none has to be made when memory is short, and one more, which
-faults frames in: it alone waits for the system's memory. Stores take only frames that have theirs.
+other.) Both pairs of threads are workers, which exist before memory is short, and so does one more, which faults frames in: it
+alone waits for the system's memory. Stores take only frames that have theirs.
 
 A write that fails leaves its segment in RAM. The shrinker says so (`Room.stuck`, control/state), refuses waiting stores and
 tries again every RETRY_S, until a write succeeds or nothing waits to be written.
@@ -21,6 +21,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -146,17 +147,20 @@ class _Tally:
 
 
 _EMPTY: Final = "the pool holds no more pages"
-Workers = tuple[Worker, ...]
 
 
-def _workers(name: str) -> Workers:
+def _kick(token: trio.lowlevel.TrioToken, wake: Callable[[], None]) -> None:
+    """Have `wake` called in trio. A store must not fail because the event loop has ended meanwhile."""
+    with suppress(trio.RunFinishedError):
+        token.run_sync_soon(wake)
+
+
+class _Pair:
     """A thread to write and one to release."""
-    return Worker(f"{name}-write"), Worker(f"{name}-release")
 
-
-async def _in(workers: Workers, function: Callable[[], None]) -> None:
-    """Call `function` in the first of `workers`, or in a thread of trio's where there are none."""
-    await (workers[0].run(function) if workers else trio.to_thread.run_sync(function))
+    def __init__(self, name: str) -> None:
+        self.write = Worker(f"{name}-write")
+        self.release = Worker(f"{name}-release")
 
 
 class Shrinker:
@@ -180,27 +184,32 @@ class Shrinker:
         self._kicked = self._short = trio.Event()
         self._kick: Callable[[], None] = lambda: None
         self._kick_pending = self._wants_frame = False
-        self._background: Workers = ()
-        self._requested: Workers = ()
+        self._background, self._requested = _Pair("background"), _Pair("request")
+        self._grower = Worker("populate")
         tmem.notice = self._notice
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """Its threads."""
+        pairs = (self._background, self._requested)
+        return (*(worker for pair in pairs for worker in (pair.write, pair.release)), self._grower)
 
     async def run(self) -> None:
         """Look after the pool until cancelled."""
         token = trio.lowlevel.current_trio_token()
-        self._kick = lambda: token.run_sync_soon(self._wake)
-        self._background, self._requested = _workers("background"), _workers("request")
-        grower = Worker("populate")
+        self._kick = partial(_kick, token, self._wake)
         self._tmem.arena.takes_cold = False
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._fill_reserve_on, grower)
+                nursery.start_soon(self._fill_reserve_on)
                 await self._look_on()
         finally:
             self._kick = lambda: None
             self._tmem.arena.takes_cold = True
-            for worker in (*self._background, *self._requested, grower):
-                worker.close()
-            self._background = self._requested = ()
+
+    def failed(self, why: str) -> None:
+        """`run` has failed, and will be started again: until it makes room, stores are refused rather than left waiting."""
+        self._room.set_stuck(why)
 
     async def _look_on(self) -> None:
         shrinking = False
@@ -209,7 +218,7 @@ class Shrinker:
             self._kick_pending = False
             self._short.set()  # a notice that came while another one was pending was for the reserve, too
             if self._tmem.upkeep.is_due or self._tmem.arena.takes_cold:
-                await _in(self._background, self._tidy)
+                await self._background.write.run(self._tidy)
             self._cleaner.look()
             marks = self.marks.under(self.ceiling)
             goal = background_goal(self._tmem.pool_bytes, marks, shrinking) if self._tier.capacity_bytes else 0
@@ -233,18 +242,18 @@ class Shrinker:
         self._wants_frame = False
         return arena.has_room
 
-    async def _fill_reserve_on(self, grower: Worker) -> None:
+    async def _fill_reserve_on(self) -> None:
         """Keep the reserve filled. The system may have no memory for it, for as long as it likes: nobody waits for that."""
         while True:
             self._short = trio.Event()
             if self._tmem.arena.wants_populating:
-                await grower.run(self._fill_reserve)
+                await self._grower.run(self._fill_reserve)
             await self._short.wait()
 
     async def shrink(self, request: ShrinkRequest) -> ShrinkAnswer:
         """Free what is asked for, sealing the open segments if that takes it; returns when it is done or cannot go on."""
         answer = await self._free(_Tally(request, include_open=True), self._requested)
-        await _in(self._requested, self._tidy)
+        await self._requested.write.run(self._tidy)
         self.counts.shrinks += 1
         self.counts.shrinks_short += answer.reason is not None
         self.last = answer
@@ -260,12 +269,12 @@ class Shrinker:
         answer = await self._free(_Tally(ShrinkRequest(goal), include_open), self._background)
         return answer.written > 0 and self._room.stuck is None
 
-    async def _free(self, tally: _Tally, workers: Workers) -> ShrinkAnswer:
+    async def _free(self, tally: _Tally, pair: _Pair) -> ShrinkAnswer:
         await trio.lowlevel.checkpoint_if_cancelled()
         with trio.CancelScope(shield=True):  # both or none: the second thread waits for the first
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_in, workers, partial(self._write_back_while, tally))
-                nursery.start_soon(_in, workers[1:], partial(self._release_while, tally))
+                nursery.start_soon(pair.write.run, partial(self._write_back_while, tally))
+                nursery.start_soon(pair.release.run, partial(self._release_while, tally))
         self._say_whether_stuck(tally)
         return tally.answer()
 
@@ -365,7 +374,11 @@ class Shrinker:
                 log.warning("no memory for the reserve: %s", error)
                 return
             self._tmem.upkeep.commit_populate(plan)
-            self._notice() if self._wants_frame else self._room.signal()
+            # the background has to look again if somebody waits for the frame, or if the frame takes the pool above its watermark
+            if self._wants_frame or self._tmem.pool_bytes > self.marks.under(self.ceiling).high:
+                self._notice()
+            else:
+                self._room.signal()
 
     def _discard(self) -> None:
         while plan := self._tmem.upkeep.plan_discard():

@@ -20,10 +20,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import pyfuse3
-import trio
 
 from tmemfs.control import Attribute, errno_of
 from tmemfs.engine.pager import Deferred, Pager
+from tmemfs.engine.worker import Worker
 from tmemfs.errors import TmemfsError
 from tmemfs.units import PAGE_BYTES
 
@@ -56,8 +56,12 @@ class Namespace(pyfuse3.Operations):
         self._next_handle = FIRST_ATTRIBUTE
         self._open: dict[int, int] = {}
         self._born_ns = time.time_ns()
-        self._loads = trio.CapacityLimiter(4)
-        self._stores = trio.StrictFIFOLock()
+        self._loads, self._stores = Worker("loads", threads=4), Worker("stores")
+
+    def start(self) -> None:
+        """Start the threads of the plain data path."""
+        self._loads.start()
+        self._stores.start()
 
     async def lookup(self, parent: int, name: bytes, ctx: Any = None) -> Any:
         """The entry of `name`."""
@@ -167,9 +171,8 @@ class Namespace(pyfuse3.Operations):
             if not isinstance(result, Deferred):
                 return result
             if result.lane != "store":
-                return await trio.to_thread.run_sync(result.run, limiter=self._loads)
-            async with self._stores:
-                return await trio.to_thread.run_sync(result.run)
+                return await self._loads.run(result.run)
+            return await self._stores.run(result.run)
         except TmemfsError as error:
             raise pyfuse3.FUSEError(errno_of(error)) from error
 

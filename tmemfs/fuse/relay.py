@@ -20,6 +20,9 @@ Invariants:
    request of another thread holds it: REQUEST_PAGES stores, or DISCARD_SLOTS slots forgotten. Nor does it send: a socket's message
    takes memory of the kernel's.
 3. The request buffers are the leader's alone; work that may block borrows nothing of them.
+4. No exception ends one of its threads: a request whose handling failed is answered with an error, and the next one is read. Only
+an
+   unmounted or aborted connection ends them.
 """
 
 from __future__ import annotations
@@ -31,7 +34,10 @@ import queue
 import select
 import socket
 import threading
+import time
 import traceback
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import trio
@@ -51,9 +57,13 @@ READERS: Final = 4
 _SOCKET_BYTES: Final = 4 << 20
 _REPLY_AT: Final = PAGE_BYTES
 _DATA_AT: Final = 3 * PAGE_BYTES
-_GONE: Final = frozenset((errno.ENODEV, errno.EBADF, errno.ENOTCONN))
+_GONE: Final = frozenset((errno.ENODEV, errno.EBADF, errno.ENOTCONN, errno.ECONNABORTED))
 _PAGES: Final = frozenset((wire.READ, wire.WRITE, wire.FALLOCATE))
 _TRY_AGAIN: Final = frozenset((errno.EINTR, errno.EAGAIN, errno.ENOENT))
+#: After a failure that does not concern one request, so that one that lasts does not take a core.
+_PAUSE_S: Final = 0.01
+#: Requests that want no reply.
+_NO_REPLY: Final = frozenset((wire.FORGET, wire.BATCH_FORGET))
 #: sockopts that go past the limit of net.core.{w,r}mem_max, for root.
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 
@@ -79,7 +89,10 @@ class Relay:
         self._stores: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._forwards: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._ended = os.eventfd(0, os.EFD_CLOEXEC)
+        self._is_over = self._is_initialised = False
         self._bugs: set[str] = set()
+        # requests that pyfuse3 has and has not answered; added to by `forwards`, taken from by `replies`
+        self._with_namespace: set[int] = set()
         self.requests = self.deferred = 0
         self._threads = [
             threading.Thread(target=self._return_replies, name="replies", daemon=True),
@@ -108,6 +121,17 @@ class Relay:
         self._ours.close()
         os.close(self._ended)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the file system is unmounted."""
+        return self._is_over
+
+    def fail_forwarded(self) -> None:
+        """pyfuse3 has dropped what it was at: answer that with an error, or those who asked would wait for ever."""
+        for unique in list(self._with_namespace):
+            self._with_namespace.discard(unique)
+            self._reply(wire.error_reply(unique, errno.EIO))
+
     def statistics(self) -> dict[str, int]:
         """Requests on the page path and how many of them were deferred, since the start."""
         return {"requests": self.requests, "deferred": self.deferred}
@@ -130,6 +154,7 @@ class Relay:
             is_over = self._serve_requests()
         finally:
             if is_over:
+                self._is_over = True
                 os.eventfd_write(self._ended, 1)
                 self._stores.put(None)
                 self._forwards.put(None)
@@ -153,9 +178,11 @@ class Relay:
             except OSError as error:
                 if error.errno in _TRY_AGAIN:
                     continue
-                if error.errno not in _GONE:
-                    log.error("reading requests failed: %s", error)
-                return True
+                if error.errno in _GONE:
+                    return True
+                self._log_bug(error)
+                time.sleep(_PAUSE_S)
+                continue
             _, opcode, unique, node, offset, size = unpack(head)
             if node != inode:
                 self._forward(head, data, count, opcode)
@@ -221,20 +248,38 @@ class Relay:
 
     def _forward(self, head: memoryview, data: memoryview, count: int, opcode: int) -> None:
         """Hand a request to pyfuse3, untouched but for INIT."""
-        if opcode == wire.INIT:
-            wire.decline_splice(head)
-        if opcode != wire.INTERRUPT:
-            first = min(count, wire.IO_BYTES)
-            self._forwards.put(bytes(head[:first]) + bytes(data[: count - first]))
+        try:
+            if opcode == wire.INIT:
+                wire.decline_splice(head)
+            if opcode != wire.INTERRUPT:
+                first = min(count, wire.IO_BYTES)
+                self._forwards.put(bytes(head[:first]) + bytes(data[: count - first]))
+        except Exception as error:  # MemoryError, for one
+            self._fail(wire.HEADER.unpack_from(head)[2], error)
 
     def _send_forwards(self) -> None:
         """Send pyfuse3 its requests, until told to end."""
         prepare_thread()
         while request := self._forwards.get():
-            try:
-                self._ours.send(request)
-            except OSError:  # pyfuse3 has gone: so will the mount
-                self._reply(wire.error_reply(wire.HEADER.unpack_from(request)[2], errno.ENOTCONN))
+            self._guard(partial(self._send_forward, request))
+
+    def _send_forward(self, request: bytes) -> None:
+        _, opcode, unique, *_ = wire.HEADER.unpack_from(request)
+        if opcode not in _NO_REPLY:
+            self._with_namespace.add(unique)
+        try:
+            self._ours.send(request)
+        except OSError:  # pyfuse3 has gone; the pages are served all the same
+            self._with_namespace.discard(unique)
+            self._reply(wire.error_reply(unique, errno.ENOTCONN))
+
+    def _guard(self, step: Callable[[], None]) -> None:
+        """Do one step of a thread; what it raises is a bug, and ends the step alone."""
+        try:
+            step()
+        except Exception as error:
+            self._log_bug(error)
+            time.sleep(_PAUSE_S)
 
     def _store(self) -> None:
         """Finish deferred stores, until told to end."""
@@ -255,7 +300,6 @@ class Relay:
         """Copy pyfuse3's replies to the device, with our limits in the first, which answers INIT."""
         prepare_thread()
         buffer = bytearray(wire.REQUEST_BYTES + PAGE_BYTES)
-        is_first = True
         while True:
             try:
                 count = self._ours.recv_into(buffer)
@@ -263,11 +307,17 @@ class Relay:
                 return
             if not count:
                 return
-            message = buffer[:count]
-            if is_first:
-                wire.limit_requests(message)
-                is_first = False
-            self._reply(message)
+            self._guard(lambda count=count: self._return_reply(buffer[:count]))  # type: ignore[misc]
+
+    def _return_reply(self, message: bytearray) -> None:
+        if not self._is_initialised:
+            wire.limit_requests(message)
+            self._is_initialised = True
+        unique = wire.REPLY.unpack_from(message)[2]
+        if unique and unique not in self._with_namespace:
+            return  # it was answered with an error meanwhile (`fail_forwarded`)
+        self._with_namespace.discard(unique)
+        self._reply(message)
 
     def _reply(self, *parts: bytes | bytearray) -> None:
         """One reply, with one call. The kernel may have given the request up (ENOENT) or be gone."""
@@ -282,13 +332,20 @@ class Relay:
             log.error("bug in tmemfs, please report it: a reply was not taken: %s", error)
 
     def _fail(self, unique: int, error: Exception) -> None:
-        """Answer with an error; what is not one of ours is a bug and logged once for each place."""
+        """Answer with an error; what is not one of ours is a bug."""
         if not isinstance(error, TmemfsError):
+            self._log_bug(error)
+        self._reply(wire.error_reply(unique, errno.ENOSPC if isinstance(error, NoRoom) else errno.EIO))
+
+    def _log_bug(self, error: Exception) -> None:
+        """Log a bug, once for each place; whatever becomes of that, the thread goes on."""
+        try:
             where = repr(traceback.extract_tb(error.__traceback__)[-1:])
             if where not in self._bugs:
                 self._bugs.add(where)
                 log.error("bug in tmemfs, please report it", exc_info=error)
-        self._reply(wire.error_reply(unique, errno.ENOSPC if isinstance(error, NoRoom) else errno.EIO))
+        except Exception:
+            return
 
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:

@@ -18,10 +18,12 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final
 
+FORGET: Final = 2
 READ: Final = 15
 WRITE: Final = 16
 INIT: Final = 26
 INTERRUPT: Final = 36
+BATCH_FORGET: Final = 42
 FALLOCATE: Final = 43
 
 #: Header of a request, and of READ, WRITE and FALLOCATE their first fields too.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from tmemfs.errors import Refused, TmemfsError
+from tmemfs.host.log import open_log
 
 _READY: Final = b"ready"
 
@@ -21,7 +22,7 @@ _READY: Final = b"ready"
 def run_in_background(serve: Callable[[Callable[[], None]], None], log: Path) -> None:
     """Run `serve(ready)` in a process of its own; returns when that calls `ready`. Raises Refused with its error."""
     try:
-        log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        log_fd = open_log(log)
     except OSError as error:
         raise Refused(f"cannot write the log {log} ({error.strerror}): give another --log") from error
     reader, writer = os.pipe()

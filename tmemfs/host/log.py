@@ -7,10 +7,12 @@ waited for such a write would wait for itself: a guest stood still so, its free 
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from tmemfs.host.memory import prepare_thread
@@ -19,7 +21,27 @@ from tmemfs.host.memory import prepare_thread
 MOST_WAITING: Final = 1000
 _WRITTEN_S: Final = 5.0
 
-_Messages = queue.SimpleQueue[logging.LogRecord | None]
+_Messages = queue.SimpleQueue[logging.LogRecord | Path | None]
+
+log = logging.getLogger(__name__)
+
+
+class Log:
+    """The log of a running daemon. Thread-safety: any thread; nobody waits for a file."""
+
+    def __init__(self, messages: _Messages, path: Path | None) -> None:
+        self._messages = messages
+        self._path = path
+
+    def reopen(self) -> None:
+        """Write to the file of that name from now on: the old one may have been renamed. Nothing, if the log is no file of ours."""
+        if self._path is not None:
+            self._messages.put(self._path)
+
+
+def open_log(path: Path) -> int:
+    """A descriptor that appends to the file `path`, which is created if it is not there. Raises OSError."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o640)
 
 
 class _Queued(logging.Handler):
@@ -46,15 +68,18 @@ class _Queued(logging.Handler):
 
 
 @contextmanager
-def log_in_background() -> Iterator[None]:
-    """What is logged meanwhile goes to the root logger's handlers in a thread of its own, which is waited for at the end."""
+def log_in_background(path: Path | None = None) -> Iterator[Log]:
+    """What is logged meanwhile goes to the root logger's handlers in a thread of its own, which is waited for at the end.
+
+    `path` is the file behind standard output and standard error, if there is one.
+    """
     root, messages = logging.getLogger(), _Messages()
     handlers = root.handlers
     writer = threading.Thread(target=_write, args=(messages, handlers), name="log", daemon=True)
     writer.start()
     root.handlers = [_Queued(messages)]
     try:
-        yield
+        yield Log(messages, path)
     finally:
         root.handlers = handlers
         messages.put(None)
@@ -64,5 +89,23 @@ def log_in_background() -> Iterator[None]:
 def _write(messages: _Messages, handlers: list[logging.Handler]) -> None:
     prepare_thread()
     while record := messages.get():
-        for handler in handlers:
-            handler.handle(record)
+        try:
+            if isinstance(record, Path):
+                _reopen(record)
+            else:
+                for handler in handlers:
+                    handler.handle(record)
+        except Exception:  # a full disk must not end the thread: what comes later may be written again
+            continue
+
+
+def _reopen(path: Path) -> None:
+    try:
+        fd = open_log(path)
+    except OSError as error:
+        log.error("the log %s cannot be reopened (%s): the old file is still written to", path, error.strerror)
+        return
+    for standard in (1, 2):
+        os.dup2(fd, standard)
+    os.close(fd)
+    log.info("the log was reopened")

@@ -33,6 +33,7 @@ _PUNCH_HOLE_KEEP_SIZE: Final = 3
 _MADV_POPULATE_WRITE: Final = 23
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _MLOCK_ONFAULT: Final = 1
+_PR_SET_DUMPABLE: Final = 4
 _PR_SET_IO_FLUSHER: Final = 57
 _AT_EMPTY_PATH: Final = 0x1000
 _STATX_DIOALIGN: Final = 0x2000
@@ -153,6 +154,11 @@ def oom_score_adjust(value: int = -1000) -> Outcome:
     except OSError as error:
         return Outcome("oom_score_adj_set", False, str(error.strerror))
     return Outcome("oom_score_adj_set", True)
+
+
+def no_core_dump() -> Outcome:
+    """Write no core file: it would hold what other processes had in memory, in a place that is not meant for it."""
+    return _outcome("core_dumps_off", _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
 
 
 def heap_settings() -> Outcome:

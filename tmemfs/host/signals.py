@@ -134,8 +134,12 @@ class Stalls:
         os.close(self._fd)
 
 
+class SignalsLost(Exception):
+    """A signal has gone with the cgroup it was of: the process lives in another one now, whose signals are to be opened."""
+
+
 class Signals:
-    """The signals that are live here, and why the others are not."""
+    """The signals that are live here, and why the others are not. What is read opens nothing and allocates little."""
 
     def __init__(self) -> None:
         self.missing: list[str] = []
@@ -160,13 +164,22 @@ class Signals:
         return ["swap-out stream", *names]
 
     def memory(self) -> Memory:
-        """As it is now; `room` is the least of the system's and of every limit's."""
+        """As it is now; `room` is the least of the system's and of every limit's. Raises SignalsLost."""
         found = self.available.memory()
-        return found._replace(room=min([found.room, *(limit.room() for limit in self.limits)]))
+        try:
+            return found._replace(room=min([found.room, *(limit.room() for limit in self.limits)]))
+        except (OSError, ValueError) as error:
+            raise SignalsLost(f"a cgroup's limit cannot be read any more ({error})") from error
 
     def stalled_us(self) -> int:
-        """How long something has stalled for memory, since the boot; of the cgroup's and the system's stalls the greater sum."""
-        return max((stall.total_us() for stall in self.stalls), default=0)
+        """How long something has stalled for memory, since the boot; of the cgroup's and the system's stalls the greater sum.
+
+        Raises SignalsLost.
+        """
+        try:
+            return max((stall.total_us() for stall in self.stalls), default=0)
+        except (OSError, ValueError) as error:
+            raise SignalsLost(f"a cgroup's stalls cannot be read any more ({error})") from error
 
     def close(self) -> None:
         """Let go of all."""

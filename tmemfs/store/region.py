@@ -21,6 +21,7 @@ class Region:
         self.fd = os.memfd_create(f"tmemfs-{name}", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, self.size_bytes)
         self.map = mmap.mmap(self.fd, self.size_bytes)
+        self.map.madvise(mmap.MADV_DONTDUMP)  # a core file must not hold pages, nor take as long to write as they are large
         self.view = memoryview(self.map)
 
     def words(self) -> memoryview:
