@@ -80,7 +80,7 @@ def test_no_failure_beside_the_page_path_costs_a_byte(tmp_path: Path) -> None:
             assert threads_of(pid) <= threads
 
         with meanwhile(disturb, 0.2):
-            answer = hog(cgroup, "256M", rounds=3, timeout_s=300)
+            answer = hog(cgroup, "192M", rounds=1, timeout_s=300)
         assert answer["wrong"] == 0 and asked[0] > 0
         events = read_patiently(place, "events")
         assert int(events.split("job_failures ")[1].split()[0]) > 10
