@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
+from tmemfs.host.proctext import parse_areas
 from tmemfs.units import PAGE_BYTES
 
 _MODULES: Final = (
@@ -60,13 +61,8 @@ def _read(fd: int, address: int) -> bytes | None:
 
 
 def _anonymous_areas() -> list[tuple[int, int]]:
-    areas = []
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        fields = line.split()
-        if "rw" in fields[1] and (len(fields) == 5 or fields[5] == "[heap]"):
-            start, end = (int(part, 16) for part in fields[0].split("-"))
-            areas.append((start, end))
-    return areas
+    areas = parse_areas(Path("/proc/self/maps").read_bytes())
+    return [(area.start, area.end) for area in areas if "rw" in area.permissions and area.path in ("", "[heap]")]
 
 
 class RealPages:

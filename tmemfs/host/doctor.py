@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from tmemfs.errors import Refused
+from tmemfs.host import proctext
 from tmemfs.host.memory import total_ram_bytes
 from tmemfs.host.signals import Signals
 from tmemfs.host.swapdev import swap_entries
@@ -72,7 +73,7 @@ def _kernel() -> Check:
 
 
 def _fuse() -> Check:
-    ok = Path("/dev/fuse").exists() and "\tfuse\n" in Path("/proc/filesystems").read_text()
+    ok = Path("/dev/fuse").exists() and b"\tfuse\n" in Path("/proc/filesystems").read_bytes()
     return Check("FUSE", ok, "yes" if ok else "no", "" if ok else "load the module: modprobe fuse")
 
 
@@ -106,9 +107,8 @@ def _capability(name: str, number: int, advice: str) -> Check:
 
 
 def _has_capability(number: int) -> bool:
-    status = Path("/proc/self/status").read_text()
-    mask = next(line for line in status.splitlines() if line.startswith("CapEff"))
-    return bool(int(mask.split()[1], 16) >> number & 1)
+    status = proctext.parse_keyed(Path("/proc/self/status").read_bytes(), b"CapEff:")
+    return bool(int(status["CapEff"], 16) >> number & 1)
 
 
 def _compiled(why_not: str) -> Check:
@@ -140,7 +140,7 @@ def _cgroup() -> Check:
 
 def _zswap() -> Check:
     switch = Path("/sys/module/zswap/parameters/enabled")
-    on = switch.exists() and switch.read_text().strip() == "Y"
+    on = switch.exists() and proctext.word_of(switch.read_bytes()) == "Y"
     return Check(
         "zswap", None if on else True, "on" if on else "off", f"pages are compressed twice: echo N > {switch}" if on else ""
     )

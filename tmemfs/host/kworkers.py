@@ -16,8 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from tmemfs.host import proctext
+
 #: Unbound ones, of any niceness; 'kworker/0:1' is bound to a core.
-_UNBOUND: Final = re.compile(r"kworker/u\d+:\d+(?:[-+\s]|$)")
+_UNBOUND: Final = re.compile(rb"kworker/u[0-9]+:[0-9]+(?:[-+ \n]|$)")
 
 
 class KernelWorkers:
@@ -51,13 +53,13 @@ class KernelWorkers:
 
     def _is_unbound(self, pid: int) -> bool:
         with suppress(OSError):
-            return _UNBOUND.match((self._proc / str(pid) / "comm").read_text()) is not None
+            return _UNBOUND.match((self._proc / str(pid) / "comm").read_bytes()) is not None
         return False
 
     def _new(self) -> set[int]:
         """Threads of the kernel, children of kthreadd all of them, that were not looked at yet."""
         try:
-            found = set(map(int, (self._proc / "2/task/2/children").read_text().split()))
+            found = set(map(int, proctext.fields((self._proc / "2/task/2/children").read_bytes())))
         except OSError:
             return set()
         new = found - self._looked_at

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tmemfs.host import proctext
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -85,7 +87,7 @@ def drop_code(libraries: tuple[str, ...]) -> None:
 
     Should one be called after all, its pages are read from the file again.
     """
-    for start, length in _unmodified_areas(Path("/proc/self/smaps").read_text().splitlines(), libraries):
+    for start, length in _unmodified_areas(Path("/proc/self/smaps").read_bytes(), libraries):
         if not _libc.munlock(start, length):
             _libc.madvise(start, length, mmap.MADV_DONTNEED)
 
@@ -201,9 +203,8 @@ def direct_alignment(fd: int) -> int | None:
 
 def resident_bytes(pid: int | None = None) -> Resident:
     """Resident memory of this process, or of `pid`."""
-    text = Path(f"/proc/{pid or 'self'}/status").read_text()
-    fields = dict(line.split(":", 1) for line in text.splitlines() if line.startswith("Rss"))
-    anon, file, shmem = (int(fields[key].split()[0]) << 10 for key in ("RssAnon", "RssFile", "RssShmem"))
+    found = proctext.parse_keyed(Path(f"/proc/{pid or 'self'}/status").read_bytes(), b"Rss")
+    anon, file, shmem = (proctext.kilobytes(found[key]) for key in ("RssAnon", "RssFile", "RssShmem"))
     return Resident(anon, file, shmem)
 
 
@@ -217,24 +218,18 @@ def available_ram_bytes() -> int:
     return _meminfo("MemAvailable")
 
 
-def _unmodified_areas(smaps: list[str], libraries: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+def _unmodified_areas(smaps: bytes, libraries: tuple[str, ...]) -> Iterator[tuple[int, int]]:
     """(address, bytes) of read-only mappings of `libraries` that hold no page of their own."""
-    area = (0, 0)
-    for line in smaps:
-        fields = line.split()
-        if not fields[0].endswith(":"):
-            is_wanted = len(fields) > 5 and "w" not in fields[1] and fields[5].rpartition("/")[2].startswith(libraries)
-            start, end = (int(part, 16) for part in fields[0].split("-"))
-            area = (start, end - start if is_wanted else 0)
-        elif line.startswith("Anonymous:") and area[1] and fields[1] == "0":
-            yield area
+    for area in proctext.parse_areas(smaps):
+        if area.anonymous_bytes == 0 and "w" not in area.permissions and area.path.rpartition("/")[2].startswith(libraries):
+            yield area.start, area.end - area.start
 
 
 def _meminfo(key: str) -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) << 10
-    raise OSError(f"/proc/meminfo has no {key}")
+    found = proctext.parse_keyed(Path("/proc/meminfo").read_bytes(), f"{key}:".encode())
+    if key not in found:
+        raise OSError(f"/proc/meminfo has no {key}")
+    return proctext.kilobytes(found[key])
 
 
 def _address(buffer: Buffer) -> int:

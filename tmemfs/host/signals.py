@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from tmemfs.host import proctext
 from tmemfs.host.memory import total_ram_bytes
 
 _MEMINFO: Final = Path("/proc/meminfo")
@@ -193,9 +194,8 @@ class Signals:
 def _own_limits() -> list[CgroupLimit]:
     """The cgroups that limit this process, its own first: those whose limit is less than RAM."""
     found: list[CgroupLimit] = []
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        is_v1 = "memory" in controllers.split(",")
+    for controllers, path in proctext.parse_cgroups(Path("/proc/self/cgroup").read_bytes()):
+        is_v1 = "memory" in controllers
         if is_v1 or not controllers:
             found += _limits_above((_V1 if is_v1 else _V2) / path.strip("/"), is_v1)
     return found
