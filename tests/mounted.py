@@ -21,7 +21,9 @@ _COMMAND_S: Final = 120
 
 def tmemfs(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run the command."""
-    done = subprocess.run([*TMEMFS, *map(str, arguments)], capture_output=True, text=True, timeout=_COMMAND_S, check=False)
+    done = subprocess.run(
+        [*TMEMFS, *map(str, arguments)], capture_output=True, text=True, errors="surrogateescape", timeout=_COMMAND_S, check=False
+    )
     assert not check or done.returncode == 0, f"tmemfs {arguments}: {done.returncode} {done.stdout} {done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
     return done

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from tmemfs.errors import Refused
 from tmemfs.host import swapdev
-from tmemfs.host.swapdev import SwapEntry
-from tmemfs.units import MIB
+from tmemfs.host.proctext import SwapEntry
+from tmemfs.host.swapdev import Loop
+from tmemfs.units import GIB, MIB
 
 SWAPS = """\
 Filename				Type		Size		Used		Priority
@@ -20,13 +22,13 @@ Filename				Type		Size		Used		Priority
 /swap\\040file                           file		1024		1024		5
 """
 MOUNTS = """\
-proc /proc proc rw,nosuid 0 0
-/dev/sda1 / ext4 rw,relatime 0 0
-tmemfs /run/tmemfs fuse.tmemfs rw,nosuid,nodev,user_id=0 0 0
-tmpfs /mnt/with\\040space tmpfs rw 0 0
-tmpfs /mnt/twice tmpfs rw 0 0
-tmemfs /mnt/twice fuse.tmemfs rw 0 0
-tmpfs /mnt/back\\134slash tmpfs rw 0 0
+22 27 0:21 / /proc rw,nosuid - proc proc rw
+27 1 254:0 / / rw,relatime - ext4 /dev/sda1 rw
+40 27 0:40 / /run/tmemfs rw,nosuid,nodev shared:12 - fuse.tmemfs tmemfs rw,user_id=0
+41 27 0:41 / /mnt/with\\040space rw - tmpfs tmpfs rw
+42 27 0:42 / /mnt/twice rw - tmpfs tmpfs rw
+43 42 0:43 / /mnt/twice rw shared:3 master:1 - fuse.tmemfs tmemfs rw
+44 27 0:44 / /mnt/back\\134slash rw - tmpfs tmpfs rw
 """
 
 
@@ -75,7 +77,7 @@ def test_swaps_are_read_with_their_sizes_in_bytes(swaps: Path) -> None:
     assert swapdev.swap_entries(swaps) == [
         SwapEntry("/dev/sda2", 1048572 << 10, 2 * MIB, -2),
         SwapEntry("/dev/loop3", 8388604 << 10, 0, 100),
-        SwapEntry("/swap\\040file", MIB, MIB, 5),
+        SwapEntry("/swap file", MIB, MIB, 5),
     ]
 
 
@@ -109,14 +111,14 @@ def test_a_loop_device_is_found_when_its_mount_is_gone(tmp_path: Path) -> None:
 def test_a_loop_device_that_goes_while_it_is_looked_at_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attach(tmp_path, "loop0", "/run/tmemfs/swap")
     attach(tmp_path, "loop1", "/run/tmemfs/swap")
-    real = Path.read_text
+    real = Path.read_bytes
 
-    def goes(path: Path) -> str:
+    def goes(path: Path) -> bytes:
         if "loop0" in path.parts:
             raise OSError(errno.ENODEV, "No such device")
         return real(path)
 
-    monkeypatch.setattr(Path, "read_text", goes)
+    monkeypatch.setattr(Path, "read_bytes", goes)
     assert swapdev.loop_devices_of(Path("/run/tmemfs/swap"), tmp_path) == ["/dev/loop1"]
 
 
@@ -140,7 +142,7 @@ def test_the_type_of_a_mount_is_that_of_the_uppermost_one(mounts: Path, mountpoi
 
 def test_a_relative_mountpoint_is_one_below_where_we_are(mounts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    mounts.write_text(MOUNTS + f"tmemfs {tmp_path}/here fuse.tmemfs rw 0 0\n")
+    mounts.write_text(MOUNTS + f"45 27 0:45 / {tmp_path}/here rw - fuse.tmemfs tmemfs rw\n")
     assert swapdev.mount_type(Path("here"), mounts) == "fuse.tmemfs"
 
 
@@ -151,7 +153,7 @@ def test_a_mountpoint_may_have_any_name(mounts: Path) -> None:
 def test_a_mount_is_found_by_a_link_to_it(mounts: Path, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    mounts.write_text(MOUNTS + f"tmemfs {tmp_path}/real fuse.tmemfs rw 0 0\n")
+    mounts.write_text(MOUNTS + f"45 27 0:45 / {tmp_path}/real rw - fuse.tmemfs tmemfs rw\n")
     assert swapdev.is_mounted(tmp_path / "link", mounts)
 
 
@@ -195,7 +197,7 @@ def test_the_programs_are_run_with_what_they_need(programs: Path) -> None:
     swapdev.swap_off(device)
     swapdev.detach(device)
     assert calls(programs) == [
-        "losetup --find --show --direct-io=on /run/tmemfs/swap",
+        "losetup --find --show --nooverlap --direct-io=on /run/tmemfs/swap",
         "mkswap /dev/loop9",
         "swapon --discard --priority 100 /dev/loop9",
         "swapoff /dev/loop9",
@@ -211,7 +213,8 @@ def test_a_program_that_fails_is_said_with_what_it_said(programs: Path) -> None:
         swapdev.detach("/dev/loop9")
 
 
-def test_a_swapoff_that_fails_is_said_with_what_to_do(programs: Path) -> None:
+def test_a_swapoff_that_fails_is_said_with_what_to_do(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swapdev, "swap_entries", lambda: [SwapEntry("/dev/loop9", GIB, MIB, 100)])
     program(programs, "swapoff", exit_code=1, err="swapoff: cannot allocate memory\\n")
     with pytest.raises(
         Refused, match=r"swapoff /dev/loop9 failed \(swapoff: cannot allocate memory\): free memory or add another swap"
@@ -252,3 +255,61 @@ def test_a_swap_is_turned_off_only_where_its_pages_fit(
     message = f"100 MiB are swapped out and {available + other_free} MiB of RAM and other swap are free: end some programs"
     with pytest.raises(Refused, match=message):
         swapdev.refuse_if_too_full(ours)
+
+
+EINVAL = "swapoff: /dev/loop9: swapoff failed: Invalid argument\\n"
+
+
+def test_a_swapoff_that_is_under_way_is_waited_for(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(programs, "swapoff", exit_code=4, err=EINVAL)
+    left = [[SwapEntry("/dev/loop9", GIB, used * MIB, 100)] for used in (30, 20, 20, 10)] + [[]]
+    monkeypatch.setattr(swapdev, "swap_entries", lambda: left.pop(0) if len(left) > 1 else left[0])
+    monkeypatch.setattr(swapdev, "_POLL_S", 0.001)
+    told: list[int] = []
+    swapdev.swap_off("/dev/loop9", told.append)
+    assert [told[0], min(told)] == [MIB * 30, MIB * 10] and left == [[]]
+
+
+def test_a_swap_that_nobody_turns_off_is_not_waited_for(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(programs, "swapoff", exit_code=4, err=EINVAL)
+    monkeypatch.setattr(swapdev, "swap_entries", lambda: [SwapEntry("/dev/loop9", GIB, MIB, 100)])
+    monkeypatch.setattr(swapdev, "_POLL_S", 0.001)
+    monkeypatch.setattr(swapdev, "_NO_PROGRESS_S", 0.0)
+    with pytest.raises(Refused, match="Invalid argument"):
+        swapdev.swap_off("/dev/loop9")
+
+
+def test_a_swapoff_that_is_taken_over_when_the_other_one_gives_up(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(programs, "swapoff", exit_code=4, err=EINVAL)
+
+    def gives_up(_: int) -> None:
+        program(programs, "swapoff")
+
+    monkeypatch.setattr(swapdev, "swap_entries", lambda: [SwapEntry("/dev/loop9", GIB, MIB, 100)])
+    monkeypatch.setattr(swapdev, "_POLL_S", 0.001)
+    swapdev.swap_off("/dev/loop9", gives_up)
+
+
+def test_a_daemon_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    never = threading.Event()
+    monkeypatch.setattr(swapdev, "_ANSWER_S", 0.01)
+    monkeypatch.setattr(swapdev, "_is_dead", lambda _: never.wait())
+    monkeypatch.setattr(swapdev, "_loop_status", lambda _: never.wait())
+    assert not swapdev.mount_is_dead(tmp_path)
+    assert swapdev.file_behind("/dev/loop9") is None
+    never.set()
+
+
+def test_a_loop_device_has_the_number_that_it_was_attached_with(tmp_path: Path) -> None:
+    attach(tmp_path, "loop3", "/mnt/\x0c\u2028 a/swap")
+    (tmp_path / "loop3" / "diskseq").write_text("77\n")
+    attach(tmp_path, "loop4", "/old")
+    assert swapdev.loop_devices(tmp_path) == [
+        Loop("/dev/loop3", 77, "/mnt/\x0c\u2028 a/swap"),
+        Loop("/dev/loop4", 0, "/old"),
+    ]
+
+
+def test_a_link_that_leads_to_itself_is_a_mountpoint_like_any_other(tmp_path: Path, mounts: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    assert swapdev.mount_at(tmp_path / "circle", mounts) is None

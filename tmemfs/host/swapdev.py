@@ -1,49 +1,69 @@
 """Loop devices, swap and mounts of this machine: what util-linux does, with errors that name the next step.
 
-Reads /proc and /sys (which work when a mount is dead), runs losetup, mkswap, swapon and swapoff. Knows nothing of the store.
+Reads /proc and /sys (which work when a mount is dead), runs losetup, mkswap, swapon and swapoff. Knows nothing of the store, and
+nothing of which mount a command is about (lifecycle.py).
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import struct
 import subprocess
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple, TypeVar
 
 from tmemfs.errors import Refused
 from tmemfs.host.memory import available_ram_bytes
+from tmemfs.host.proctext import Mount, SwapEntry, parse_backing_file, parse_mounts, parse_swaps, word_of
 from tmemfs.units import format_size
 
 SYS_BLOCK: Final = Path("/sys/block")
 PROC_SWAPS: Final = Path("/proc/swaps")
-PROC_MOUNTS: Final = Path("/proc/self/mounts")
+PROC_MOUNTS: Final = Path("/proc/self/mountinfo")
 _POLL_S: Final = 0.2
 _MNT_DETACH: Final = 2
-#: How the kernel's tables write what would part a line.
-_ESCAPES: Final = {" ": "\\040", "\t": "\\011", "\n": "\\012", "\\": "\\134"}
+_LOOP_GET_STATUS64: Final = 0x4C05
+#: struct loop_info64 (include/uapi/linux/loop.h): it begins with the device and the inode of the file behind.
+_LOOP_INFO_BYTES: Final = 232
+#: How long a daemon may take for what is asked of it here. One that is stopped or hangs never answers.
+_ANSWER_S: Final = 3.0
+#: As many symbolic links as the kernel follows.
+_MOST_LINKS: Final = 40
+#: A swapoff of another process that brings nothing back for as long is not one that is under way.
+_NO_PROGRESS_S: Final = 60.0
 _libc = ctypes.CDLL(None, use_errno=True)
 #: What taking pages back needs beside the pages: page tables and the reclaim that goes on meanwhile.
 _MARGIN: Final = 1.05
+_T = TypeVar("_T")
+
+
+class FileId(NamedTuple):
+    """What identifies a file, wherever it is mounted."""
+
+    device: int
+    inode: int
 
 
 @dataclass(frozen=True, slots=True)
-class SwapEntry:
-    """One line of /proc/swaps."""
+class Loop:
+    """An attached loop device: its number among all that were ever made (diskseq), and the path it was attached to."""
 
+    device: str
+    diskseq: int
     path: str
-    size_bytes: int
-    used_bytes: int
-    priority: int
 
 
 def swap_entries(table: Path = PROC_SWAPS) -> list[SwapEntry]:
     """The swaps that are on."""
-    rows = [line.split() for line in table.read_text().splitlines()[1:]]
-    return [SwapEntry(path, int(size) << 10, int(used) << 10, int(priority)) for path, _, size, used, priority in rows]
+    return parse_swaps(table.read_bytes())
 
 
 def swap_on_device(device: str) -> SwapEntry | None:
@@ -51,17 +71,66 @@ def swap_on_device(device: str) -> SwapEntry | None:
     return next((entry for entry in swap_entries() if entry.path == device), None)
 
 
-def loop_devices_of(image: Path, sys_block: Path = SYS_BLOCK) -> list[str]:
-    """Loop devices attached to `image`, whether or not its mount still lives."""
-    devices, wanted = [], os.fspath(_resolved(image.parent) / image.name)
+def loop_devices(sys_block: Path = SYS_BLOCK) -> list[Loop]:
+    """All that are attached to something."""
+    found = []
     for backing in sorted(sys_block.glob("loop*/loop/backing_file")):
-        try:
-            name = backing.read_text().strip().removesuffix(" (deleted)")
-        except OSError:
-            continue
-        if name == wanted:
-            devices.append(f"/dev/{backing.parent.parent.name}")
-    return devices
+        disk = backing.parent.parent
+        with suppress(OSError):  # it may be detached while we look
+            path = parse_backing_file(backing.read_bytes())
+            found.append(Loop(f"/dev/{disk.name}", _diskseq(disk), path))
+    return found
+
+
+def _diskseq(disk: Path) -> int:
+    """0 where the kernel numbers no disks (before Linux 5.15)."""
+    try:
+        return int(word_of((disk / "diskseq").read_bytes()))
+    except FileNotFoundError:
+        return 0
+
+
+def loop_devices_of(image: Path, sys_block: Path = SYS_BLOCK) -> list[str]:
+    """Loop devices attached to the path `image`, whether or not its mount still lives. Nothing is asked of the daemon."""
+    wanted = os.fspath(resolved(image.parent) / image.name)
+    return [loop.device for loop in loop_devices(sys_block) if loop.path == wanted]
+
+
+def file_behind(device: str) -> FileId | None:
+    """The file that a loop device is attached to, or None if its daemon does not say, or not in time.
+
+    The kernel asks the file's daemon for its attributes: never to be called in a thread that answers such requests.
+    """
+    return _in_time(lambda: _loop_status(device))
+
+
+def _loop_status(device: str) -> FileId | None:
+    buffer = bytearray(_LOOP_INFO_BYTES)
+    try:
+        fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.ioctl(fd, _LOOP_GET_STATUS64, buffer)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return FileId(*struct.unpack_from("QQ", buffer))
+
+
+def _in_time(ask: Callable[[], _T]) -> _T | None:
+    """What `ask` gives, or None if it takes too long: it is left to itself then, and ends with the process."""
+    answers: list[_T] = []
+    thread = threading.Thread(target=lambda: answers.append(ask()), daemon=True)
+    thread.start()
+    thread.join(_ANSWER_S)
+    return answers[0] if answers else None
+
+
+def mounts(table: Path = PROC_MOUNTS) -> list[Mount]:
+    """What is mounted in this namespace, the lower ones first."""
+    return parse_mounts(table.read_bytes())
 
 
 def is_mounted(mountpoint: Path, table: Path = PROC_MOUNTS) -> bool:
@@ -71,25 +140,37 @@ def is_mounted(mountpoint: Path, table: Path = PROC_MOUNTS) -> bool:
 
 def mount_type(mountpoint: Path, table: Path = PROC_MOUNTS) -> str | None:
     """Type of the file system at `mountpoint`, or None."""
-    wanted = "".join(_ESCAPES.get(character, character) for character in str(_resolved(mountpoint)))
-    kinds = [fields[2] for fields in map(str.split, table.read_text().splitlines()) if fields[1] == wanted]
-    return kinds[-1] if kinds else None
+    mount = mount_at(mountpoint, table)
+    return mount.kind if mount else None
 
 
-def _resolved(mountpoint: Path) -> Path:
+def mount_at(mountpoint: Path, table: Path = PROC_MOUNTS) -> Mount | None:
+    """The uppermost mount at `mountpoint`, or None."""
+    wanted = os.fspath(resolved(mountpoint))
+    return next((mount for mount in reversed(mounts(table)) if mount.mountpoint == wanted), None)
+
+
+def resolved(mountpoint: Path) -> Path:
     """`mountpoint` as the kernel's tables name it, without symbolic links.
 
     It is not asked what it is itself: that is a request to its daemon, which may be dead, or the one that asks.
     """
-    place = Path(os.path.realpath(mountpoint.absolute().parent)) / mountpoint.name
-    try:
-        return _resolved(place.parent / os.readlink(place))
-    except OSError:
-        return place
+    place = mountpoint.absolute()
+    for _ in range(_MOST_LINKS):
+        place = Path(os.path.realpath(place.parent)) / place.name
+        try:
+            place = place.parent / os.readlink(place)
+        except OSError:
+            break
+    return place
 
 
 def mount_is_dead(mountpoint: Path) -> bool:
-    """Whether the daemon behind the mount has gone."""
+    """Whether the daemon behind the mount has gone. One that does not answer in time has not."""
+    return _in_time(lambda: _is_dead(mountpoint)) or False
+
+
+def _is_dead(mountpoint: Path) -> bool:
     try:
         os.stat(mountpoint)
     except OSError as error:
@@ -105,8 +186,12 @@ def unmount(mountpoint: Path, lazy: bool = False) -> None:
 
 
 def attach(image: Path) -> str:
-    """Attach a loop device with direct I/O to `image`; gives its path. Raises Refused."""
-    return _run("losetup", "--find", "--show", "--direct-io=on", os.fspath(image), hint="see tmemfs doctor").strip()
+    """Attach a loop device with direct I/O to `image`, or find the one that is; gives its path. Raises Refused.
+
+    Two over one image would be two swaps over the same pages: losetup looks once more, between its own steps.
+    """
+    options = ("--find", "--show", "--nooverlap", "--direct-io=on")
+    return _run("losetup", *options, os.fspath(image), hint="see tmemfs doctor").strip("\n")
 
 
 def detach(device: str) -> None:
@@ -124,29 +209,44 @@ def swap_on(device: str, priority: int) -> None:
     _run("swapon", "--discard", "--priority", str(priority), device, hint="see dmesg")
 
 
-def swap_off(device: str, progress: Callable[[int], None] | None = None) -> None:
-    """Turn the swap off; every page in it comes back to RAM. `progress` is told the bytes left. Raises Refused."""
+def swap_off(device: str, progress: Callable[[int], None] = lambda _: None) -> None:
+    """Turn the swap off; every page in it comes back to RAM. `progress` is told the bytes left. Raises Refused.
+
+    Where another process is turning it off already, this waits for it.
+    """
+    used, changed = -1, time.monotonic()
+    while (failed := _swapoff(device, progress)) and (entry := swap_on_device(device)):
+        # EINVAL is what the kernel says of a swap that it is turning off for somebody else, and still lists
+        if os.strerror(errno.EINVAL) not in failed or time.monotonic() - changed > _NO_PROGRESS_S:
+            raise Refused(f"swapoff {device} failed ({failed}): free memory or add another swap, then try again")
+        if entry.used_bytes != used:
+            used, changed = entry.used_bytes, time.monotonic()
+        progress(entry.used_bytes)
+        time.sleep(_POLL_S)
+
+
+def _swapoff(device: str, progress: Callable[[int], None]) -> str:
+    """Run swapoff once; why it failed, or nothing.
+
+    A process of its own: should memory run out, the kernel kills what turns a swap off first, and we have to clean up.
+    """
     try:
-        process = subprocess.Popen(["swapoff", device], stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(["swapoff", device], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_environment())
     except FileNotFoundError:
         raise _not_installed("swapoff") from None
     while True:
         try:
             _, said = process.communicate(timeout=_POLL_S)
         except subprocess.TimeoutExpired:
-            entry = swap_on_device(device)
-            if progress and entry:
+            if entry := swap_on_device(device):
                 progress(entry.used_bytes)
             continue
-        if process.returncode:
-            raise Refused(f"swapoff {device} failed ({said.strip()}): free memory or add another swap, then try again")
-        return
+        return (os.fsdecode(said).strip() or f"ended with {process.returncode}") if process.returncode else ""
 
 
 def refuse_if_too_full(entry: SwapEntry) -> None:
     """Raise Refused if RAM and the other swaps cannot take back what is in `entry`."""
-    others = sum(other.size_bytes - other.used_bytes for other in swap_entries() if other.path != entry.path)
-    room = available_ram_bytes() + others
+    room = available_ram_bytes() + free_elsewhere_bytes(entry)
     if entry.used_bytes * _MARGIN > room:
         raise Refused(
             f"{format_size(entry.used_bytes)} are swapped out and {format_size(room)} of RAM and other swap are free: "
@@ -154,14 +254,24 @@ def refuse_if_too_full(entry: SwapEntry) -> None:
         )
 
 
+def free_elsewhere_bytes(entry: SwapEntry) -> int:
+    """What the other swaps can still take."""
+    return sum(other.size_bytes - other.used_bytes for other in swap_entries() if other.path != entry.path)
+
+
 def _run(*command: str, hint: str) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, env=_environment(), check=False)
     except FileNotFoundError:
         raise _not_installed(command[0]) from None
     if done.returncode:
-        raise Refused(f"{' '.join(command)} failed ({done.stderr.strip()}): {hint}")
-    return done.stdout
+        raise Refused(f"{' '.join(command)} failed ({os.fsdecode(done.stderr).strip()}): {hint}")
+    return os.fsdecode(done.stdout)
+
+
+def _environment() -> dict[str, str]:
+    """What these programs say is compared, so they say it in English."""
+    return {**os.environ, "LC_ALL": "C"}
 
 
 def _not_installed(program: str) -> Refused:

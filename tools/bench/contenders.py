@@ -27,6 +27,7 @@ from typing import Final, Protocol
 
 from tmemfs.errors import Refused
 from tmemfs.host import swapdev
+from tmemfs.host.proctext import SwapEntry
 from tools.bench.accounts import cpu_s, disk_of, parse_flat, parse_mm_stat
 from tools.bench.native import FLOOR, compiled
 from tools.interrupts import uninterrupted
@@ -281,7 +282,7 @@ def refuse_other_swaps(ours: str | None = None, wait_s: float = 0) -> None:
         raise NotAlone(f"{names} is on as swap: turn it off for the benchmark (swapoff {names}), it would take pages too")
 
 
-def _other_swaps(ours: str | None) -> list[swapdev.SwapEntry]:
+def _other_swaps(ours: str | None) -> list[SwapEntry]:
     return [one for one in swapdev.swap_entries() if one.path != ours]
 
 
