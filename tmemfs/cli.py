@@ -8,12 +8,14 @@ changed; 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tmemfs import __version__
 from tmemfs.errors import BadValue, FellShort, Refused, TmemfsError
@@ -27,6 +29,7 @@ LOG: Final = Path("/var/log/tmemfs.log")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code."""
+    _print_any_name()
     arguments = _parser().parse_args(argv)
     try:
         run: Callable[[argparse.Namespace], int] = arguments.run
@@ -38,6 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+
+
+def _print_any_name() -> None:
+    """A path need not be UTF-8: print its bytes as they are."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,10 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="the store alone, on real memory pages; needs neither root nor FUSE")
     demo.add_argument("--size", default="256M", help="pages to store (256M)")
     demo.add_argument("--codec", default="lz4", help="lz4, zstd, zstd:LEVEL or none")
-    demo.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where its backing file goes (/var/tmp)")
+    demo.add_argument("--directory", type=_place, default=Path("/var/tmp"), help="where its backing file goes (/var/tmp)")
     demo.set_defaults(run=_demo)
     doctor = commands.add_parser("doctor", help="what this machine has of what tmemfs needs")
-    doctor.add_argument("--backing", type=Path, default=BACKING, help=f"where the backing would be ({BACKING})")
+    doctor.add_argument("--backing", type=_place, default=BACKING, help=f"where the backing would be ({BACKING})")
     doctor.set_defaults(run=_doctor)
     return parser
 
@@ -85,22 +94,46 @@ def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name
              text: str) -> argparse.ArgumentParser:  # fmt: skip
     """A command on a mount; those with an argument of their own take the mountpoint as an option."""
     command = commands.add_parser(name, help=text, description=text)
+    command.register("action", None, _Given)
     if name in ("shrink", "compact", "get", "set"):
-        command.add_argument("--mountpoint", type=Path, default=MOUNTPOINT)
+        command.add_argument("--mountpoint", type=_place, default=MOUNTPOINT)
     else:
-        command.add_argument("mountpoint", nargs="?", type=Path, default=MOUNTPOINT, metavar="MOUNTPOINT")
-    command.set_defaults(run=run)
+        command.add_argument("mountpoint", nargs="?", type=_place, default=MOUNTPOINT, metavar="MOUNTPOINT")
+    command.set_defaults(run=run, given={})
     return command
+
+
+class _Given(argparse._StoreAction):
+    """Stores a value, and its text in `given`: what was given and what is assumed are told apart so."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:  # fmt: skip
+        super().__call__(parser, namespace, values, option_string)
+        namespace.given = {**getattr(namespace, "given", {}), self.dest: str(values)}
+
+
+def _place(text: str) -> Path:
+    """A path, made absolute at once: a daemon works in another directory."""
+    try:
+        return Path(text).absolute()
+    except FileNotFoundError:
+        raise argparse.ArgumentTypeError(f"{text}: the current directory has gone: give a path that begins with /") from None
+
+
+def _backing(text: str) -> str:
+    return text if text == "none" else os.fspath(_place(text))
 
 
 def _add_mount_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--size", help="logical size of the swap (twice RAM)")
     command.add_argument("--pool-max", default="25%", help="most RAM for the pool: a size, N%% or max (25%%)")
-    command.add_argument("--backing", default=str(BACKING), help=f"file or block device to shrink to, or none ({BACKING})")
+    command.add_argument(
+        "--backing", type=_backing, default=str(BACKING), help=f"file or block device to shrink to, or none ({BACKING})"
+    )
     command.add_argument("--backing-max", default="max", help="most disk: a size, N%% of what is free there, or max")
     command.add_argument("--codec", default="lz4", help="lz4, zstd, zstd:LEVEL or none (lz4)")
     command.add_argument("--datapath", choices=("relay", "pyfuse3"), default="relay", help="who serves the pages (relay)")
-    command.add_argument("--log", type=Path, default=LOG, help=f"the daemon's log ({LOG})")
+    command.add_argument("--log", type=_place, default=LOG, help=f"the daemon's log ({LOG})")
 
 
 def _swap_bytes(text: str | None) -> int:
@@ -115,23 +148,31 @@ def _swap_bytes(text: str | None) -> int:
 def _serve(arguments: argparse.Namespace) -> Callable[[Callable[[], None]], None]:
     """What runs the daemon with these arguments; imports it only when called, in the process that will be it."""
     size = _swap_bytes(arguments.size)
+    names = ("pool_max", "backing", "backing_max", "codec", "datapath", "log")
+    values = {"size": str(size)} | {name.replace("_", "-"): str(getattr(arguments, name)) for name in names}
 
     def serve(ready: Callable[[], None]) -> None:
         from tmemfs import daemon
+        from tmemfs.host import lifecycle, runtime
+        from tmemfs.host.swapdev import resolved
+
+        def answers() -> None:
+            runtime.write_record(lifecycle.record_of(arguments.mountpoint, __version__, values))
+            ready()
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
         options = daemon.Options(
-            mountpoint=arguments.mountpoint.absolute(),
+            mountpoint=resolved(arguments.mountpoint),
             swap_bytes=size,
             pool_max=arguments.pool_max,
-            backing=None if arguments.backing == "none" else Path(arguments.backing).absolute(),
+            backing=None if arguments.backing == "none" else Path(arguments.backing),
             backing_max=arguments.backing_max,
             codec=arguments.codec,
             datapath=arguments.datapath,
             log=None if getattr(arguments, "foreground", False) else arguments.log.absolute(),
         )
         with _default_places(arguments):
-            daemon.serve(options, ready)
+            daemon.serve(options, answers)
 
     return serve
 
@@ -163,14 +204,19 @@ def _make_directory(place: Path) -> bool:
 
 
 def _up(arguments: argparse.Namespace) -> int:
+    from tmemfs.differences import refuse_differences
     from tmemfs.host import lifecycle
+    from tmemfs.host.doctor import require_root
     from tmemfs.view import print_stat, print_what_next
 
-    mountpoint = arguments.mountpoint.absolute()
-    done = lifecycle.up(mountpoint, arguments.priority, lambda: _start(arguments))
-    print(f"{mountpoint}: {done}")
-    print_stat(mountpoint)
-    print_what_next(mountpoint)
+    serve = _serve(arguments)
+    require_root()
+    given = {name.replace("_", "-"): text for name, text in arguments.given.items() if name != "mountpoint"}
+    with lifecycle.of(arguments.mountpoint, "up") as target:
+        done = lifecycle.up(target, arguments.priority, lambda: refuse_differences(target, given), lambda: _start(arguments, serve))
+        print(f"{target.mountpoint}: {done}")
+        print_stat(target.mountpoint)
+    print_what_next(target.mountpoint)
     return 0
 
 
@@ -180,33 +226,36 @@ def _down(arguments: argparse.Namespace) -> int:
     from tmemfs.view import Bar
 
     require_root()
-    mountpoint = arguments.mountpoint.absolute()
-    with Bar("swapping in") as bar:
-        print(f"{mountpoint}: {lifecycle.down(mountpoint, arguments.force, bar.left)}")
+    with lifecycle.of(arguments.mountpoint, "down") as target, Bar("swapping in") as bar:
+        print(f"{target.mountpoint}: {lifecycle.down(target, arguments.force, bar.left)}")
     return 0
 
 
 def _mount(arguments: argparse.Namespace) -> int:
-    from tmemfs.host.doctor import require_root
-
-    if arguments.foreground:
-        serve = _serve(arguments)
-        require_root()
-        serve(lambda: None)
-    else:
-        _start(arguments)
-        print(f"{arguments.mountpoint.absolute()}: mounted")
-    return 0
-
-
-def _start(arguments: argparse.Namespace) -> None:
-    """Start a daemon in the background; returns when its mount answers."""
-    from tmemfs.host.background import run_in_background
+    from tmemfs.host import background, lifecycle
     from tmemfs.host.doctor import require_root
 
     serve = _serve(arguments)
     require_root()
-    run_in_background(serve, arguments.log.absolute())
+    if arguments.foreground:
+        background.open_standard_descriptors()
+        background.close_inherited()
+    with ExitStack() as until_it_answers:
+        target = until_it_answers.enter_context(lifecycle.of(arguments.mountpoint, "mount"))
+        lifecycle.refuse_taken(target)
+        if arguments.foreground:
+            serve(until_it_answers.close)
+        else:
+            _start(arguments, serve)
+            print(f"{target.mountpoint}: mounted")
+    return 0
+
+
+def _start(arguments: argparse.Namespace, serve: Callable[[Callable[[], None]], None]) -> None:
+    """Start a daemon in the background; returns when its mount answers."""
+    from tmemfs.host.background import run_in_background
+
+    run_in_background(serve, arguments.log)
 
 
 def _umount(arguments: argparse.Namespace) -> int:
@@ -214,15 +263,17 @@ def _umount(arguments: argparse.Namespace) -> int:
     from tmemfs.host.doctor import require_root
 
     require_root()
-    lifecycle.umount(arguments.mountpoint.absolute())
-    print(f"{arguments.mountpoint.absolute()}: unmounted")
+    with lifecycle.of(arguments.mountpoint, "umount") as target:
+        lifecycle.umount(target)
+        print(f"{target.mountpoint}: unmounted")
     return 0
 
 
 def _stat(arguments: argparse.Namespace) -> int:
     from tmemfs import view
+    from tmemfs.host import lifecycle
 
-    mountpoint = arguments.mountpoint
+    mountpoint = lifecycle.readable_at(arguments.mountpoint)
     if arguments.json:
         view.print_json(mountpoint)
     elif arguments.raw:

@@ -65,7 +65,7 @@ def test_a_mountpoint_that_is_not_empty(place: Place) -> None:
 def test_a_mountpoint_that_is_taken(place: Place) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "none", place.mountpoint], check=True)
     try:
-        for command, says in (("mount", "is taken by a mount"), ("up", "is taken by a tmpfs"), ("down", "is taken by a tmpfs")):
+        for command, says in (("mount", "is taken by a tmpfs"), ("up", "is taken by a tmpfs"), ("down", "is taken by a tmpfs")):
             options = place.options if command != "down" else [place.mountpoint]
             done = tmemfs(command, *options, check=False)
             assert done.returncode == 2 and says in done.stderr

@@ -12,7 +12,7 @@ import pytest
 
 from tmemfs import __version__, cli, daemon, errors, view
 from tmemfs.errors import FellShort, TmemfsError
-from tmemfs.host import background, doctor, memory
+from tmemfs.host import background, doctor, memory, runtime
 from tmemfs.host.doctor import Check
 
 ERRORS = [
@@ -23,8 +23,10 @@ ERRORS = [
 
 
 @pytest.fixture(autouse=True)
-def no_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is not refused, no daemon starts from here."""
+def no_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whatever is not refused, no daemon starts from here; locks and records are the tests' own, and so are its descriptors."""
+    monkeypatch.setattr(runtime, "DIRECTORY", tmp_path_factory.mktemp("runtime") / "tmemfs.d")
+    monkeypatch.setattr(background, "close_inherited", lambda *_: None)
 
     def starts(*_: object) -> None:
         raise AssertionError("a daemon was started")

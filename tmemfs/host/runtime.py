@@ -1,0 +1,214 @@
+"""What commands and daemons of this machine tell each other: a lock and a record for each mount, in /run/tmemfs.d.
+
+A lock is held by a command for its whole time, and by nothing that it starts: the kernel releases it when the command ends,
+however it ends. The file says who holds it. A record says what was started and with what, so that a mount is found again when its
+path no longer leads to it. It is written whole or not at all. One whose daemon has gone and left nothing is dropped when it is met.
+
+Invariants:
+1. A mountpoint stands for itself: records and locks go by its name without symbolic links (swapdev.resolved).
+2. Whoever holds a lock holds that of the file that has the name now: a lock's file is removed under the lock, so whoever got a lock
+   looks whether the file is still there.
+3. A process is told from a later one with its number by when it began, and a boot from the next one by its id.
+
+Source: flock(2), proc(5).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+import string
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from tmemfs.errors import Refused
+from tmemfs.host.proctext import parse_process, word_of
+
+DIRECTORY: Final = Path("/run/tmemfs.d")
+#: The lock for all that chooses or attaches a loop device. No mount's lock has this name: theirs end with '.lock'.
+LOOP_DEVICES: Final = "loop-devices"
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+#: A wait that takes longer is said.
+_SAID_AFTER_S: Final = 1.0
+_POLL_S: Final = 0.02
+#: File names end at 255 bytes; a longer mountpoint keeps its end, and a checksum of it all.
+_LONGEST_NAME: Final = 200
+_PLAIN: Final = frozenset((string.ascii_letters + string.digits + "_.").encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One mount. `options` are the values that a daemon was started with, by option; `loop` is '' until there is one."""
+
+    mountpoint: str
+    pid: int
+    started: int
+    boot: str
+    device: int
+    version: str
+    options: dict[str, str] = field(default_factory=dict)
+    loop: str = ""
+    diskseq: int = 0
+
+    @property
+    def daemon_lives(self) -> bool:
+        """Whether the process that is recorded still runs."""
+        return self.boot == boot_id() and process_started(self.pid) == self.started
+
+    def with_loop(self, device: str, diskseq: int) -> Record:
+        """The record of the same mount, with its loop device."""
+        return replace(self, loop=device, diskseq=diskseq)
+
+
+def boot_id() -> str:
+    """Another one after each boot."""
+    return word_of(_BOOT_ID.read_bytes())
+
+
+def process_started(pid: int) -> int | None:
+    """When process `pid` began, in clock ticks since the boot; None if it has ended, or is about to."""
+    try:
+        found = parse_process(Path(f"/proc/{pid}/stat").read_bytes())
+    except OSError:
+        return None
+    return None if found.state in ("Z", "X") else found.started
+
+
+def runtime_directory() -> Path:
+    """The directory, created if need be; only root gets at it. Raises Refused."""
+    try:
+        with suppress(FileExistsError):
+            DIRECTORY.mkdir(mode=0o700)
+        found = DIRECTORY.lstat()
+    except OSError as error:
+        raise Refused(f"cannot create {DIRECTORY} ({error.strerror}): it has to be possible, for the locks of tmemfs") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise Refused(f"{DIRECTORY} is not a directory that only root can write to: remove it")
+    return DIRECTORY
+
+
+def name_for(mountpoint: Path) -> str:
+    """A file name that stands for `mountpoint`: 'run-tmemfs' for /run/tmemfs."""
+    path = os.fsencode(mountpoint)
+    name = "".join("-" if byte == 0x2F else chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in path.lstrip(b"/"))
+    return name if len(name) <= _LONGEST_NAME else f"{name[-_LONGEST_NAME:]}%{zlib.crc32(path):08x}"
+
+
+def lock_of(mountpoint: Path) -> str:
+    """The name of its lock."""
+    return f"{name_for(mountpoint)}.lock"
+
+
+@contextmanager
+def locked(name: str, command: str) -> Iterator[None]:
+    """Hold the lock `name`, for `command`; says on stderr whom it waits for, should that take long. Raises Refused."""
+    path = runtime_directory() / name
+    fd = _locked(path)
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()} ({command})".encode(errors="surrogateescape"), 0)
+        yield
+    finally:
+        # before the lock is released: who gets it after this sees that the file has gone (invariant 2)
+        with suppress(FileNotFoundError):
+            path.unlink()
+        os.close(fd)
+
+
+def _locked(path: Path) -> int:
+    """A descriptor of the file at `path` that holds its lock."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            _wait_for(fd)
+            if _is_at(fd, path):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _wait_for(fd: int) -> None:
+    deadline = time.monotonic() + _SAID_AFTER_S
+    while time.monotonic() < deadline:
+        with suppress(BlockingIOError):
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(_POLL_S)
+    holder = os.fsdecode(os.pread(fd, 4096, 0)) or "unknown"
+    print(f"tmemfs: waiting for process {holder}, which works on the same", file=sys.stderr, flush=True)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def write_record(record: Record) -> None:
+    """Keep `record`, in place of an older one of the same mountpoint."""
+    path = _path_of(Path(record.mountpoint))
+    new = path.with_suffix(f".{os.getpid()}")
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="ascii") as file:
+        json.dump(asdict(record), file, indent=1)
+    os.replace(new, path)
+
+
+def read_record(mountpoint: Path) -> Record | None:
+    """The record of `mountpoint`, if there is one that can be understood."""
+    return _read(_path_of(mountpoint))
+
+
+def read_records() -> list[Record]:
+    """All of them."""
+    found = map(_read, sorted(runtime_directory().glob("*.json")))
+    return [record for record in found if record is not None]
+
+
+def remove_record(mountpoint: Path) -> None:
+    """Forget `mountpoint`."""
+    with suppress(FileNotFoundError):
+        _path_of(mountpoint).unlink()
+
+
+def drop_record(record: Record, is_locked: bool) -> None:
+    """Forget `record`, unless it is another one by now, or somebody works on its mount. `is_locked`: that is us."""
+    mountpoint = Path(record.mountpoint)
+    if is_locked:
+        return remove_record(mountpoint)
+    path = runtime_directory() / lock_of(mountpoint)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        with suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(fd, path):
+                if read_record(mountpoint) == record:
+                    remove_record(mountpoint)
+                path.unlink()
+    finally:
+        os.close(fd)
+
+
+def _path_of(mountpoint: Path) -> Path:
+    return runtime_directory() / f"{name_for(mountpoint)}.json"
+
+
+def _read(path: Path) -> Record | None:
+    """None also for what another version wrote that this one does not understand."""
+    try:
+        record = Record(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+    wanted = {"mountpoint": str, "pid": int, "started": int, "boot": str, "device": int, "options": dict, "diskseq": int}
+    return record if all(isinstance(getattr(record, key), kind) for key, kind in wanted.items()) else None
