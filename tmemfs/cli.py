@@ -156,8 +156,11 @@ def _serve(arguments: argparse.Namespace) -> Callable[[Callable[[], None]], None
         from tmemfs.host import lifecycle, runtime
         from tmemfs.host.swapdev import resolved
 
+        recorded: list[runtime.Record] = []
+
         def answers() -> None:
-            runtime.write_record(lifecycle.record_of(arguments.mountpoint, __version__, values))
+            recorded.append(lifecycle.record_of(arguments.mountpoint, __version__, values))
+            runtime.write_record(recorded[0])
             ready()
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
@@ -173,6 +176,8 @@ def _serve(arguments: argparse.Namespace) -> Callable[[Callable[[], None]], None
         )
         with _default_places(arguments):
             daemon.serve(options, answers)
+        for record in recorded:  # it was unmounted, by whatever command; after a failure there may be a loop device still
+            lifecycle.forget(record)
 
     return serve
 

@@ -57,6 +57,13 @@ def test_a_record_says_what_was_started_and_goes_with_the_mount(tmp_path: Path) 
         assert runtime.read_record(place.mountpoint) is None
 
 
+def test_a_record_goes_with_a_mount_that_another_program_unmounts(tmp_path: Path) -> None:
+    with mounted(tmp_path) as place:
+        assert runtime.read_record(place.mountpoint)
+        subprocess.run(["umount", place.mountpoint], check=True)
+        wait_until(lambda: not (runtime.DIRECTORY / f"{runtime.name_for(place.mountpoint)}.json").exists())
+
+
 def test_umount_of_a_bind_mount_unmounts_all_and_waits_for_the_daemon(tmp_path: Path, other: Path) -> None:
     with mounted(tmp_path) as place:
         pid = place.pid

@@ -151,6 +151,14 @@ def record_of(mountpoint: Path, version: str, options: dict[str, str]) -> Record
     return Record(os.fspath(place), os.getpid(), started, runtime.boot_id(), mount.device, version, options)
 
 
+def forget(record: Record) -> None:
+    """Drop the record of a mount that has ended, unless a command is at it that does so itself."""
+    with suppress(OSError, Refused):
+        last = runtime.read_record(Path(record.mountpoint))
+        if last and (last.pid, last.started) == (record.pid, record.started):
+            runtime.drop_record(last, is_locked=False)
+
+
 def up(target: Target, priority: int, compare: Callable[[], None], start: Callable[[], None]) -> str:
     """Take the steps that are missing; gives what was found or done. Raises Refused, Busy.
 
