@@ -121,3 +121,8 @@ def test_figures_have_their_keys() -> None:
 def test_a_line_that_is_torn_is_passed_over() -> None:
     assert proctext.parse_mounts(b"36 35 0:52 / /m rw - \n36 35 x:y / /m rw - a b c\n") == []
     assert proctext.parse_swaps(b"Filename Type Size Used Priority\n/dev/sda2 partition 8\n") == []
+
+
+def test_a_name_is_shown_on_one_line_of_ascii(hard: bytes) -> None:
+    said = proctext.shown(os.fsdecode(hard))
+    assert said.isascii() and said.isprintable() and said.startswith("/m/")

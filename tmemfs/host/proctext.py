@@ -75,6 +75,11 @@ def name_of(field: bytes) -> str:
     return os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8)]), field))
 
 
+def shown(name: str) -> str:
+    """A name in printable ASCII, for a text of one line."""
+    return ascii(name)[1:-1]
+
+
 def word_of(text: bytes) -> str:
     """The one value of a file, in ASCII."""
     return text.strip(b" \t\n").decode("ascii", "backslashreplace")

@@ -62,7 +62,7 @@ class CgroupLimit:
     def __init__(self, directory: Path, is_v1: bool) -> None:
         self.directory = directory
         self.is_v1 = is_v1
-        self.name = f"limit of cgroup {'v1' if is_v1 else 'v2'} {directory.name}"
+        self.name = f"limit of cgroup {'v1' if is_v1 else 'v2'} {proctext.shown(directory.name)}"
         self._limits = [self._open(name) for name in (("memory.limit_in_bytes",) if is_v1 else ("memory.max", "memory.high"))]
         self._usage = self._open("memory.usage_in_bytes" if is_v1 else "memory.current")
         self._stat = self._open("memory.stat")
