@@ -172,7 +172,7 @@ def _serve(arguments: argparse.Namespace) -> Callable[[Callable[[], None]], None
             backing_max=arguments.backing_max,
             codec=arguments.codec,
             datapath=arguments.datapath,
-            log=None if getattr(arguments, "foreground", False) else arguments.log.absolute(),
+            log=None if getattr(arguments, "foreground", False) else arguments.log,
         )
         with _default_places(arguments):
             daemon.serve(options, answers)

@@ -39,10 +39,11 @@ from tmemfs.fuse.relay import Relay
 from tmemfs.fuse.wire import REQUEST_PAGES, REQUESTS_UNDER_WAY
 from tmemfs.host import memory
 from tmemfs.host.doctor import require_root
+from tmemfs.host.lifecycle import loops_of_own, unmount_own
 from tmemfs.host.log import Log, log_in_background
 from tmemfs.host.notify import notify
 from tmemfs.host.posix_signals import REOPEN_LOG, SignalInbox
-from tmemfs.host.swapdev import is_mounted, loop_devices_of, unmount
+from tmemfs.host.swapdev import is_mounted, unmount
 from tmemfs.host.watermark import no_boost
 from tmemfs.store.arena import KEPT_FRAMES, SPARE_FRAMES, Arena
 from tmemfs.store.codec import parse_codec
@@ -329,13 +330,13 @@ class _Server:
 
     def _unmount_if_unused(self, name: str) -> None:
         """In a thread: what it reads of the machine may ask the daemon itself. Raises Busy."""
-        devices = loop_devices_of(self._mountpoint / "swap")
+        devices = loops_of_own(self._mountpoint)
         if devices:
             raise Busy(f"{' '.join(devices)} uses the image: run 'tmemfs down {self._mountpoint}'")
         self._services.is_draining = True
         notify("STOPPING=1")
         try:
-            unmount(self._mountpoint)
+            unmount_own(self._mountpoint)
         except OSError as error:
             raise Busy(f"{self._mountpoint} ({error.strerror}): close what has files open there") from error
         log.info("%s: stopping", name)

@@ -154,3 +154,27 @@ def test_the_lock_is_that_of_the_mount_whatever_it_is_called(machine: Machine) -
     runtime.write_record(record())
     with lifecycle.of(Path("/mnt/bound"), "up"):
         assert (runtime.DIRECTORY / runtime.lock_of(PLACE)).exists()
+
+
+def test_a_daemon_whose_mount_was_detached_knows_what_uses_its_image(machine: Machine) -> None:
+    runtime.write_record(record().with_loop("/dev/loop1", 7))
+    machine.loops = [Loop("/dev/loop0", 6, "/swap"), Loop("/dev/loop1", 7, "/swap"), Loop("/dev/loop2", 8, "/mnt/one/swap")]
+    assert lifecycle.loops_of_own(PLACE) == ["/dev/loop1", "/dev/loop2"]
+    runtime.write_record(record(lives=False).with_loop("/dev/loop1", 7))
+    assert lifecycle.loops_of_own(PLACE) == ["/dev/loop2"]
+
+
+@pytest.mark.parametrize(("device", "kind"), [(OTHERS, "tmpfs"), (OTHERS, lifecycle.FS_TYPE), (None, "")])
+def test_a_daemon_unmounts_nothing_that_is_not_its_own(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, device: int | None, kind: str
+) -> None:
+    unmounted: list[Path] = []
+    monkeypatch.setattr(swapdev, "unmount", unmounted.append)
+    runtime.write_record(record())
+    if device is not None:
+        machine.mount(PLACE, device, kind)
+    with pytest.raises(OSError, match="not mounted there any more"):
+        lifecycle.unmount_own(PLACE)
+    machine.mount(PLACE, OURS)
+    lifecycle.unmount_own(PLACE)
+    assert unmounted == [PLACE]

@@ -233,9 +233,34 @@ def readable_at(mountpoint: Path) -> Path:
     if target.places or target.record is None:
         return mountpoint
     through = Path(f"/proc/{target.daemon}/root{target.mountpoint}")
-    if _is_mounted_for(target):
+    # the link is for those alone who may trace the daemon: root may lack the right
+    if _is_mounted_for(target) and os.access(through.parent, os.X_OK):
         return through
     raise Refused(f"{elsewhere(target)}: run 'tmemfs down {target.mountpoint}' to end it")
+
+
+def loops_of_own(mountpoint: Path) -> list[str]:
+    """Loop devices over the image of this process, also where its mount was detached. For a daemon: it is asked nothing."""
+    record, image = _own_record(mountpoint), os.fspath(swapdev.resolved(mountpoint) / "swap")
+    own = (record.loop, record.diskseq) if record and record.diskseq else None
+    return [loop.device for loop in swapdev.loop_devices() if loop.path == image or (loop.device, loop.diskseq) == own]
+
+
+def unmount_own(mountpoint: Path) -> None:
+    """Unmount what this process serves at `mountpoint`, and nothing else that may be mounted there by now. Raises OSError."""
+    record, mount = _own_record(mountpoint), swapdev.mount_at(mountpoint)
+    if record and (mount is None or mount.device != record.device):
+        raise OSError(errno.EINVAL, "it is not mounted there any more")
+    swapdev.unmount(mountpoint)
+
+
+def _own_record(mountpoint: Path) -> Record | None:
+    """None where who started this process keeps no records."""
+    try:
+        record = runtime.read_record(swapdev.resolved(mountpoint))
+    except Refused:
+        return None
+    return record if record and record.pid == os.getpid() and record.daemon_lives else None
 
 
 def _is_mounted_for(target: Target) -> bool:
