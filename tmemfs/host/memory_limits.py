@@ -3,7 +3,7 @@ processes there once its limit is reached.
 
 Versions 1 and 2, wherever they are mounted. A cgroup's figures include those of all below it. The swapped-out pages of a cgroup lie
 in any of the machine's swaps, so at most what is used of the one that is turned off counts. What can be dropped (its page cache)
-does not, and what does not fit may go to another swap. `memory.high` slows down, and kills nobody.
+does not, and what does not fit may go to another swap. `memory.high` slows processes down and kills none.
 
 Sources: the kernel's admin-guide/cgroup-v1/memory.rst, admin-guide/cgroup-v2.rst, mm/swapfile.c (unuse_pte charges).
 """

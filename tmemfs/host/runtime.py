@@ -6,8 +6,8 @@ path no longer leads to it. It is written whole or not at all. One whose daemon 
 
 Invariants:
 1. A mountpoint stands for itself: records and locks go by its name without symbolic links (swapdev.resolved).
-2. Whoever holds a lock holds that of the file that has the name now: a lock's file is removed under the lock, so whoever got a lock
-   looks whether the file is still there.
+2. A lock that is held is that of the file which has the name now. A lock's file is removed under the lock, so a process that got a
+   lock checks that the file is still there.
 3. A process is told from a later one with its number by when it began, and a boot from the next one by its id.
 
 Source: flock(2), proc(5).
@@ -109,7 +109,7 @@ def lock_of(mountpoint: Path) -> str:
 
 @contextmanager
 def locked(name: str, command: str) -> Iterator[None]:
-    """Hold the lock `name`, for `command`; says on stderr whom it waits for, should that take long. Raises Refused."""
+    """Hold the lock `name`, for `command`; a wait that takes long names the holder on stderr. Raises Refused."""
     path = runtime_directory() / name
     fd = _locked(path)
     try:
@@ -117,7 +117,7 @@ def locked(name: str, command: str) -> Iterator[None]:
         os.pwrite(fd, f"{os.getpid()} ({command})".encode(errors="surrogateescape"), 0)
         yield
     finally:
-        # before the lock is released: who gets it after this sees that the file has gone (invariant 2)
+        # before the lock is released: the next process to get it sees that the file has gone (invariant 2)
         with suppress(FileNotFoundError):
             path.unlink()
         os.close(fd)
