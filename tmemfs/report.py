@@ -211,9 +211,10 @@ def bd_stat(services: Services) -> str:
 def metrics(services: Services) -> str:
     """Prometheus text exposition: every number of `stat` and `events`, and whether all is well."""
     lines: list[str] = []
-    for key, value in {**stat(services), **events(services)}.items():
+    rare = events(services)
+    for key, value in {**stat(services), **rare}.items():
         if not isinstance(value, str) and key != "daemon_pid":
-            kind = "counter" if key in _COUNTERS or key in events(services) else "gauge"
+            kind = "counter" if key in _COUNTERS or key in rare else "gauge"
             name = f"tmemfs_{key}" + ("_total" if kind == "counter" else "")
             lines += [f"# TYPE {name} {kind}", f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"]
     healthy = int(services.state() == "running")
