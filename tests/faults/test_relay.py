@@ -28,6 +28,8 @@ INODE = 2
 ON_TIER = range(600)
 IN_RAM = range(1000, 1100)
 _READ = Struct("<IIQQ16xQQI20x")  # header, fh, offset, size and the rest
+_OTHER = Struct("<IIQQI12x24x")  # header with the user, and a body
+STATFS = 17
 
 
 class Kernel:
@@ -66,6 +68,15 @@ class Kernel:
         """Ask for pages; a slot is its request's number, too."""
         for slot in slots:
             self.end.send(_READ.pack(wire.IO_BYTES, wire.READ, slot, INODE, 0, slot * PAGE_BYTES, PAGE_BYTES))
+
+    def ask_namespace(self, opcode: int, unique: int, user: int) -> None:
+        """Ask what pyfuse3 answers."""
+        self.end.send(_OTHER.pack(_OTHER.size, opcode, unique, 1, user))
+
+    def forwarded(self) -> int:
+        """The number of the next request that pyfuse3 is given."""
+        assert select.select([self.relay.namespace_fd], [], [], 10)[0]
+        return int(wire.HEADER.unpack_from(os.read(self.relay.namespace_fd, PAGE_BYTES))[2])
 
     def answer(self) -> int:
         """The slot of the next reply, which holds its page."""
@@ -187,3 +198,23 @@ def test_a_reply_that_cannot_be_copied_does_not_end_its_thread(kernel: Kernel, m
         namespace.send(wire.empty_reply(0))
         namespace.send(wire.empty_reply(0))
         assert wire.REPLY.unpack(kernel.end.recv(100)) == (wire.REPLY_BYTES, 0, 0) and failed.is_set()
+
+
+def test_root_and_pages_do_not_wait_for_a_thousand_requests_of_others(kernel: Kernel) -> None:
+    for number in range(1000):
+        kernel.ask_namespace(STATFS, number, user=1000)
+    kernel.ask(1003)
+    kernel.ask_namespace(STATFS, 5000, user=0)
+    assert kernel.answer() == 1003
+    before = 0
+    while kernel.forwarded() != 5000:
+        before += 1
+    assert before < 1000
+
+
+@pytest.mark.parametrize("opcode", [wire.RELEASE, wire.RELEASEDIR])
+def test_a_release_is_answered_before_pyfuse3_sees_it(kernel: Kernel, opcode: int) -> None:
+    for number in range(100):
+        kernel.ask_namespace(opcode, number, user=0)
+        assert wire.REPLY.unpack(kernel.end.recv(PAGE_BYTES)) == (wire.REPLY_BYTES, 0, number)
+    assert [kernel.forwarded() for _ in range(100)] == list(range(100))

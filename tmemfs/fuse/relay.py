@@ -37,7 +37,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 import trio
@@ -45,6 +44,7 @@ import trio
 from tmemfs.engine.pager import Deferred, Pager
 from tmemfs.errors import NoRoom, TmemfsError
 from tmemfs.fuse import wire
+from tmemfs.fuse.forwards import Forwards
 from tmemfs.fuse.turns import Turns
 from tmemfs.host.memory import prepare_thread
 from tmemfs.store.region import Region
@@ -62,8 +62,8 @@ _PAGES: Final = frozenset((wire.READ, wire.WRITE, wire.FALLOCATE))
 _TRY_AGAIN: Final = frozenset((errno.EINTR, errno.EAGAIN, errno.ENOENT))
 #: After a failure that does not concern one request, so that one that lasts does not take a core.
 _PAUSE_S: Final = 0.01
-#: Requests that want no reply.
-_NO_REPLY: Final = frozenset((wire.FORGET, wire.BATCH_FORGET))
+#: Requests that want no reply, or were given one before pyfuse3 has them.
+_NO_REPLY: Final = wire.RELEASES | {wire.FORGET, wire.BATCH_FORGET}
 #: sockopts that go past the limit of net.core.{w,r}mem_max, for root.
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 
@@ -80,6 +80,7 @@ class Relay:
         self._device = device_fd
         self._pager = pager
         self._swap_inode = swap_inode
+        self.requests = self.deferred = 0
         self._ours, theirs = _socket_pair()
         self.namespace_fd = theirs.detach()
         self.buffers = Region("requests", _DATA_AT + wire.REQUEST_BYTES + PAGE_BYTES)
@@ -87,13 +88,12 @@ class Relay:
         self._asked.register(device_fd, select.POLLIN)
         self._turns: Turns[Work] = Turns(READERS + 1, self._finish, lambda: bool(self._asked.poll(0)))
         self._stores: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._forwards: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._forwards = Forwards(lambda: self.requests)
         self._ended = os.eventfd(0, os.EFD_CLOEXEC)
         self._is_over = self._is_initialised = False
         self._bugs: set[str] = set()
         # requests that pyfuse3 has and has not answered; added to by `forwards`, taken from by `replies`
         self._with_namespace: set[int] = set()
-        self.requests = self.deferred = 0
         self._threads = [
             threading.Thread(target=self._return_replies, name="replies", daemon=True),
             threading.Thread(target=self._send_forwards, name="forwards", daemon=True),
@@ -251,6 +251,9 @@ class Relay:
         try:
             if opcode == wire.INIT:
                 wire.decline_splice(head)
+            if opcode in wire.RELEASES:
+                # Until it is answered it takes one of the REQUESTS_UNDER_WAY from the loop device, and nobody waits for more.
+                self._reply(wire.empty_reply(wire.HEADER.unpack_from(head)[2]))
             if opcode != wire.INTERRUPT:
                 first = min(count, wire.IO_BYTES)
                 self._forwards.put(bytes(head[:first]) + bytes(data[: count - first]))
@@ -260,8 +263,20 @@ class Relay:
     def _send_forwards(self) -> None:
         """Send pyfuse3 its requests, until told to end."""
         prepare_thread()
-        while request := self._forwards.get():
-            self._guard(partial(self._send_forward, request))
+        is_over = False
+        while not is_over:
+            try:
+                is_over = self._send_next()
+            except Exception as error:
+                self._log_bug(error)
+                time.sleep(_PAUSE_S)
+
+    def _send_next(self) -> bool:
+        """Send one request; whether it was the end."""
+        request = self._forwards.get()
+        if request is not None:
+            self._send_forward(request)
+        return request is None
 
     def _send_forward(self, request: bytes) -> None:
         _, opcode, unique, *_ = wire.HEADER.unpack_from(request)

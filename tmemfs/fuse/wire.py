@@ -21,10 +21,15 @@ from typing import Final
 FORGET: Final = 2
 READ: Final = 15
 WRITE: Final = 16
+RELEASE: Final = 18
 INIT: Final = 26
+RELEASEDIR: Final = 29
 INTERRUPT: Final = 36
 BATCH_FORGET: Final = 42
 FALLOCATE: Final = 43
+
+#: The kernel sends these in the background, and nobody waits for them.
+RELEASES: Final = frozenset((RELEASE, RELEASEDIR))
 
 #: Header of a request, and of READ, WRITE and FALLOCATE their first fields too.
 HEADER: Final = Struct("<IIQQ")
@@ -32,6 +37,8 @@ IO: Final = Struct("<IIQQ24xQI")
 FALLOCATION: Final = Struct("<IIQQ24xQQI")
 IO_BYTES: Final = 80
 HEADER_BYTES: Final = 40
+USER: Final = Struct("<I")
+USER_AT: Final = 24
 
 REPLY: Final = Struct("<IiQ")
 REPLY_BYTES: Final = REPLY.size
