@@ -6,7 +6,7 @@ Beside the relay it never sees a page; with `--datapath pyfuse3` its read and wr
 pager. (pyfuse3 has no fallocate handler, so no discards arrive there.)
 
 An attribute's text is made when it is read at offset 0 and stays the same for what is read after that. A write is one whole
-value at offset 0.
+value at offset 0. What handlers raise is turned into an errno in one place (contain.py).
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from typing import Any, Final
 
 import pyfuse3
 
-from tmemfs.control import Attribute, errno_of
+from tmemfs.control import Attribute
 from tmemfs.engine.pager import Deferred, Pager
 from tmemfs.engine.worker import Worker
 from tmemfs.errors import TmemfsError
+from tmemfs.fuse.contain import contain
 from tmemfs.units import PAGE_BYTES
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Namespace(pyfuse3.Operations):
         self._open: dict[int, int] = {}
         self._born_ns = time.time_ns()
         self._loads, self._stores = Worker("loads", threads=4), Worker("stores")
+        contain(self)
 
     def start(self) -> None:
         """Start the threads of the plain data path."""
@@ -131,7 +133,7 @@ class Namespace(pyfuse3.Operations):
         if fh not in self._texts or off == 0:
             read = self._attributes[inode].read
             assert read is not None
-            self._texts[fh] = self._answer(read).encode()
+            self._texts[fh] = read().encode()
         return self._texts[fh][off : off + size]
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -150,7 +152,7 @@ class Namespace(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EINVAL) from None
         except TmemfsError as error:
             log.info("%s: %s", self._attributes[inode].name, error)
-            raise pyfuse3.FUSEError(errno_of(error)) from error
+            raise
         return len(buf)
 
     async def flush(self, fh: int) -> None:
@@ -166,24 +168,12 @@ class Namespace(pyfuse3.Operations):
 
     async def _finish(self, begin: Callable[[], bytes | Deferred | None]) -> bytes | None:
         """What the pager gives, at once or after a wait in a thread."""
-        try:
-            result = begin()
-            if not isinstance(result, Deferred):
-                return result
-            if result.lane != "store":
-                return await self._loads.run(result.run)
-            return await self._stores.run(result.run)
-        except TmemfsError as error:
-            raise pyfuse3.FUSEError(errno_of(error)) from error
-
-    def _answer(self, read: Callable[[], str]) -> str:
-        try:
-            return read()
-        except TmemfsError as error:
-            raise pyfuse3.FUSEError(errno_of(error)) from error
-        except Exception as error:
-            log.exception("bug in tmemfs, please report it")
-            raise pyfuse3.FUSEError(errno.EIO) from error
+        result = begin()
+        if not isinstance(result, Deferred):
+            return result
+        if result.lane != "store":
+            return await self._loads.run(result.run)
+        return await self._stores.run(result.run)
 
     def _children(self, inode: int) -> dict[str, int]:
         if inode == ROOT:

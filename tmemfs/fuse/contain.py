@@ -1,0 +1,72 @@
+"""One place for every error of a FUSE handler: any exception but a FUSEError ends pyfuse3's main loop, and so the mount.
+
+`contain` wraps all handlers of an object. A TmemfsError becomes its errno. Anything else is a bug in tmemfs: it becomes EIO, and is
+logged once for each place in the code, so that nobody fills the log by asking again.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+import logging
+import traceback
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Final
+
+import pyfuse3
+
+from tmemfs.control import errno_of
+from tmemfs.errors import TmemfsError
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[..., Awaitable[Any]]
+
+#: Every handler that pyfuse3 may call and await.
+HANDLERS: Final = tuple(name for name, _ in inspect.getmembers(pyfuse3.Operations, inspect.iscoroutinefunction))
+#: It has no reply, so no error either.
+_NO_REPLY: Final = "forget"
+
+
+class Bugs:
+    """The places of bugs that were logged."""
+
+    def __init__(self) -> None:
+        self._places: set[str] = set()
+
+    def note(self, error: Exception) -> None:
+        """Log `error`, unless one from there was."""
+        with suppress(Exception):  # whatever becomes of the line in the log, the request is answered
+            place = repr(traceback.extract_tb(error.__traceback__)[-1:])
+            if place not in self._places:
+                self._places.add(place)
+                log.error("bug in tmemfs, please report it", exc_info=error)
+
+
+def contain(operations: pyfuse3.Operations) -> None:
+    """Have no handler of `operations` raise anything but a FUSEError."""
+    bugs = Bugs()
+    for name in HANDLERS:
+        setattr(operations, name, _contained(getattr(operations, name), bugs, has_reply=name != _NO_REPLY))
+
+
+def _contained(handler: Handler, bugs: Bugs, has_reply: bool) -> Handler:
+    @functools.wraps(handler)
+    async def run(*arguments: Any) -> Any:
+        try:
+            return await handler(*arguments)
+        except pyfuse3.FUSEError:
+            if has_reply:
+                raise
+        except TmemfsError as error:
+            if has_reply:
+                raise pyfuse3.FUSEError(errno_of(error)) from error
+        except Exception as error:
+            bugs.note(error)
+            if has_reply:
+                raise pyfuse3.FUSEError(errno.EIO) from error
+        return None
+
+    return run
