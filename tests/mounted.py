@@ -6,6 +6,7 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -110,6 +111,14 @@ class Place:
         if ended is not None:
             select.select([ended], [], [], 10)
             os.close(ended)
+
+
+@contextmanager
+def directory_for_all() -> Iterator[Path]:
+    """A directory that every user can reach: those of pytest are root's alone."""
+    with tempfile.TemporaryDirectory(prefix="tmemfs-") as directory:
+        os.chmod(directory, 0o755)
+        yield Path(directory)
 
 
 @contextmanager

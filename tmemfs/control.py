@@ -48,18 +48,22 @@ def errno_of(error: TmemfsError) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """One file of the control directory. `read` gives its text with the newline; `write` takes a value, or raises."""
+    """One file of the control directory. `read` gives its text with the newline; `write` takes a value, or raises.
+
+    Everybody may read a file that is not `private`.
+    """
 
     name: str
     unit: str
     help: str
     read: Read | None = None
     write: Write | None = None
+    private: bool = False
 
     @property
     def mode(self) -> int:
         """Permission bits."""
-        return (0o444 if self.read else 0) | (0o200 if self.write else 0)
+        return ((0o400 if self.private else 0o444) if self.read else 0) | (0o200 if self.write else 0)
 
 
 class Control:
@@ -123,8 +127,9 @@ class Control:
             Attribute("io_stat", "zram", "failed_reads failed_writes invalid_io notify_free, as zram.", lambda: io_stat(s)),
             Attribute("bd_stat", "zram", "bd_count bd_reads bd_writes, as zram, in units of 4 KiB.", lambda: bd_stat(s)),
             Attribute("metrics", "Prometheus", "The numbers of stat and events as Prometheus text.", lambda: metrics(s)),
-            Attribute("segments", "lines", "One line a segment, oldest first: segment state lane sequence fill live pages.",
-                lambda: segments(s)),
+            Attribute("segments", "lines", "One line per segment, oldest first: segment state lane sequence fill live pages. "
+                "Only root may read it.",
+                lambda: segments(s), private=True),
         )  # fmt: skip
 
     async def _pool_max(self, text: str) -> None:
