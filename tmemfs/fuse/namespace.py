@@ -5,13 +5,15 @@
 Beside the relay it never sees a page; with `--datapath pyfuse3` its read and write handlers serve the image from the same
 pager. (pyfuse3 has no fallocate handler, so no discards arrive there.)
 
-What is read of an attribute comes from `texts`. A write is one whole value at offset 0.
+What is read of an attribute comes from `texts`. A write is one whole value. If it is refused, what is read next by the same handle
+is the reason, one line, until a value is taken.
 
 A handle's number holds all that is known when a file is opened, so an open file takes no memory here:
 
-    serial number, 44 bits | 0, 1 bit | opened by root, 1 bit | 0, 2 bits | inode, 16 bits
+    serial number, 44 bits | appends, 1 bit | opened by root, 1 bit | 0, 2 bits | inode, 16 bits
 
-What handlers raise is turned into an errno in one place (contain.py).
+The tree is fixed: what would create, remove, rename or link something is refused with EPERM, and so is what would change the image
+or its attributes by other ways than a write. What handlers raise is turned into an errno in one place (contain.py).
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import pyfuse3
 from tmemfs.control import Attribute
 from tmemfs.engine.pager import Deferred, Pager
 from tmemfs.engine.worker import Worker
-from tmemfs.errors import TmemfsError
+from tmemfs.errors import BadValue, TmemfsError
 from tmemfs.fuse.contain import contain
 from tmemfs.fuse.texts import Texts
 from tmemfs.units import PAGE_BYTES
@@ -45,10 +47,12 @@ LONGEST_VALUE_BYTES: Final = 4096
 #: Open files of all users but root. Of one that was read a number is remembered, and the kernel tells of each that is closed in the
 #: same queue as its requests for pages: closing 20,000 at once delayed loads by 44 ms.
 MOST_OPEN_BY_OTHERS: Final = 32768
+_LONGEST_REASON: Final = 1000
 _DIRECTORIES: Final = (ROOT, CONTROL)
 _TTL_S: Final = 3600
 _INODE_MASK: Final = 0xFFFF
 _BY_ROOT: Final = 1 << 18
+_APPENDS: Final = 1 << 19
 _SERIAL_SHIFT: Final = 20
 
 Space = Callable[[], tuple[int, int]]
@@ -72,6 +76,7 @@ class Namespace(pyfuse3.Operations):
         self._loads, self._stores = Worker("loads", threads=4), Worker("stores")
         # of trio's thread
         self._texts = Texts(time.monotonic)
+        self._reasons: dict[int, bytes] = {}
         self._opened = 0
         self._open_by_others = 0
         contain(self)
@@ -97,14 +102,15 @@ class Namespace(pyfuse3.Operations):
         return self._entry(inode)
 
     async def setattr(self, inode: int, attr: Any, fields: Any, fh: Any, ctx: Any) -> Any:
-        """Only the truncation that a shell's '>' does to a control file."""
-        if fields.update_size and inode == SWAP and attr.st_size != self._pager.swap_bytes:
-            raise pyfuse3.FUSEError(errno.EINVAL)
-        if fields.update_mode or fields.update_uid or fields.update_gid:
+        """Only the truncation to the size that a file has, which is 0 for a control file."""
+        entry = self._entry(inode)
+        if fields.update_mode or fields.update_uid or fields.update_gid or not fields.update_size:
             raise pyfuse3.FUSEError(errno.EPERM)
-        if fields.update_size and inode in self._attributes and self._attributes[inode].write is None:
+        if inode in self._attributes and self._attributes[inode].write is None:
             raise pyfuse3.FUSEError(errno.EACCES)
-        return self._entry(inode)
+        if attr.st_size != (self._pager.swap_bytes if inode == SWAP else 0):
+            raise pyfuse3.FUSEError(errno.EINVAL)
+        return entry
 
     async def opendir(self, inode: int, ctx: Any) -> int:
         """A directory is its own handle."""
@@ -124,14 +130,16 @@ class Namespace(pyfuse3.Operations):
         return True
 
     async def statfs(self, ctx: Any) -> Any:
-        """Logical size and what is free of it; without a block size the loop device would turn discard off."""
+        """Logical size and what is free of it; without a block size the loop device would turn discard off.
+
+        No inodes: they are not what runs out here, and 'df -i' would show 100% of any number.
+        """
         total, free = self._space()
         answer = pyfuse3.StatvfsData()
         answer.f_bsize = answer.f_frsize = PAGE_BYTES
         answer.f_blocks = total // PAGE_BYTES
         answer.f_bfree = answer.f_bavail = free // PAGE_BYTES
-        answer.f_files = FIRST_ATTRIBUTE + len(self._attributes) - 1
-        answer.f_ffree = answer.f_favail = 0
+        answer.f_files = answer.f_ffree = answer.f_favail = 0
         answer.f_namemax = 255
         return answer
 
@@ -139,25 +147,29 @@ class Namespace(pyfuse3.Operations):
         """Open the image or an attribute, in a mode that it has."""
         if inode in _DIRECTORIES:
             raise pyfuse3.FUSEError(errno.EISDIR)
+        if inode == SWAP and flags & os.O_TRUNC:  # the kernel would take the image for empty, and the loop device read nothing
+            raise pyfuse3.FUSEError(errno.EPERM)
         if inode != SWAP:
             attribute, mode = self._attribute(inode), flags & os.O_ACCMODE
             if (mode != os.O_RDONLY and not attribute.write) or (mode != os.O_WRONLY and not attribute.read):
                 raise pyfuse3.FUSEError(errno.EACCES)
-        return pyfuse3.FileInfo(fh=self._new_handle(inode, ctx.uid == 0), direct_io=True, keep_cache=False)
+        return pyfuse3.FileInfo(fh=self._new_handle(inode, flags, ctx.uid == 0), direct_io=True, keep_cache=False)
 
-    def _new_handle(self, inode: int, is_root: bool) -> int:
+    def _new_handle(self, inode: int, flags: int, is_root: bool) -> int:
         if not is_root:
             if self._open_by_others >= MOST_OPEN_BY_OTHERS:
                 raise pyfuse3.FUSEError(errno.ENFILE)
             self._open_by_others += 1
         self._opened += 1
-        return self._opened << _SERIAL_SHIFT | (is_root and _BY_ROOT) | inode
+        return self._opened << _SERIAL_SHIFT | (flags & os.O_APPEND and _APPENDS) | (is_root and _BY_ROOT) | inode
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Part of an attribute's text, or of the image on the plain data path."""
         inode = fh & _INODE_MASK
         if inode == SWAP:
             return await self._finish(lambda: self._pager.read(off, size)) or b""
+        if (reason := self._reasons.get(fh)) is not None:
+            return reason[off : off + size]
         return self._texts.read(fh, inode, bool(fh & _BY_ROOT), partial(_render, self._attribute(inode)), off, size)
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -166,19 +178,21 @@ class Namespace(pyfuse3.Operations):
         if inode == SWAP:
             await self._finish(lambda: self._pager.write(off, memoryview(buf)))
             return len(buf)
-        if off or len(buf) > LONGEST_VALUE_BYTES:
-            raise pyfuse3.FUSEError(errno.EINVAL)
         attribute = self._attribute(inode)
-        assert attribute.write is not None
         try:
-            await attribute.write(bytes(buf).decode())
-        except UnicodeDecodeError:
-            raise pyfuse3.FUSEError(errno.EINVAL) from None
+            assert attribute.write is not None
+            # the end of a file that has no size is where it was last written
+            await attribute.write(_value(0 if fh & _APPENDS else off, buf))
         except TmemfsError as error:
             log.info("%s: %s", attribute.name, error)
+            self._reasons[fh] = _one_line(str(error))
+            raise
+        except Exception:
+            self._reasons[fh] = _one_line("bug in tmemfs: the daemon's log has the details")
             raise
         finally:
             self._texts.forget_shared()
+        self._reasons.pop(fh, None)
         return len(buf)
 
     async def flush(self, fh: int) -> None:
@@ -192,8 +206,41 @@ class Namespace(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         """Forget the handle."""
         self._texts.release(fh)
+        self._reasons.pop(fh, None)
         if not fh & _BY_ROOT:
             self._open_by_others -= 1
+
+    async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
+        """Not offered."""
+        raise pyfuse3.FUSEError(errno.EPERM)
+
+    async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any) -> Any:
+        """Not offered."""
+        raise pyfuse3.FUSEError(errno.EPERM)
+
+    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> Any:
+        """Not offered."""
+        raise pyfuse3.FUSEError(errno.EPERM)
+
+    async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
+        """Not offered."""
+        raise pyfuse3.FUSEError(errno.EPERM)
+
+    async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
+        """Not offered."""
+        raise pyfuse3.FUSEError(errno.EPERM)
+
+    async def symlink(self, parent: int, name: bytes, target: bytes, ctx: Any) -> Any:
+        """Not offered."""
+        raise pyfuse3.FUSEError(errno.EPERM)
+
+    async def link(self, inode: int, new_parent: int, new_name: bytes, ctx: Any) -> Any:
+        """Not offered."""
+        raise pyfuse3.FUSEError(errno.EPERM)
+
+    async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: Any) -> None:
+        """Not offered."""
+        raise pyfuse3.FUSEError(errno.EPERM)
 
     async def _finish(self, begin: Callable[[], bytes | Deferred | None]) -> bytes | None:
         """What the pager gives, at once or after a wait in a thread."""
@@ -255,3 +302,24 @@ class Namespace(pyfuse3.Operations):
 def _render(attribute: Attribute) -> bytes:
     assert attribute.read is not None
     return attribute.read().encode()
+
+
+def _value(offset: int, data: bytes) -> str:
+    """The value that was written. Raises BadValue."""
+    if offset:
+        raise BadValue("a value is written as a whole, at offset 0: open the file again for the next one")
+    if len(data) > LONGEST_VALUE_BYTES:
+        raise BadValue(f"a value has at most {LONGEST_VALUE_BYTES} bytes, not {len(data)}: write less")
+    try:
+        text = bytes(data).decode()
+    except UnicodeDecodeError:
+        raise BadValue("a value is text in UTF-8, and this is not: write plain text") from None
+    if "\0" in text:
+        raise BadValue("a value is text, and a NUL is not: write plain text")
+    return text
+
+
+def _one_line(reason: str) -> bytes:
+    """`reason` as a line that a terminal can show, whatever the value was that it quotes."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in reason[:_LONGEST_REASON])
+    return shown.encode() + b"\n"
