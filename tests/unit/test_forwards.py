@@ -99,6 +99,29 @@ def test_a_release_is_nobodys_whoever_closed_the_file() -> None:
     assert [wire.HEADER.unpack_from(forwards.get() or b"")[2] for _ in range(4)] == [3, 0, 1, 2]
 
 
+def test_releases_keep_up_with_what_root_opens() -> None:
+    clock = Clock()  # which stands, so nothing goes that has to wait
+    forwards = Forwards(lambda: clock.pages, clock)
+    for number in range(1000):
+        forwards.put(request(0, number))
+        forwards.put(request(0, number, wire.RELEASE))
+    assert len({forwards.get() for _ in range(2000)}) == 2000
+
+
+def test_releases_keep_up_however_many_users_open_files() -> None:
+    clock = Clock()
+    forwards = Forwards(lambda: clock.pages, clock)
+    for user in range(1000, 1100):
+        forwards.put(request(user))
+    for _ in range(5000):
+        clock.now += BUSY_GAP_S
+        sent = forwards.get() or b""
+        if wire.HEADER.unpack_from(sent)[1] != wire.RELEASE:  # it opens, closes and opens again
+            forwards.put(request(0, opcode=wire.RELEASE))
+            forwards.put(sent)
+        assert len(forwards._releases) <= 1
+
+
 def test_it_ends_although_some_wait() -> None:
     clock = Clock()
     forwards = Forwards(lambda: clock.pages, clock)

@@ -5,11 +5,12 @@ other users together get a share of it: one request per BUSY_GAP_S while pages a
 not, and up to BURST_S worth of requests at once. A process that asks for more waits in the kernel, and takes no CPU meanwhile.
 Users take turns, so one with a thousand processes delays another by no more than one with a single process does.
 
-A RELEASE has the user id 0, whatever user closed the file. It was answered before it comes here (relay.py), nobody waits for it,
-and all of them count as one more user.
+A RELEASE has the user id 0, whatever user closed the file. It was answered before it comes here (relay.py), and nobody waits for
+it. One of them may go after each request that went, so they keep up with the opens, also with root's. The rest goes when nobody
+else waits, at the same pace: a process that closes thousands of files does not take the interpreter for all of them at once.
 
 What waits here is bounded by the kernel: one request for each thread that waits for an answer, and a RELEASE for each file that was
-open.
+open at once.
 
 Thread-safety: `put` from any thread, `get` from one.
 """
@@ -32,7 +33,6 @@ BURST_S: Final = 0.1
 #: Pages were asked for as long ago at most: 'busy'.
 _BUSY_S: Final = 0.1
 _ROOT: Final = 0
-_RELEASES: Final = -1
 
 
 class Pace:
@@ -66,6 +66,8 @@ class Forwards:
         # of the one thread that gets
         self._pace = Pace(page_requests, now())
         self._waiting: OrderedDict[int, deque[bytes]] = OrderedDict()
+        self._releases: deque[bytes] = deque()
+        self._may_release = False
 
     def put(self, request: bytes | None) -> None:
         """Add a request; None ends it all."""
@@ -74,31 +76,43 @@ class Forwards:
     def get(self) -> bytes | None:
         """The next request, when it may go; None at the end, whatever waits then."""
         while True:
-            wait_s = self._pace.wait_s(self._now()) if self._waiting else None
+            if self._may_release and self._releases:
+                self._may_release = False
+                return self._releases.popleft()
+            wait_s = self._pace.wait_s(self._now()) if self._waiting or self._releases else None
             try:
                 request = self._arrivals.get(timeout=wait_s)
             except queue.Empty:
                 return self._take()
-            if request is None or (user := _user(request)) == _ROOT:
+            if request is None or not self._keep(request):
+                self._may_release = True
                 return request
-            try:
-                if user in self._waiting:
-                    self._waiting[user].append(request)
-                else:
-                    self._waiting[user] = deque((request,))
-            except MemoryError:
-                return request  # sooner than it should go, but it must not be lost: somebody waits for the answer
+
+    def _keep(self, request: bytes) -> bool:
+        """Keep `request` until its turn; False: it need not wait."""
+        _, opcode, *_ = wire.HEADER.unpack_from(request)
+        (user,) = wire.USER.unpack_from(request, wire.USER_AT)
+        try:
+            if opcode in wire.RELEASES:
+                self._releases.append(request)
+            elif user == _ROOT:
+                return False
+            elif user in self._waiting:
+                self._waiting[user].append(request)
+            else:
+                self._waiting[user] = deque((request,))
+        except MemoryError:
+            return False  # sooner than it should go, but it must not be lost: somebody waits for the answer
+        return True
 
     def _take(self) -> bytes:
-        """The first request of the user whose turn it is, who is the last one then."""
+        """The first request of the user whose turn it is, who is the last one then; a RELEASE if there is none."""
+        self._pace.spend(self._now())
+        if not self._waiting:
+            return self._releases.popleft()
+        self._may_release = True
         user, requests = self._waiting.popitem(last=False)
         request = requests.popleft()
         if requests:
             self._waiting[user] = requests
-        self._pace.spend(self._now())
         return request
-
-
-def _user(request: bytes) -> int:
-    _, opcode, *_ = wire.HEADER.unpack_from(request)
-    return _RELEASES if opcode in wire.RELEASES else int(wire.USER.unpack_from(request, wire.USER_AT)[0])
