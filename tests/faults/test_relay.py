@@ -32,6 +32,13 @@ _OTHER = Struct("<IIQQI12x24x")  # header with the user, and a body
 STATFS = 17
 
 
+def readable(fd: int) -> bool:
+    """Wait until there is something to read. (Not by select(2): a descriptor of a long test run may be above 1024.)"""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(10_000))
+
+
 class Kernel:
     """Asks `relay` for pages of slots 0 to 599, on the tier, and 1000 to 1099, in RAM. A reply is one message."""
 
@@ -75,7 +82,7 @@ class Kernel:
 
     def forwarded(self) -> int:
         """The number of the next request that pyfuse3 is given."""
-        assert select.select([self.relay.namespace_fd], [], [], 10)[0]
+        assert readable(self.relay.namespace_fd)
         return int(wire.HEADER.unpack_from(os.read(self.relay.namespace_fd, PAGE_BYTES))[2])
 
     def answer(self) -> int:
@@ -89,7 +96,7 @@ class Kernel:
         """End as a kernel does: whoever reads gets an error, here because replies were not taken."""
         self.hung.release(1000)
         self.ask(IN_RAM[0])
-        assert select.select([self.end], [], [], 10)[0]
+        assert readable(self.end.fileno())
         self.end.close()
         os.close(self.relay.namespace_fd)
         self.relay.join()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pyfuse3
 import pytest
 
-from tests.parts import FaultyTier, new_tmem
+from tests.parts import FaultyTier, Regions
 from tmemfs.control import Attribute
 from tmemfs.engine.engine import Engine
 from tmemfs.errors import FellShort, OutOfRange
@@ -51,10 +51,12 @@ def value() -> Value:
 
 
 @pytest.fixture
-def tree(value: Value) -> Namespace:
-    engine = Engine.over(new_tmem(), FaultyTier(), parse_codec("lz4"))
+def tree(value: Value) -> Iterator[Namespace]:
+    regions = Regions.new(slots=4096, frames=32, extents=32)
+    engine = Engine.over(regions.start(limit=16, slots=4096), FaultyTier(), parse_codec("lz4"))
     attributes = (Attribute("value", "-", "A value.", value.read, value.write), Attribute("broken", "-", "A bug.", broken, broken))
-    return Namespace(engine.pager, attributes, lambda: (engine.pager.swap_bytes, 0))
+    yield Namespace(engine.pager, attributes, lambda: (engine.pager.swap_bytes, 0))
+    regions.close()
 
 
 async def errno_of(doing: Awaitable[Any]) -> int:
