@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tmemfs.host.kernel_settings import KernelSettings
 from tmemfs.store import hot
 from tools.cgroup import memory_controller
 
@@ -22,14 +23,12 @@ settings.load_profile("tmemfs")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def boost_factor() -> Iterator[None]:
-    """As it was: a daemon that is killed leaves it at 0 (tmemfs/host/watermark.py)."""
-    file = Path("/proc/sys/vm/watermark_boost_factor")
-    before = file.read_text()
+def kernel_settings() -> Iterator[None]:
+    """No daemon leaves the kernel's settings changed, however it ended."""
     yield
-    if file.read_text() != before:
-        with suppress(OSError):
-            file.write_text(before)
+    with suppress(PermissionError), closing(KernelSettings()) as settings:
+        found = settings.findings()
+        assert found.is_in_use or not found.changed, f"left changed: {found.changed}"
 
 
 def _missing_for_fuse() -> str | None:

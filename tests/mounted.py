@@ -9,12 +9,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from tmemfs.host import swapdev
+from tmemfs.host.kernel_settings import KernelSettings
 
 TMEMFS: Final = (sys.executable, "-m", "tmemfs")
 _COMMAND_S: Final = 120
@@ -108,6 +109,8 @@ class Place:
             with suppress(OSError):
                 swapdev.unmount(self.mountpoint, lazy=time.monotonic() > deadline)
             time.sleep(0.02)
+        with suppress(Exception), closing(KernelSettings()) as settings:  # of a daemon that was killed
+            settings.restore_leftovers()
         if ended is not None:
             select.select([ended], [], [], 10)
             os.close(ended)

@@ -11,11 +11,10 @@ import trio
 
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.pressure import Pressure
-from tmemfs.engine.standstill import Standstill
+from tmemfs.engine.tuning import Tuning
 from tmemfs.errors import TierError
-from tmemfs.host.kworkers import KernelWorkers
+from tmemfs.host.kernel_settings import Change
 from tmemfs.host.signals import Memory, Signals
-from tmemfs.host.watermark import MinimumWatermark
 from tmemfs.store.arena import Arena
 from tmemfs.store.merges import Copied, Merge
 from tmemfs.store.region import Region
@@ -125,18 +124,51 @@ class FixedSignals(Signals):
         return self.stalled_total_us
 
 
-class CountedWorkers(KernelWorkers):
-    """No worker of this machine's kernel: whether they would have priority."""
+class NotedTuning(Tuning):
+    """No setting of this machine: what would have been changed, and 1 in `shares` for each time it would have been restored."""
 
-    have_priority = False
+    def __init__(self) -> None:
+        self.mode = "auto"
+        self.engaged = self.requests = self.may_lower = True
+        self.shares: list[float] = []
+        self.have_priority = False
 
     @property
-    def raised(self) -> int:
+    def is_engaged(self) -> bool:
+        """As told."""
+        return self.engaged
+
+    @property
+    def has_requests(self) -> bool:
+        """As told."""
+        return self.requests
+
+    @property
+    def raised_workers(self) -> int:
         """As if there were one."""
         return int(self.have_priority)
 
+    def changes(self) -> tuple[Change, ...]:
+        """None."""
+        return ()
+
+    async def set_mode(self, mode: str) -> None:
+        """It would be."""
+        self.mode = mode
+
+    def lower_minimum(self, share: float) -> bool:
+        """It would be, if it may; again where it would be already."""
+        if self.may_lower and self.shares[-1:] != [share]:
+            self.shares.append(share)
+        return self.may_lower
+
+    def restore_minimum(self) -> None:
+        """It would be, if it was lowered."""
+        if self.shares and self.shares[-1] != 1:
+            self.shares.append(1)
+
     def give_priority(self) -> None:
-        """They would."""
+        """They would have it."""
         self.have_priority = True
 
     def take_priority(self) -> None:
@@ -144,36 +176,10 @@ class CountedWorkers(KernelWorkers):
         self.have_priority = False
 
 
-class NotedWatermark(MinimumWatermark):
-    """Not this machine's: the shares it would have been lowered to, and 1 for each time it would have been restored."""
-
-    def __init__(self) -> None:
-        self.shares: list[float] = []
-
-    def lower(self, share: float) -> bool:
-        """It would be."""
-        self.shares.append(share)
-        return True
-
-    def restore(self) -> None:
-        """It would be, if it was lowered."""
-        if self.shares and self.shares[-1] != 1:
-            self.shares.append(1)
-
-    def close(self) -> None:
-        """There is nothing to let go of."""
-
-
-def new_pressure(
-    engine: Engine,
-    signals: Signals | None = None,
-    workers: KernelWorkers | None = None,
-    watermark: MinimumWatermark | None = None,
-) -> Pressure:
+def new_pressure(engine: Engine, signals: Signals | None = None, tuning: Tuning | None = None) -> Pressure:
     """Pressure over `engine`, on a machine with memory to spare."""
-    found, theirs = signals or FixedSignals(), workers or CountedWorkers()
-    standstill = Standstill(engine.tmem, watermark or NotedWatermark())
-    return Pressure(engine.tmem, engine.shrinker, engine.reader, lambda: found, theirs, standstill)
+    found = signals or FixedSignals()
+    return Pressure(engine.tmem, engine.shrinker, engine.reader, tuning or NotedTuning(), lambda: found)
 
 
 def copy_for(tmem: Tmem, plan: Merge, tier: Tier) -> Copied:

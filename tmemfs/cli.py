@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -133,6 +133,8 @@ def _add_mount_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--backing-max", default="max", help="most disk: a size, N%% of what is free there, or max")
     command.add_argument("--codec", default="lz4", help="lz4, zstd, zstd:LEVEL or none (lz4)")
     command.add_argument("--datapath", choices=("relay", "pyfuse3"), default="relay", help="who serves the pages (relay)")
+    command.add_argument("--kernel-tuning", choices=("auto", "off"), default="auto",
+                         help="change the kernel's settings while the swap is on (auto)")  # fmt: skip
     command.add_argument("--log", type=_place, default=LOG, help=f"the daemon's log ({LOG})")
 
 
@@ -148,7 +150,7 @@ def _swap_bytes(text: str | None) -> int:
 def _serve(arguments: argparse.Namespace) -> Callable[[Callable[[], None]], None]:
     """What runs the daemon with these arguments; imports it only when called, in the process that will be it."""
     size = _swap_bytes(arguments.size)
-    names = ("pool_max", "backing", "backing_max", "codec", "datapath", "log")
+    names = ("pool_max", "backing", "backing_max", "codec", "datapath", "kernel_tuning", "log")
     values = {"size": str(size)} | {name.replace("_", "-"): str(getattr(arguments, name)) for name in names}
 
     def serve(ready: Callable[[], None]) -> None:
@@ -173,6 +175,7 @@ def _serve(arguments: argparse.Namespace) -> Callable[[Callable[[], None]], None
             codec=arguments.codec,
             datapath=arguments.datapath,
             log=None if getattr(arguments, "foreground", False) else arguments.log,
+            kernel_tuning=arguments.kernel_tuning,
         )
         with _default_places(arguments):
             daemon.serve(options, answers)
@@ -233,7 +236,19 @@ def _down(arguments: argparse.Namespace) -> int:
     require_root()
     with lifecycle.of(arguments.mountpoint, "down") as target, Bar("swapping in") as bar:
         print(f"{target.mountpoint}: {lifecycle.down(target, arguments.force, bar.left)}")
+    _restore_kernel_settings()
     return 0
+
+
+def _restore_kernel_settings() -> None:
+    """What daemons left changed that were killed. Raises Refused, Busy."""
+    from tmemfs.host.kernel_settings import KernelSettings
+
+    try:
+        with closing(KernelSettings()) as settings:
+            settings.restore_leftovers()
+    except OSError as error:
+        raise Refused(f"kernel settings may stay changed ({error}): see tmemfs doctor") from error
 
 
 def _mount(arguments: argparse.Namespace) -> int:

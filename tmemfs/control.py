@@ -20,6 +20,8 @@ from tmemfs.engine.pressure import MODES, parse_mode
 from tmemfs.engine.recompressor import parse_recompress
 from tmemfs.engine.services import Services
 from tmemfs.engine.shrinker import ShrinkRequest
+from tmemfs.engine.tuning import MODES as TUNING_MODES
+from tmemfs.engine.tuning import parse_tuning
 from tmemfs.errors import BackingFull, BadValue, Busy, Corrupt, FellShort, NoRoom, OutOfRange, Refused, TierError, TmemfsError
 from tmemfs.report import Values, bd_stat, compact_answer, events, io_stat, metrics, mm_stat, segments, shrink_answer, stat
 from tmemfs.store.codec import CHOICES, parse_codec
@@ -117,6 +119,10 @@ class Control:
                 _number(lambda: s.pressure.settings.reserve_bytes), self._pressure_reserve),
             Attribute("pressure.growth", "bytes/s", "What the pool may grow by when there is memory again: bytes, K/M/G/T.",
                 _number(lambda: s.pressure.settings.growth_bytes), self._pressure_growth),
+            Attribute("kernel.tuning", "-", "auto: while the image is a swap that is on, vm.watermark_boost_factor is 0, and while "
+                "memory is short vm.min_free_kbytes and the priority of the kernel's workers may change; off: restored at once, "
+                "and nothing is changed. Read: the choice in [brackets].",
+                lambda: _bracketed(TUNING_MODES, s.pressure.tuning.mode), self._kernel_tuning),
             Attribute("state", "-", "First line: running, degraded: WHY, or draining. Second: the signals of memory pressure "
                 "that are live.",
                 lambda: f"{s.state()}\nsignals: {', '.join(s.pressure.signals.live)}\n"),
@@ -158,6 +164,9 @@ class Control:
 
     async def _pressure_growth(self, text: str) -> None:
         self._services.pressure.set_growth(parse_size(text))
+
+    async def _kernel_tuning(self, text: str) -> None:
+        await self._services.pressure.tuning.set_mode(parse_tuning(text))
 
     async def _shrink(self, text: str) -> None:
         answer = await self._services.engine.shrinker.shrink(ShrinkRequest.parse(text))

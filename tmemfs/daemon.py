@@ -31,6 +31,7 @@ from tmemfs.engine.jobs import Job, Jobs
 from tmemfs.engine.pager import Pager
 from tmemfs.engine.pressure import Pressure
 from tmemfs.engine.services import Limits, Services, parse_pool_max
+from tmemfs.engine.tuning import Tuning, parse_tuning
 from tmemfs.engine.worker import Worker
 from tmemfs.errors import BadValue, Busy, Refused, TmemfsError
 from tmemfs.fuse.mount import FUSE_DEVICE, mount_fuse
@@ -39,12 +40,13 @@ from tmemfs.fuse.relay import Relay
 from tmemfs.fuse.wire import REQUEST_PAGES, REQUESTS_UNDER_WAY
 from tmemfs.host import memory
 from tmemfs.host.doctor import require_root
+from tmemfs.host.kernel_settings import KernelSettings
 from tmemfs.host.lifecycle import loops_of_own, unmount_own
 from tmemfs.host.log import Log, log_in_background
 from tmemfs.host.notify import notify
 from tmemfs.host.posix_signals import REOPEN_LOG, SignalInbox
+from tmemfs.host.swap_watch import SwapWatch
 from tmemfs.host.swapdev import is_mounted, unmount
-from tmemfs.host.watermark import no_boost
 from tmemfs.store.arena import KEPT_FRAMES, SPARE_FRAMES, Arena
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.segments import CLEANING_RESERVE_BYTES, Extents, SegmentTable
@@ -88,6 +90,7 @@ class Options:
     codec: str = "lz4"
     datapath: Literal["relay", "pyfuse3"] = "relay"
     log: Path | None = None
+    kernel_tuning: str = "auto"
 
 
 def check(options: Options) -> None:
@@ -130,6 +133,7 @@ def _check_values(options: Options) -> None:
     parse_codec(options.codec)
     parse_pool_max(options.pool_max, memory.total_ram_bytes())
     parse_size(options.backing_max, 1 << 60)
+    parse_tuning(options.kernel_tuning)
 
 
 def _check_mountpoint(mountpoint: Path) -> None:
@@ -182,7 +186,9 @@ def _build(options: Options, tier: Tier, outcomes: dict[str, int], make_pager: M
     outcomes["memory_locked"] = int(all(outcome.ok for outcome in locked))
     tmem = Tmem(slots, segments, arena, Extents(extents, backing_bytes, CLEANING_RESERVE_BYTES))
     engine = Engine.over(tmem, tier, parse_codec(options.codec), make_pager)
-    pressure = Pressure(tmem, engine.shrinker, engine.reader)
+    mountpoint = Path(os.path.realpath(options.mountpoint))  # before it is mounted: then asking would be asking ourselves
+    tuning = Tuning(KernelSettings(), lambda: SwapWatch(mountpoint), options.kernel_tuning)
+    pressure = Pressure(tmem, engine.shrinker, engine.reader, tuning)
     return Services(engine, Limits(engine, ram, backing_bytes), pressure, Jobs(), options.datapath, outcomes)
 
 
@@ -241,18 +247,19 @@ class _Server:
         self._note_lock(memory.lock_future())  # before the first thread starts
         self._services.engine.pager.warm(REQUESTS_UNDER_WAY, REQUEST_PAGES)
         try:
-            with log_in_background(self._options.log) as written, no_boost() as is_off:
-                self._services.outcomes["watermark_boost_off"] = int(is_off)
+            with log_in_background(self._options.log) as written:
                 self._start_threads()
                 self._run_event_loop(written)
         finally:
             self._services.engine.close()
+            self._services.pressure.tuning.close()
             pyfuse3.close(unmount=self._relay is None)
 
     def _start_threads(self) -> None:
         try:
             self._worker.start()
             self._services.engine.start()
+            self._services.pressure.tuning.start()
             if self._relay is not None:
                 self._relay.start()
             else:
@@ -287,6 +294,7 @@ class _Server:
         return (
             *self._services.engine.jobs,
             Job("pressure", self._services.pressure.run),
+            Job("kernel settings", self._services.pressure.tuning.run),
             Job("signals", partial(self._obey_signals, written)),
             Job("namespace", self._serve_namespace, self._fail_namespace),
         )

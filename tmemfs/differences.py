@@ -62,6 +62,11 @@ def _datapath(target: Target, text: str) -> str | None:
     return None if text == now else now
 
 
+def _kernel_tuning(target: Target, text: str) -> str | None:
+    now = next(word[1:-1] for word in read_control(target.places[0], "kernel.tuning").split() if word.startswith("["))
+    return None if text == now else now
+
+
 def _path(option: str) -> _Compare:
     def compare(target: Target, text: str) -> str | None:
         now = _recorded(target, option)
@@ -86,6 +91,7 @@ _COMPARES: Final[dict[str, _Compare]] = {
     "backing-max": _backing_max,
     "codec": _codec,
     "datapath": _datapath,
+    "kernel-tuning": _kernel_tuning,
     "log": _path("log"),
     "priority": _priority,
 }

@@ -11,6 +11,7 @@ import time
 from typing import Final
 
 from tmemfs.engine.services import Services
+from tmemfs.host.kernel_settings import SHARES
 from tmemfs.host.memory import resident_bytes
 from tmemfs.store.census import TmemStatistics, segment_lines
 from tmemfs.store.hot import IS_COMPILED
@@ -67,6 +68,7 @@ def stat(services: Services) -> Values:
         "disk_read_bytes": reads.read_bytes,
         **_density(services, now),
         **_pressure(services),
+        **_tuning(services),
         "table_bytes": tmem.slots.region.resident_bytes() + tmem.segments.region.resident_bytes(),
         "resident_anon": resident.anon,
         "resident_file": resident.file,
@@ -123,9 +125,21 @@ def _pressure(services: Services) -> Values:
         "pressure_stalls": pressure.counts.stalls,
         "pressure_strict": pressure.counts.strict,
         "pressure_first_release_us": pressure.counts.first_release_us,
-        "pressure_kernel_workers": pressure.workers.raised,
+        "pressure_kernel_workers": pressure.tuning.raised_workers,
         "pressure_standstills": pressure.standstill.count,
     }
+
+
+def _tuning(services: Services) -> Values:
+    """What is changed of the machine's settings; '-' for what is not ours to change now."""
+    tuning = services.pressure.tuning
+    changes = {change.name: change for change in tuning.changes()}
+    found: Values = {"kernel_tuning": tuning.mode, "kernel_tuning_in_use": int(tuning.is_engaged)}
+    for name in SHARES:
+        change = changes.get(name)
+        found[name] = change.now if change else "-"
+        found[f"{name}_administrators"] = change.administrators if change else "-"
+    return {**found, "watermark_boost_off": int(tuning.is_boost_off)}
 
 
 def _histogram(name: str, counts: tuple[int, ...]) -> Values:

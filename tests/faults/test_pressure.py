@@ -7,20 +7,18 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import trio
 
-from tests.parts import CountedWorkers, FaultyTier, FixedSignals, NotedWatermark, Regions, new_pressure, page_of, run_jobs
+from tests.parts import FaultyTier, FixedSignals, NotedTuning, Regions, new_pressure, page_of, run_jobs
 from tmemfs.engine import pressure
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.pressure import Pressure, default_settings, parse_mode
 from tmemfs.engine.shrinker import FRAME_S, SHORT_FRAME_S
-from tmemfs.engine.standstill import LONGEST_S, PAUSE_S, SHARES, STILL_S, Standstill
+from tmemfs.engine.standstill import LONGEST_S, PAUSE_S, SHARES, STILL_S
 from tmemfs.errors import BadValue, OutOfRange
 from tmemfs.host.signals import Memory
-from tmemfs.host.watermark import MinimumWatermark
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.pressure import Settings
 from tmemfs.units import MIB, PAGE_BYTES, SEGMENT_BYTES
@@ -36,9 +34,8 @@ class Place:
         tmem = Regions.new(16384, 80, 200).start(60, 16384, spare=1)
         self.engine = Engine.over(tmem, self.tier, parse_codec("lz4"))
         self.signals = FixedSignals(room_bytes=1000 * MIB, memory_bytes=160 * MIB)
-        self.workers = CountedWorkers()
-        self.watermark = NotedWatermark()
-        self.pressure: Pressure = new_pressure(self.engine, self.signals, self.workers, self.watermark)
+        self.tuning = NotedTuning()
+        self.pressure: Pressure = new_pressure(self.engine, self.signals, self.tuning)
         self.pressure.settings = Settings(10 * MIB, 5 * MIB)
         self.tmem = self.engine.tmem
 
@@ -188,20 +185,20 @@ async def test_the_kernels_workers_have_priority_while_memory_is_short(
     place.start(nursery)
     place.store(1)
     await trio.sleep(0.05)
-    assert not place.workers.have_priority
+    assert not place.tuning.have_priority
     place.signals.room_bytes = 15 * MIB
     place.pressure.look_again()
-    await _until(lambda: place.workers.have_priority)
+    await _until(lambda: place.tuning.have_priority)
     place.signals.room_bytes = 1000 * MIB
     ended = time.monotonic()
     place.pressure.look_again()
-    await _until(lambda: not place.workers.have_priority)
+    await _until(lambda: not place.tuning.have_priority)
     assert time.monotonic() - ended > 0.2  # memory may be short again at once
     assert place.engine.shrinker.frame_s == FRAME_S
     place.signals.room_bytes = 15 * MIB
     place.pressure.look_again()
     with trio.fail_after(0.25):  # at once, however short the pause was
-        while not place.workers.have_priority:
+        while not place.tuning.have_priority:
             await trio.sleep(0.005)
     nursery.cancel_scope.cancel()
 
@@ -213,7 +210,7 @@ async def test_the_kernels_workers_have_priority_where_all_that_is_left_would_ha
     place.start(nursery)
     place.signals.room_bytes, place.signals.available_at_once = 39 * MIB, 5 * MIB
     place.store(1)
-    await _until(lambda: place.workers.have_priority)
+    await _until(lambda: place.tuning.have_priority)
     assert place.pressure.control.zone == "relaxed"
     nursery.cancel_scope.cancel()
 
@@ -223,19 +220,53 @@ async def test_the_watermark_is_lowered_while_swap_writes_do_not_reach_us(place:
     place.start(nursery)
     place.store(1)
     place.stand_still()
-    await _until(lambda: place.watermark.shares == [*SHARES])
+    await _until(lambda: place.tuning.shares == [*SHARES])
     await trio.sleep(2 * STILL_S)
-    assert place.watermark.shares == [*SHARES] and place.pressure.standstill.count == 1
+    assert place.tuning.shares == [*SHARES] and place.pressure.standstill.count == 1
     place.store(1)
-    await _until(lambda: place.watermark.shares == [*SHARES, 1])
-    await _until(lambda: place.watermark.shares == [*SHARES, 1, *SHARES])  # and once more
+    await _until(lambda: place.tuning.shares == [*SHARES, 1])
+    await _until(lambda: place.tuning.shares == [*SHARES, 1, *SHARES])  # and once more
     place.signals.under_write_back = 0
-    await _until(lambda: place.watermark.shares == [*SHARES, 1, *SHARES, 1])
+    await _until(lambda: place.tuning.shares == [*SHARES, 1, *SHARES, 1])
     assert place.pressure.standstill.count == 2
     nursery.cancel_scope.cancel()
 
 
 SHORT = Memory(room=39 * MIB, available=4 * MIB, under_write_back=200 << 10)
+
+
+@pytest.mark.parametrize("engaged", [True, False])
+def test_an_idle_mount_or_one_without_swap_lowers_nothing_for_what_stands_still_elsewhere(place: Place, engaged: bool) -> None:
+    """Six mounts did under one burst of pressure, though only one had anything to do."""
+    place.store(1)
+    place.tuning.requests, place.tuning.engaged = not engaged, engaged
+    place.pressure.standstill.look(0.0, SHORT._replace(under_write_back=0), 10 * MIB)
+    for look in range(1, 40):
+        place.pressure.standstill.look(10 + look * STILL_S / 2, SHORT, 10 * MIB)
+    assert not place.tuning.shares and not place.pressure.standstill.count and not place.pressure.standstill.is_suspected
+
+
+def test_what_another_daemon_restored_is_lowered_again_while_swap_writes_do_not_reach_us(place: Place) -> None:
+    place.store(1)
+    for look in range(4):
+        place.pressure.standstill.look(look * STILL_S, SHORT, 10 * MIB)
+    assert place.tuning.shares == [*SHARES]
+    place.tuning.shares.append(1)
+    place.pressure.standstill.look(4 * STILL_S, SHORT, 10 * MIB)
+    assert place.tuning.shares == [*SHARES, 1, SHARES[-1]] and place.pressure.standstill.count == 1
+
+
+async def test_the_kernels_workers_of_an_idle_machine_are_left_alone_where_no_swap_is_on(
+    place: Place, nursery: trio.Nursery
+) -> None:
+    place.tuning.engaged = False
+    place.start(nursery)
+    place.signals.room_bytes = 5 * MIB
+    place.pressure.look_again()
+    await _until(lambda: place.pressure.control.zone == "shrinking")
+    await trio.sleep(0.15)
+    assert not place.tuning.have_priority
+    nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("why", ["nothing is written", "stores go on", "loads go on", "memory is to be had"])
@@ -251,7 +282,7 @@ def test_the_watermark_is_left_alone_where_nothing_stands_still(place: Place, wh
             assert place.engine.pager.write(0, memoryview(page_of("half", 1))) is None
         elif why == "loads go on":
             assert place.tmem.load(0)
-    assert not place.watermark.shares and not place.pressure.standstill.count
+    assert not place.tuning.shares and not place.pressure.standstill.count
 
 
 def test_what_lowering_does_not_help_is_left_alone_for_a_while(place: Place) -> None:
@@ -259,14 +290,15 @@ def test_what_lowering_does_not_help_is_left_alone_for_a_while(place: Place) -> 
     standstill, step = place.pressure.standstill, STILL_S / 4
     for look in range(int((LONGEST_S + PAUSE_S) / step)):
         standstill.look(look * step, SHORT, 10 * MIB)
-    assert place.watermark.shares == [*SHARES, 1] and standstill.count == 1 and standstill.is_suspected
+    assert place.tuning.shares == [*SHARES, 1] and standstill.count == 1 and standstill.is_suspected
     for look in range(int((LONGEST_S + PAUSE_S) / step), int((2 * LONGEST_S + PAUSE_S - STILL_S) / step)):
         standstill.look(look * step, SHORT, 10 * MIB)
-    assert place.watermark.shares == [*SHARES, 1, *SHARES] and standstill.count == 2
+    assert place.tuning.shares == [*SHARES, 1, *SHARES] and standstill.count == 2
 
 
-def test_a_watermark_that_may_not_be_lowered_is_not_counted(place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    standstill = Standstill(place.tmem, MinimumWatermark(tmp_path / "none"))
+def test_a_watermark_that_may_not_be_lowered_is_not_counted(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    standstill = place.pressure.standstill
+    place.tuning.may_lower = False
     for look in range(20):
         standstill.look(look * STILL_S / 2, SHORT, 10 * MIB)
     standstill.end()
@@ -278,12 +310,12 @@ async def test_the_watermark_is_as_it_was_after(place: Place, ended_by: str) -> 
     async with trio.open_nursery() as nursery:
         place.start(nursery)
         place.stand_still()
-        await _until(lambda: place.watermark.shares == [SHARES[0]])
+        await _until(lambda: place.tuning.shares == [SHARES[0]])
         if ended_by == "another mode":
             place.pressure.set_mode("manual")
-            assert place.watermark.shares == [SHARES[0], 1]
+            assert place.tuning.shares == [SHARES[0], 1]
         nursery.cancel_scope.cancel()
-    assert place.watermark.shares == [SHARES[0], 1]
+    assert place.tuning.shares == [SHARES[0], 1]
 
 
 @pytest.mark.parametrize("ended_by", ["another mode", "the end of the daemon"])
@@ -291,12 +323,12 @@ async def test_the_kernels_workers_do_not_keep_their_priority(place: Place, ende
     place.signals.room_bytes = 15 * MIB
     async with trio.open_nursery() as nursery:
         place.start(nursery)
-        await _until(lambda: place.workers.have_priority)
+        await _until(lambda: place.tuning.have_priority)
         if ended_by == "another mode":
             place.pressure.set_mode("manual")
-            assert not place.workers.have_priority
+            assert not place.tuning.have_priority
         nursery.cancel_scope.cancel()
-    assert not place.workers.have_priority
+    assert not place.tuning.have_priority
 
 
 @pytest.mark.parametrize("mode", ["manual", "off"])

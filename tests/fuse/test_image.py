@@ -58,13 +58,15 @@ def test_requests_are_read_and_not_spliced(relay: Place) -> None:
     assert not [name for name in opened if name.startswith("pipe:")]  # libfuse makes one the first time it splices
 
 
-def test_the_kernel_does_not_boost_its_minimum_watermark_while_there_is_a_mount(tmp_path: Path) -> None:
-    factor = Path("/proc/sys/vm/watermark_boost_factor")
-    factor.write_text("15000")
-    with mounted(tmp_path) as place:
-        assert place.number("watermark_boost_off") == 1
-        assert factor.read_text() == "0\n"
-    wait_until(lambda: factor.read_text() == "15000\n")
+def test_a_mount_without_swap_changes_no_setting_of_the_kernel(relay: Place) -> None:
+    assert relay.read("kernel.tuning") == "[auto] off"
+    assert relay.number("kernel_tuning_in_use") == relay.number("watermark_boost_off") == 0
+    relay.write("kernel.tuning", "off")
+    assert relay.read("kernel.tuning") == "auto [off]"
+    with pytest.raises(OSError, match="Invalid argument"):
+        relay.write("kernel.tuning", "on")
+    relay.write("kernel.tuning", "auto")
+    assert relay.number("kernel_tuning_in_use") == 0
 
 
 def test_any_offset_and_length_reads_what_was_written(place: Place, image: int) -> None:

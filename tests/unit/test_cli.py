@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.settings_place import Machine
 from tmemfs import __version__, cli, daemon, errors, view
 from tmemfs.errors import FellShort, TmemfsError
 from tmemfs.host import background, doctor, memory, runtime
@@ -281,6 +282,39 @@ def test_the_doctor_ends_with_1_if_something_essential_is_missing(
     shown = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in shown[:2]] == [["FUSE", "ok", "yes"], ["loop", word, "maybe"]]
     assert [line.strip() for line in shown[2:]] == ([] if ok else ["-> modprobe loop"])
+
+
+@pytest.mark.parametrize(
+    ("left", "word", "said"),
+    [
+        (None, True, "none is changed"),
+        ("in use", True, "vm.watermark_boost_factor 0 (yours: 15000), 1 kernel workers with real-time priority"),
+        ("killed", None, "vm.watermark_boost_factor 0 (yours: 15000), 1 kernel workers with real-time priority"),
+        ("secret", None, "unknown"),
+    ],
+)
+def test_the_doctor_says_what_is_changed_of_the_kernels_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str | None, word: bool | None, said: str
+) -> None:
+    machine = Machine(tmp_path)
+    machine.threads({40: "kworker/u4:0"})
+    with machine.running():
+        user = machine.user()
+        if left:
+            user.register()
+            user.give_priority()
+        if left == "killed":
+            machine.kill(user)
+        monkeypatch.setattr(doctor, "KernelSettings", machine.user)
+        if left == "secret":
+            monkeypatch.setattr(Path, "read_bytes", _refuse)
+        check = doctor._kernel_settings()
+        assert (check.ok, check.found) == (word, said)
+        assert ("tmemfs down" in check.advice) == (left == "killed") and ("sudo" in check.advice) == (left == "secret")
+
+
+def _refuse(_: object) -> bytes:
+    raise PermissionError
 
 
 def test_the_doctor_examines_any_machine_and_creates_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

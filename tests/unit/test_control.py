@@ -97,7 +97,7 @@ def test_the_mode_is_what_can_be_done() -> None:
     assert {attribute.name for attribute in TABLE if attribute.mode == 0o644} == {
         "pool.max", "pool.high", "pool.low", "backing.max", "shrink", "compact", "clean.rate", "clean.daily", "recompress",
         "pressure.mode", "pressure.reserve", "pressure.growth",
-        "codec",
+        "codec", "kernel.tuning",
     }  # fmt: skip
 
 

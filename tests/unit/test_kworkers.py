@@ -3,76 +3,109 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.settings_place import ORDINARY, PRIORITY, Machine
 from tmemfs.host.kworkers import KernelWorkers
-
-Changes = list[tuple[int, int, int]]
 
 
 @pytest.fixture
-def changes(monkeypatch: pytest.MonkeyPatch) -> Changes:
-    """(pid, policy, priority) of every change."""
-    found: Changes = []
-    monkeypatch.setattr(os, "sched_setscheduler", lambda pid, policy, param: found.append((pid, policy, param.sched_priority)))
-    return found
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    machine = Machine(tmp_path)
+    with machine.running():
+        yield machine
 
 
-def threads(proc: Path, names: dict[int, str]) -> None:
-    """A /proc whose kernel has threads of these names."""
-    (proc / "2/task/2").mkdir(parents=True, exist_ok=True)
-    (proc / "2/task/2/children").write_text("".join(f"{pid} " for pid in names))
-    for pid, name in names.items():
-        (proc / str(pid)).mkdir(exist_ok=True)
-        (proc / str(pid) / "comm").write_text(f"{name}\n")
+@pytest.fixture
+def workers(machine: Machine) -> KernelWorkers:
+    return KernelWorkers(machine.root / "proc")
 
 
 @pytest.mark.parametrize("name", ["kworker/u4:0", "kworker/u8:12-loop0", "kworker/u4:1+loop7", "kworker/u129:3-events_unbound"])
-def test_unbound_workers_get_the_lowest_real_time_priority(tmp_path: Path, changes: Changes, name: str) -> None:
-    threads(tmp_path, {40: name})
-    KernelWorkers(tmp_path).give_priority()
-    assert changes == [(40, os.SCHED_RR, 1)]
-
-
-@pytest.mark.parametrize("name", ["kworker/0:1-events", "kworker/R-writeback", "kswapd0", "kworker/1:0H"])
-def test_no_other_thread_does(tmp_path: Path, changes: Changes, name: str) -> None:
-    threads(tmp_path, {40: name})
-    KernelWorkers(tmp_path).give_priority()
-    assert not changes
-
-
-def test_only_new_ones_are_looked_at_again(tmp_path: Path, changes: Changes) -> None:
-    workers = KernelWorkers(tmp_path)
-    threads(tmp_path, {40: "kworker/u4:0"})
+def test_unbound_workers_get_the_lowest_real_time_priority(machine: Machine, workers: KernelWorkers, name: str) -> None:
+    machine.threads({40: name})
     workers.give_priority()
-    threads(tmp_path, {40: "kworker/u4:0", 41: "kworker/u4:1"})
-    workers.give_priority()
-    assert [pid for pid, _, _ in changes] == [40, 41] and workers.raised == 2
+    assert machine.scheduling == {40: PRIORITY} and workers.raised == 1
 
 
-def test_all_that_are_still_there_lose_it_again(tmp_path: Path, changes: Changes) -> None:
-    workers = KernelWorkers(tmp_path)
-    threads(tmp_path, {40: "kworker/u4:0", 41: "kworker/u4:1"})
+@pytest.mark.parametrize("name", ["kworker/0:1-events", "kworker/R-writeback", "kswapd0", "kworker/1:0H", "kworker/u4:0x"])
+def test_no_other_thread_does(machine: Machine, workers: KernelWorkers, name: str) -> None:
+    machine.threads({40: name})
     workers.give_priority()
-    threads(tmp_path, {41: "kworker/u4:1"})
+    assert machine.scheduling == {40: ORDINARY} and not workers.raised
+
+
+@pytest.mark.parametrize(
+    "theirs", [(os.SCHED_FIFO, 50), (os.SCHED_RR, 2), (os.SCHED_BATCH, 0), (os.SCHED_RR | os.SCHED_RESET_ON_FORK, 1)]
+)
+def test_scheduling_that_an_administrator_has_set_stays(machine: Machine, workers: KernelWorkers, theirs: tuple[int, int]) -> None:
+    machine.threads({40: "kworker/u4:0"})
+    machine.scheduling[40] = theirs
     workers.give_priority()
-    changes.clear()
+    assert workers.take_priority() and machine.scheduling == {40: theirs}
+
+
+def test_new_ones_and_those_that_lost_it_to_another_daemon_get_it_at_the_next_look(
+    machine: Machine, workers: KernelWorkers
+) -> None:
+    machine.threads({40: "kworker/u4:0"})
+    workers.give_priority()
+    machine.threads({40: "kworker/u4:0", 41: "kworker/u4:1"})
+    KernelWorkers(machine.root / "proc").take_priority()
+    workers.give_priority()
+    assert machine.scheduling == {40: PRIORITY, 41: PRIORITY} and workers.raised == 2
+
+
+def test_all_that_are_still_there_lose_it_again_whoever_gave_it(machine: Machine, workers: KernelWorkers) -> None:
+    machine.threads({40: "kworker/u4:0", 41: "kworker/u4:1"})
+    KernelWorkers(machine.root / "proc").give_priority()
+    machine.threads({41: "kworker/u4:1"})
+    assert workers.take_priority() and machine.scheduling[41] == ORDINARY and not workers.raised
+    workers.give_priority()
+    assert machine.scheduling[41] == PRIORITY
+
+
+def test_those_that_had_it_before_keep_it_and_are_not_counted(machine: Machine, workers: KernelWorkers) -> None:
+    machine.threads({40: "kworker/u4:0", 41: "kworker/u4:1"})
+    machine.scheduling[41] = PRIORITY
+    workers.give_priority(kept=(41,))
+    assert workers.raised == 1
+    assert workers.take_priority(kept=(41,)) and machine.scheduling == {40: ORDINARY, 41: PRIORITY}
+
+
+def test_a_number_that_belongs_to_another_thread_now_is_left_alone(machine: Machine, workers: KernelWorkers) -> None:
+    machine.threads({40: "kworker/u4:0"})
+    workers.give_priority()
+    machine.threads({40: "kswapd0"})
     workers.take_priority()
-    assert changes == [(41, os.SCHED_OTHER, 0)] and not workers.raised
+    assert machine.scheduling == {40: PRIORITY}
+
+
+def test_only_the_names_of_new_ones_are_read_again(
+    machine: Machine, workers: KernelWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.threads({40: "kworker/u4:0", 50: "kswapd0"})
     workers.give_priority()
-    assert changes[1:] == [(41, os.SCHED_RR, 1)]
+    asked: list[int] = []
+    monkeypatch.setattr(KernelWorkers, "_is_unbound", lambda _, pid: asked.append(pid))
+    workers.give_priority()
+    assert not asked
 
 
-def test_without_the_right_or_a_kernel_that_tells_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(pid: int, policy: int, param: os.sched_param) -> None:
+def test_without_the_right_or_a_kernel_that_tells_nothing_happens(
+    machine: Machine, workers: KernelWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(os, "sched_setscheduler", refuse)
-    workers = KernelWorkers(tmp_path)
+    monkeypatch.setattr("tmemfs.host.kworkers.os.sched_setscheduler", refuse)
+    (machine.root / "proc/2/task/2/children").unlink()
     workers.give_priority()
-    threads(tmp_path, {40: "kworker/u4:0"})
-    workers.give_priority()
-    workers.take_priority()
-    assert not workers.raised
+    machine.threads({40: "kworker/u4:0", 41: "kworker/u4:1"})
+    machine.scheduling[41] = PRIORITY
+    workers.give_priority(kept=(41,))
+    assert not workers.raised and workers.take_priority(kept=(41,))
+    assert not workers.take_priority()  # one is left with it

@@ -29,8 +29,8 @@ import trio
 from tmemfs.engine.reader import Reader
 from tmemfs.engine.shrinker import FRAME_S, SHORT_FRAME_S, Shrinker
 from tmemfs.engine.standstill import Standstill
+from tmemfs.engine.tuning import Tuning
 from tmemfs.errors import BadValue, OutOfRange
-from tmemfs.host.kworkers import KernelWorkers
 from tmemfs.host.signals import CgroupLimit, Signals, SignalsLost
 from tmemfs.store.pressure import CRITICAL, RELAXED, SHRINKING, Control, Look, Settings, control
 from tmemfs.store.tmem import Tmem
@@ -90,9 +90,8 @@ class Pressure:
         tmem: Tmem,
         shrinker: Shrinker,
         reader: Reader,
+        tuning: Tuning,
         signals: Callable[[], Signals] = Signals,
-        workers: KernelWorkers | None = None,
-        standstill: Standstill | None = None,
     ) -> None:
         self.counts = PressureCounts()
         self.mode = "auto"
@@ -111,9 +110,9 @@ class Pressure:
         self._armed: set[trio.CancelScope] = set()
         self._fell_at: float | None = None
         self._released_before = 0
-        self.workers = workers or KernelWorkers()
+        self.tuning = tuning
         self._workers_at = self._short_at = -math.inf
-        self.standstill = standstill or Standstill(tmem)
+        self.standstill = Standstill(tmem, tuning)
         shrinker.moved = self.look_again
 
     def look_again(self) -> None:
@@ -161,7 +160,7 @@ class Pressure:
                     nursery.cancel_scope.cancel()
                 self._reopen_signals()
         finally:
-            self.workers.take_priority()
+            self._take_priority()
             self.standstill.end()
 
     async def _look_until_lost(self) -> None:
@@ -175,12 +174,6 @@ class Pressure:
         lost, self.signals = self.signals, self._open_signals()
         lost.close()
         self._stalled_us = self.signals.stalled_us()
-
-    def close(self) -> None:
-        """Let go of everything. Nothing runs any more."""
-        self.workers.take_priority()
-        self.standstill.close()
-        self.signals.close()
 
     async def _look_on(self) -> None:
         moved_at, seen = time.monotonic(), (0, 0.0)
@@ -212,7 +205,7 @@ class Pressure:
     def _idle_s(self) -> float:
         """How long nothing needs to be looked at while nothing moves."""
         is_near = self.mode != "off" and self.room < _FAR * self.settings.reserve_bytes
-        is_to_end = self.workers.raised or (self.control.zone == RELAXED and not math.isinf(self.control.ceiling))
+        is_to_end = self._workers_at > -math.inf or (self.control.zone == RELAXED and not math.isinf(self.control.ceiling))
         return IDLE_S if is_to_end or (is_near and self._tmem.pool_bytes > _SMALL_POOL_BYTES) else math.inf
 
     def _look(self) -> None:
@@ -260,16 +253,17 @@ class Pressure:
 
     def _see_to_workers(self, now: float, available: int) -> None:
         """The kernel's workers need priority where nothing is left, also where much could be swapped out: by way of them."""
-        if available < 2 * self.settings.reserve_bytes:
+        if available < 2 * self.settings.reserve_bytes and self.tuning.is_engaged:
             self._short_at = now
             if now - self._workers_at >= WORKERS_S:
                 self._workers_at = now
-                self.workers.give_priority()
+                self.tuning.give_priority()
         elif now - self._short_at >= WORKERS_KEPT_S:
             self._take_priority()
 
     def _take_priority(self) -> None:
-        self.workers.take_priority()
+        if self._workers_at > -math.inf:  # else there is none of ours, and another daemon may need it
+            self.tuning.take_priority()
         self._workers_at = self._short_at = -math.inf
 
     def _time_first_release(self, found: Control) -> None:

@@ -4,8 +4,10 @@ On its way here a swap write allocates a little. If its worker finds no page abo
 and what would free one is that write. Priority lets it go below that watermark (host/kworkers.py), but not a worker that waited
 already when it got it. Then the watermark is lowered, in steps, until something arrives again, for LONGEST_S at most.
 
-Files under write-back that hang, and a disk that takes long with what reached us, look the same: then the watermark is lowered for
-nothing.
+It can only be our swap that waits if it is on (engine/tuning.py), and the kernel has requests at its loop device or had some a
+moment ago. So an idle mount never lowers anything for what happens elsewhere.
+
+A disk that takes long with what reached us looks the same: then the watermark is lowered for nothing.
 
 Called in trio's thread. Knows nothing of the control law.
 """
@@ -13,10 +15,13 @@ Called in trio's thread. Knows nothing of the control law.
 from __future__ import annotations
 
 import logging
+import math
 from typing import Final
 
+from tmemfs.engine.tuning import Tuning
+from tmemfs.host.kernel_settings import MINIMUM
+from tmemfs.host.kernel_settings import SHARES as ALL_SHARES
 from tmemfs.host.signals import Memory
-from tmemfs.host.watermark import MinimumWatermark
 from tmemfs.store.tmem import Tmem
 
 log = logging.getLogger(__name__)
@@ -26,19 +31,22 @@ STILL_S: Final = 0.25
 #: Less than this share of the reserve to be had without swapping.
 SHORT_SHARE: Final = 1 / 2
 #: Of the watermark, one after the other, each for STILL_S.
-SHARES: Final = (3 / 4, 1 / 2)
+SHARES: Final = ALL_SHARES[MINIMUM]
 #: What has not helped so long after the standstill began will not: it is something else. It is tried again after a pause.
 LONGEST_S: Final = 2.0
 PAUSE_S: Final = 10.0
+#: The kernel may hold a request back before it counts it as one at the device: so soon after the last page nothing is idle.
+RECENT_S: Final = 2.0
 
 
 class Standstill:
-    """Sees that pages go on being asked of `tmem`, and lowers the `watermark` when none is."""
+    """Sees that pages go on being asked of `tmem`, and lowers the minimum watermark by `tuning` when none is."""
 
-    def __init__(self, tmem: Tmem, watermark: MinimumWatermark | None = None) -> None:
+    def __init__(self, tmem: Tmem, tuning: Tuning) -> None:
         self._tmem = tmem
-        self._watermark = watermark or MinimumWatermark()
-        self._pages = 0
+        self._tuning = tuning
+        self._pages = self._pages_now()
+        self._moved_at = -math.inf
         self._since: float | None = None
         self._steps = 0
         self._is_lower = False
@@ -51,9 +59,11 @@ class Standstill:
 
     def look(self, now: float, memory: Memory, reserve_bytes: int) -> None:
         """See whether anything moves."""
-        counts = self._tmem.counts
-        pages, before = counts.stores + counts.loads_ram + counts.loads_disk, self._pages
-        if pages != before or not memory.under_write_back or memory.available >= SHORT_SHARE * reserve_bytes:
+        pages, before = self._pages_now(), self._pages
+        self._pages = pages
+        if pages != before:
+            self._moved_at = now
+        if pages != before or memory.available >= SHORT_SHARE * reserve_bytes or not self._is_awaited(now, memory):
             self.end()
         elif self._since is None:
             self._since = now
@@ -62,23 +72,29 @@ class Standstill:
             self._since = now + PAUSE_S
         elif self._steps < len(SHARES) and now - self._since >= STILL_S * (self._steps + 1):
             self._lower()
-        self._pages = pages
+        elif self._is_lower:  # another daemon may have restored it, for it does not know of us
+            self._tuning.lower_minimum(SHARES[self._steps - 1])
 
     def end(self) -> None:
         """It moves, or nobody looks any more."""
-        self._watermark.restore()
+        self._tuning.restore_minimum()
         if self._is_lower:
             log.warning("no page was stored or loaded while memory was short: the minimum watermark was lowered for a moment")
         self._since, self._steps, self._is_lower = None, 0, False
 
+    def _pages_now(self) -> int:
+        counts = self._tmem.counts
+        return counts.stores + counts.loads_ram + counts.loads_disk
+
+    def _is_awaited(self, now: float, memory: Memory) -> bool:
+        """Whether the kernel has asked, or may have asked, something of our swap that has not reached us."""
+        if not self._tuning.is_engaged or not memory.under_write_back:
+            return False
+        return now - self._moved_at < RECENT_S or self._tuning.has_requests
+
     def _lower(self) -> None:
         """By one step; counted where it may be done."""
-        is_lower = self._watermark.lower(SHARES[self._steps])
+        is_lower = self._tuning.lower_minimum(SHARES[self._steps])
         self.count += is_lower and not self._is_lower
         self._is_lower = self._is_lower or is_lower
         self._steps += 1
-
-    def close(self) -> None:
-        """Leave the watermark as it was."""
-        self.end()
-        self._watermark.close()

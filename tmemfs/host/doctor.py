@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from tmemfs.errors import Refused
 from tmemfs.host import proctext
+from tmemfs.host.kernel_settings import Findings, KernelSettings
 from tmemfs.host.memory import total_ram_bytes
 from tmemfs.host.signals import Signals
 from tmemfs.host.swapdev import swap_entries
@@ -46,6 +48,7 @@ def examine(backing: Path, not_compiled: str = "") -> list[Check]:
         _cgroup(),
         _zswap(),
         _other_swaps(),
+        _kernel_settings(),
         Check("RAM", True, format_size(total_ram_bytes())),
     ]
 
@@ -151,3 +154,24 @@ def _other_swaps() -> Check:
     found = ", ".join(f"{entry.path} (priority {entry.priority})" for entry in others) or "none"
     high = [entry for entry in others if entry.priority >= 100]
     return Check("other swaps", None if high else True, found, "they are filled first: give a higher --priority" if high else "")
+
+
+def _kernel_settings() -> Check:
+    """What is changed of the machine's settings now, and the administrator's values."""
+    try:
+        with closing(KernelSettings()) as settings:
+            found = settings.findings()
+    except OSError as error:
+        is_secret = isinstance(error, PermissionError)
+        return Check("kernel settings", None, "unknown", "only root may see: run with sudo" if is_secret else str(error))
+    return _judged(found)
+
+
+def _judged(found: Findings) -> Check:
+    said = [f"vm.{change.name} {change.now} (yours: {change.administrators})" for change in found.changed]
+    said += [f"{found.workers} kernel workers with real-time priority"] if found.workers else []
+    if not said:
+        return Check("kernel settings", True, "none is changed")
+    left = not found.is_in_use
+    advice = "left by a daemon that was killed: run 'tmemfs down'" if left else ""
+    return Check("kernel settings", None if left else True, ", ".join(said), advice)

@@ -82,17 +82,18 @@ def process_started(pid: int) -> int | None:
     return None if found.state in ("Z", "X") else found.started
 
 
-def runtime_directory() -> Path:
-    """The directory, created if need be; only root gets at it. Raises Refused."""
+def runtime_directory(directory: Path | None = None) -> Path:
+    """The directory, or `directory` in its place, created if need be; only root gets at it. Raises Refused."""
+    place = directory or DIRECTORY
     try:
         with suppress(FileExistsError):
-            DIRECTORY.mkdir(mode=0o700)
-        found = DIRECTORY.lstat()
+            place.mkdir(mode=0o700)
+        found = place.lstat()
     except OSError as error:
-        raise Refused(f"cannot create {DIRECTORY} ({error.strerror}): it has to be possible, for the locks of tmemfs") from error
+        raise Refused(f"cannot create {place} ({error.strerror}): it has to be possible, for the locks of tmemfs") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise Refused(f"{DIRECTORY} is not a directory that only root can write to: remove it")
-    return DIRECTORY
+        raise Refused(f"{place} is not a directory that only root can write to: remove it")
+    return place
 
 
 def name_for(mountpoint: Path) -> str:

@@ -1,0 +1,182 @@
+"""Kernel tuning: the machine's settings are changed while our image is a swap that is on, and only then.
+
+`run` follows the kernel's table of swaps. When a swap over our image is turned on, the daemon registers as a user of
+host/kernel_settings.py; when it is off again, or `mode` is off, or the daemon ends, everything is restored. At its start it
+restores what a daemon left that was killed. While it is not engaged, nothing here changes anything, whoever asks for it.
+
+Registering and restoring wait for other processes, so they are done in a worker; the rest is called in trio's thread.
+
+Invariant: 1. While the worker uses the settings, `is_engaged` is false, so trio's thread does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from tmemfs.engine.worker import Worker
+from tmemfs.errors import BadValue, Busy, Refused
+from tmemfs.host.kernel_settings import BOOST, Change, KernelSettings
+from tmemfs.host.swap_watch import ImageSwap, SwapWatch
+
+log = logging.getLogger(__name__)
+
+MODES: Final = ("auto", "off")
+#: What could not be registered is tried again so often.
+RETRY_S: Final = 30.0
+
+
+def parse_tuning(text: str) -> str:
+    """A mode of control/kernel.tuning. Raises BadValue."""
+    if text.strip() not in MODES:
+        raise BadValue(f"{text.strip()!r} is no mode of kernel tuning: choose {' or '.join(MODES)}")
+    return text.strip()
+
+
+class Tuning:
+    """Engages `settings` while `watch` finds a swap over our image. `run` must be running in trio."""
+
+    def __init__(self, settings: KernelSettings, watch: Callable[[], SwapWatch], mode: str = "auto") -> None:
+        self.mode = mode
+        self._settings = settings
+        self._make_watch = watch
+        self._worker = Worker("kernel-settings")
+        self._one_at_a_time = trio.Lock()
+        self._watch: SwapWatch | None = None
+        self._swap: ImageSwap | None = None
+        self._is_engaged = False
+        self._failed = ""
+
+    @property
+    def is_engaged(self) -> bool:
+        """Whether the machine's settings may be changed now."""
+        return self._is_engaged
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether the kernel waits for something that it asked of our swap."""
+        return self._swap is not None and self._swap.has_requests()
+
+    @property
+    def raised_workers(self) -> int:
+        """Workers of the kernel that have our priority."""
+        return self._settings.raised_workers if self._is_engaged else 0
+
+    @property
+    def is_boost_off(self) -> bool:
+        """Whether the kernel does not raise its minimum watermark for fragmented memory."""
+        return any(change.name == BOOST and change.now == 0 for change in self.changes())
+
+    def changes(self) -> tuple[Change, ...]:
+        """The settings with their values now and the administrator's, while engaged."""
+        return self._settings.changes() if self._is_engaged else ()
+
+    def lower_minimum(self, share: float) -> bool:
+        """The kernel's minimum watermark to a share of the administrator's value. Whether it is."""
+        return self._is_engaged and self._settings.lower_minimum(share)
+
+    def restore_minimum(self) -> None:
+        """The kernel's minimum watermark as the administrator had it."""
+        if self._is_engaged:
+            self._settings.restore_minimum()
+
+    def give_priority(self) -> None:
+        """Our priority for the kernel's workers."""
+        if self._is_engaged:
+            self._settings.give_priority()
+
+    def take_priority(self) -> None:
+        """Ordinary priority for the kernel's workers again."""
+        if self._is_engaged:
+            self._settings.take_priority()
+
+    def start(self) -> None:
+        """Start the worker. Raises RuntimeError where the system allows no more threads."""
+        self._worker.start()
+
+    def close(self) -> None:
+        """Restore what is still changed, and end the worker. Nothing runs any more."""
+        self._end()
+        self._settings.close()
+        self._worker.close()
+
+    async def set_mode(self, mode: str) -> None:
+        """Change the mode; done when the settings are changed, or restored. Raises Refused, Busy."""
+        self.mode = mode
+        await self._follow()
+
+    async def run(self) -> None:
+        """Follow the table of swaps until cancelled."""
+        try:
+            self._watch = self._make_watch()
+            await self._try(self._restore_leftovers)
+            while True:
+                is_followed = await self._try(self._follow)
+                with trio.move_on_after(math.inf if is_followed else RETRY_S):
+                    await trio.lowlevel.wait_readable(self._watch.fileno())
+                self._watch.clear()
+        finally:
+            with trio.CancelScope(shield=True):
+                async with self._one_at_a_time:  # a change of the mode may be under way
+                    self._end()
+
+    async def _try(self, step: Callable[[], object]) -> bool:
+        """Whether `step` succeeded; a reason that is new is logged."""
+        try:
+            await step()  # type: ignore[misc]
+        except (Busy, Refused) as error:
+            if str(error) != self._failed:
+                log.warning("kernel settings: %s", error)
+            self._failed = str(error)
+            return False
+        self._failed = ""
+        return True
+
+    async def _restore_leftovers(self) -> None:
+        await self._in_worker(self._settings.restore_leftovers)
+
+    async def _follow(self) -> None:
+        """Engage or disengage, by what the table of swaps says. Raises Refused, Busy."""
+        async with self._one_at_a_time:
+            if (watch := self._watch) is None:  # it does not run; it follows when it does
+                return
+            found = list[str | None]()
+            await self._in_worker(lambda: found.append(watch.look()))
+            device = found[0] if self.mode == "auto" else None
+            if self._is_engaged and (self._swap is None or device != self._swap.device):
+                await self._disengage()
+            if device is not None and not self._is_engaged:
+                await self._in_worker(self._settings.register)
+                self._swap, self._is_engaged = watch.open(device), True
+                log.info("kernel settings: in use, %s is a swap that is on", device)
+
+    async def _disengage(self) -> None:
+        self._is_engaged = False
+        self._close_swap()
+        await self._in_worker(self._settings.release)
+        log.info("kernel settings: restored")
+
+    async def _in_worker(self, function: Callable[[], object]) -> None:
+        """Call it in the worker. Raises Busy, and Refused with what the system says."""
+        try:
+            await self._worker.run(function)
+        except OSError as error:
+            raise Refused(f"nothing is changed ({error}): see tmemfs doctor") from error
+
+    def _close_swap(self) -> None:
+        if self._swap is not None:
+            self._swap.close()
+            self._swap = None
+
+    def _end(self) -> None:
+        """At the end of the daemon, or before `run` is started again: not in the worker, for nothing more is served by trio."""
+        self._is_engaged = False
+        self._settings.release()
+        self._close_swap()
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None

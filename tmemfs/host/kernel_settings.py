@@ -1,0 +1,345 @@
+"""Settings of the machine that daemons change while their swap is on, and the way back to the administrator's values.
+
+This is the only module that changes any. It does not know when: engine/tuning.py does.
+
+    vm.watermark_boost_factor    0 while a user is registered: the kernel raises its minimum watermark by megabytes for fragmented
+                                 memory, for everybody, and what is free below it frees nothing
+    vm.min_free_kbytes           three quarters or half of the administrator's value, for moments, in a swap stall
+    unbound workers              the lowest real-time priority while memory is short (kworkers.py)
+
+The first user records the administrator's values in the runtime directory, whole, before the first change. Each user holds a lock
+on a file of its own there, so one that was killed is noticed: its lock is free. The last user that ends, the next start of a
+daemon and `tmemfs down` restore what is recorded. Two users may lower and restore at the same time without asking each other:
+each one that needs a change makes it again at its next look.
+
+Invariants:
+ 1. A lowered value is computed from the recorded one, never from the current one. So it never falls below half of it.
+ 2. While a user lives, or something could not be restored, the record stands: a current value is not recorded over it.
+ 3. A current value that is neither the recorded one nor one that is written here was set by the administrator: it stays.
+
+Thread-safety: `lower_minimum`, `restore_minimum`, `give_priority` and `take_priority` from one thread, and not during `register`
+and `release`. They take no lock and open no file but those of the kernel's threads. Sources:
+Documentation/admin-guide/sysctl/vm.rst (min_free_kbytes, watermark_boost_factor), mm/page_alloc.c (boost_watermark), flock(2).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import mkstemp
+from typing import Final
+
+from tmemfs.errors import Busy
+from tmemfs.host import runtime
+from tmemfs.host.kworkers import KernelWorkers
+from tmemfs.host.sysctl import Sysctl
+
+log = logging.getLogger(__name__)
+
+MINIMUM: Final = "min_free_kbytes"
+BOOST: Final = "watermark_boost_factor"
+#: What is ever written, as shares of the administrator's value.
+SHARES: Final[dict[str, tuple[float, ...]]] = {MINIMUM: (3 / 4, 1 / 2), BOOST: (0.0,)}
+_RECORD: Final = "kernel-settings"
+#: No file of a mount has such a name: runtime.name_for gives no plus sign.
+_LOCK: Final = "kernel-settings+lock"
+_USER: Final = "kernel-settings+user+"
+_NEW: Final = "kernel-settings+new+"
+#: Whoever has the lock reads and writes a few small files; only one that is stopped keeps it for longer.
+_LOCK_S: Final = 5.0
+_POLL_S: Final = 0.01
+
+
+def lowered(administrators: int, share: float) -> int:
+    """`share` of the administrator's value, rounded up: half of it is never passed."""
+    return math.ceil(administrators * share)
+
+
+def _is_ours(name: str, administrators: int, value: int) -> bool:
+    """Whether `value` may have been written here."""
+    return value in [lowered(administrators, share) for share in SHARES[name]]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The administrator's values by name; `workers` had our priority before us. Of the boot whose identity is `boot`."""
+
+    boot: str
+    values: dict[str, int] = field(default_factory=dict)
+    workers: frozenset[int] = frozenset()
+
+    def encode(self) -> bytes:
+        """As JSON."""
+        fields = {"boot": self.boot, "values": self.values, "workers": sorted(self.workers)}
+        return json.dumps(fields).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, text: bytes) -> Record:
+        """Raises ValueError for what `encode` does not give."""
+        try:
+            fields = json.loads(text)
+            values = {name: int(fields["values"][name]) for name in SHARES if name in fields["values"]}
+            return cls(str(fields["boot"]), values, frozenset(map(int, fields["workers"])))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError("not a record of kernel settings") from error
+
+
+#: Of a user that found no record though another one lives: it changes nothing.
+_UNKNOWN: Final = Record("")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A setting, its value now, and the administrator's."""
+
+    name: str
+    now: int
+    administrators: int
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the record says: `changed` now, `workers` of the kernel with our priority, whether a user lives."""
+
+    changed: tuple[Change, ...] = ()
+    workers: int = 0
+    is_in_use: bool = False
+
+
+class KernelSettings:
+    """One user of the machine's settings; not registered at first."""
+
+    def __init__(self, directory: Path | None = None, proc: Path = Path("/proc")) -> None:
+        self._directory = directory or runtime.DIRECTORY
+        self._proc = proc
+        self._sysctls = {name: Sysctl(proc / "sys/vm" / name) for name in SHARES}
+        self._workers = KernelWorkers(proc)
+        self._record = _UNKNOWN
+        self._user: tuple[int, str] | None = None
+        self._is_lowered = False
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether settings may be changed."""
+        return self._user is not None
+
+    @property
+    def raised_workers(self) -> int:
+        """Workers of the kernel that were seen to have our priority."""
+        return self._workers.raised
+
+    def changes(self) -> tuple[Change, ...]:
+        """Every recorded setting of a registered user, changed or not."""
+        now = {name: self._sysctls[name].read() for name in self._record.values} if self.is_registered else {}
+        return tuple(Change(name, value, self._record.values[name]) for name, value in now.items() if value is not None)
+
+    def register(self) -> None:
+        """Record the administrator's values if nobody has, and turn boosting off. Raises Busy, Refused, OSError."""
+        if self.is_registered:
+            return
+        runtime.runtime_directory(self._directory)
+        with self._lock():
+            record = self._recorded()
+            self._user = self._new_user()
+            self._record = record
+            self._set(BOOST, 0.0)
+
+    def release(self) -> None:
+        """Undo what was changed here; the last user restores everything. Raises nothing: what fails is logged."""
+        if self._user is None:
+            return
+        self.restore_minimum()
+        self.take_priority()
+        (user, file), self._user = self._user, None
+        try:
+            with self._lock():
+                os.unlink(file)
+                self._restore_all(self._load() or self._record)
+        except FileNotFoundError:  # somebody has removed the directory, or what is in it
+            self._restore_all(self._record)
+        except (Busy, OSError) as error:
+            log.warning("kernel settings may stay changed (%s): run 'tmemfs down' again", error)
+        finally:
+            os.close(user)
+
+    def restore_leftovers(self) -> None:
+        """Restore what killed users left; those that live make again what they need. Raises Busy, OSError."""
+        if not self._directory.is_dir():
+            return
+        with self._lock():
+            if record := self._load():
+                self._restore_all(record)
+            elif not self._living():
+                self._forget()
+
+    def lower_minimum(self, share: float) -> bool:
+        """vm.min_free_kbytes to a share of the administrator's value, or less if another user needs less. Whether it is."""
+        done = self.is_registered and self._set(MINIMUM, share)
+        self._is_lowered |= done
+        return done
+
+    def restore_minimum(self) -> None:
+        """vm.min_free_kbytes as the administrator had it; what fails is tried again at the next call."""
+        if self._is_lowered and self._restore(MINIMUM, self._record):
+            self._is_lowered = False
+
+    def give_priority(self) -> None:
+        """Our priority for the kernel's unbound workers that have none."""
+        if self.is_registered and self._record != _UNKNOWN:
+            self._workers.give_priority(self._record.workers)
+
+    def take_priority(self) -> None:
+        """Ordinary priority for the kernel's unbound workers again."""
+        if self.is_registered and self._record != _UNKNOWN:
+            self._workers.take_priority(self._record.workers)
+
+    def close(self) -> None:
+        """Release the descriptors. After `release`."""
+        for sysctl in self._sysctls.values():
+            sysctl.close()
+
+    def findings(self) -> Findings:
+        """What is changed now. Changes nothing. Raises OSError, PermissionError where the record may not be read."""
+        record = self._load()
+        if record is None:
+            return Findings()
+        now = {name: _read(self._proc / "sys/vm" / name) for name in record.values}
+        changed = [
+            Change(name, value, record.values[name])
+            for name, value in now.items()
+            if value not in (None, record.values[name]) and _is_ours(name, record.values[name], value)
+        ]
+        raised = self._workers.with_priority() - record.workers
+        return Findings(tuple(changed), len(raised), any(not is_free for _, is_free in self._users()))
+
+    def _set(self, name: str, share: float) -> bool:
+        """Lower `name`, unless the administrator has set it meanwhile. Whether it is as low as asked."""
+        administrators, now = self._record.values.get(name), self._sysctls[name].read()
+        if administrators is None or now is None:
+            return False
+        wanted = lowered(administrators, share)
+        if now != administrators and not _is_ours(name, administrators, now):
+            return False
+        return now <= wanted or self._sysctls[name].write(wanted)
+
+    def _restore(self, name: str, record: Record) -> bool:
+        """Undo a change of `name`. Whether nothing of ours is left of it."""
+        administrators, now = record.values[name], self._sysctls[name].read()
+        if now is None:
+            return False
+        return now == administrators or not _is_ours(name, administrators, now) or self._sysctls[name].write(administrators)
+
+    def _restore_all(self, record: Record) -> bool:
+        """Restore everything, or where a user lives what it makes again by itself. Whether the record is gone after that."""
+        is_in_use = self._living()
+        if record == _UNKNOWN:
+            return False
+        names = [name for name in record.values if name != BOOST or not is_in_use]
+        done = [self._restore(name, record) for name in names] + [self._workers.take_priority(record.workers)]
+        if is_in_use or not all(done):
+            return False
+        self._forget()
+        return True
+
+    def _recorded(self) -> Record:
+        """The administrator's values: those recorded, or those of now if nobody can have changed them."""
+        record, is_in_use = self._load(), self._living()
+        if record and (is_in_use or not self._restore_all(record)):
+            return record
+        if is_in_use:  # somebody has removed the record: nothing is known, so nothing is changed
+            return _UNKNOWN
+        values = {name: sysctl.read() for name, sysctl in self._sysctls.items()}
+        known = {name: value for name, value in values.items() if value is not None}
+        record = Record(self._boot(), known, self._workers.with_priority())
+        self._write(record)
+        return record
+
+    def _load(self) -> Record | None:
+        """The record of this boot, if there is one that can be read."""
+        try:
+            record = Record.decode((self._directory / _RECORD).read_bytes())
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+        return record if record.boot == self._boot() else None
+
+    def _write(self, record: Record) -> None:
+        """Whole or not at all."""
+        fd, name = mkstemp(prefix=_NEW, dir=self._directory)
+        try:
+            os.write(fd, record.encode())
+        finally:
+            os.close(fd)
+        os.rename(name, self._directory / _RECORD)
+
+    def _forget(self) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(self._directory / _RECORD)
+
+    def _boot(self) -> str:
+        return (self._proc / "sys/kernel/random/boot_id").read_text().strip()
+
+    def _new_user(self) -> tuple[int, str]:
+        """Descriptor and name of a file of our own, which is locked before anybody can see it under that name."""
+        fd, name = mkstemp(prefix=_NEW, dir=self._directory)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            user = name.replace(_NEW, _USER)
+            os.rename(name, user)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd, user
+
+    def _living(self) -> bool:
+        """Whether a user lives; files of those that were killed are removed. Under the lock."""
+        users = list(self._users())
+        for file in (*(file for file, is_free in users if is_free), *self._directory.glob(f"{_NEW}*")):
+            with suppress(FileNotFoundError):
+                os.unlink(file)
+        return any(not is_free for _, is_free in users)
+
+    def _users(self) -> Iterator[tuple[Path, bool]]:
+        """Each user's file, and whether its lock is free."""
+        for file in self._directory.glob(f"{_USER}*"):
+            with suppress(FileNotFoundError):
+                fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    yield file, _try_lock(fd, fcntl.LOCK_SH)  # two that look at once must not take each other for a user
+                finally:
+                    os.close(fd)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Only one changes the record, or restores by it, at a time. Raises Busy."""
+        fd = os.open(self._directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            deadline = time.monotonic() + _LOCK_S
+            while not _try_lock(fd):
+                if time.monotonic() > deadline:
+                    raise Busy(f"another process holds {self._directory / _LOCK}: see which one with 'fuser -v' and end it")
+                time.sleep(_POLL_S)
+            yield
+        finally:
+            os.close(fd)
+
+
+def _try_lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read(file: Path) -> int | None:
+    with suppress(OSError, ValueError):
+        return int(file.read_bytes().partition(b"\n")[0])
+    return None
