@@ -7,6 +7,8 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from random import Random
+from unittest.mock import patch
 
 import pytest
 import trio
@@ -266,6 +268,47 @@ async def test_the_kernels_workers_of_an_idle_machine_are_left_alone_where_no_sw
     await _until(lambda: place.pressure.control.zone == "shrinking")
     await trio.sleep(0.15)
     assert not place.tuning.have_priority
+    nursery.cancel_scope.cancel()
+
+
+async def test_near_the_border_of_two_states_the_log_is_quiet(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """A line for each change every 10 to 30 ms filled the log; looks of 20 s are played here."""
+    caplog.set_level("INFO")
+    clock, lines = 0.0, Random(1)
+    with patch("time.monotonic", lambda: clock):
+        for _ in range(1000):
+            clock += 0.02
+            place.signals.room_bytes = lines.choice((18, 19, 21, 22)) * MIB
+            place.pressure._look()
+    assert len([record for record in caplog.records if "memory is" in record.message]) <= 2
+
+
+async def test_a_change_that_lasted_is_logged_once_and_one_that_did_not_is_counted(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    clock = 0.0
+    with patch("time.monotonic", lambda: clock):
+        for seconds, room in ((1, 1000), (0.5, 15), (2, 1000), (3, 15), (3, 1000)):
+            for _ in range(int(seconds / 0.01)):
+                clock += 0.01
+                place.signals.room_bytes = room * MIB
+                place.pressure._look()
+    said = [record.message for record in caplog.records if "memory is" in record.message]
+    assert said == ["memory is holding, 15 MiB of headroom", "memory is relaxed, 1000 MiB of headroom"]
+    assert place.pressure.counts.strict == 2
+
+
+async def test_a_change_is_logged_though_nothing_moves_any_more(
+    place: Place, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for name in ("LASTED_S", "QUIET_S", "IDLE_S"):
+        monkeypatch.setattr(pressure, name, 0.05)
+    place.start(nursery)
+    place.signals.room_bytes = 15 * MIB
+    place.pressure.look_again()
+    await _until(lambda: "memory is holding, 15 MiB of headroom" in caplog.messages)
     nursery.cancel_scope.cancel()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,50 @@ def test_steady_moderate_pressure_does_not_make_the_pool_flap() -> None:
         machine.tick(taken=(3 if tick % 2 else -3) * MIB, stored=MIB / 4)
     settled = machine.pools[500:]
     assert max(settled) - min(settled) < 0.1 * max(settled)
+
+
+@pytest.mark.parametrize("period_s", [0.01, 0.02, 0.03, 0.05, 0.1])
+@pytest.mark.parametrize("amplitude", [1, 5, 20])
+def test_near_the_border_the_state_does_not_alternate(period_s: float, amplitude: int) -> None:
+    """Others take and give back memory there every 10 to 30 ms; the state changed with them, and the log had a line for each."""
+    machine, zones = Machine(others=198 * MIB), [RELAXED]
+    for tick in range(2000):
+        high = int(tick * 0.01 / period_s) % 2
+        machine.others = 198 * MIB - machine.pool + 250 * MIB + (amplitude if high else -amplitude) * MIB
+        zones.append(machine.tick().zone)
+    assert sum(RELAXED in pair and pair[0] != pair[1] for pair in pairwise(zones)) <= 1
+
+
+def test_it_relaxes_after_half_a_second_beyond_the_border_and_at_once_far_from_it() -> None:
+    machine = Machine(pool=100 * MIB, others=350 * MIB)  # 62 MiB of room
+    assert machine.tick().zone == HOLDING
+    machine.others -= 7 * MIB
+    seen = [machine.tick().zone for _ in range(200)]
+    assert 0.4 < seen.index(RELAXED) * 0.01 < 0.7 and set(seen[seen.index(RELAXED) :]) == {RELAXED}
+    machine.others += 7 * MIB
+    assert machine.tick().zone == HOLDING
+    machine.others -= 80 * MIB
+    assert machine.tick().zone == RELAXED
+
+
+def test_just_beyond_the_border_it_goes_on_holding_and_the_pool_keeps_its_size() -> None:
+    machine = Machine(pool=100 * MIB, others=350 * MIB)
+    held = machine.tick().ceiling
+    machine.others -= 3 * MIB  # 67 MiB of room, for 2 were given
+    for _ in range(300):
+        assert machine.tick().zone == HOLDING and not machine.control.is_calming
+    assert machine.control.ceiling == held
+
+
+@given(st.lists(st.integers(-100, 600), min_size=2, max_size=60))
+def test_when_memory_gets_short_it_acts_at_once_whatever_was_before(rooms: list[int]) -> None:
+    """What is short is never put off: only the way back to relaxed."""
+    found = Control()
+    for at, room in enumerate(rooms):
+        look = Look(at * 0.01, room * MIB, 100 * MIB, TOP)
+        found = control(found, look, SETTINGS)
+        unhesitating = zone_of(replace(look, room=look.room - int(found.demand * pressure.AHEAD_S)), SETTINGS)
+        assert found.zone == unhesitating or (found.zone == HOLDING and unhesitating == RELAXED)
 
 
 @pytest.mark.parametrize(

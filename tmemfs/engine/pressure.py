@@ -48,6 +48,8 @@ LONGEST_REST_S: Final = 0.25
 #: Something stalls if it waits for memory this share of the time.
 STALL_SHARE: Final = 0.1
 IDLE_S: Final = 2.0
+#: A state that ended sooner is counted, not logged.
+LASTED_S: Final = 1.0
 #: While memory is short, new workers of the kernel are looked for this often.
 WORKERS_S: Final = 0.1
 #: They keep their priority for so long: one that comes without it just as memory is short again waits with all others.
@@ -82,6 +84,29 @@ class PressureCounts:
     first_release_us: int = 0
 
 
+class _Told:
+    """What the log says of the state: whether memory is short. A change is told once it has lasted LASTED_S."""
+
+    def __init__(self) -> None:
+        self._is_short = False
+        self._changed_at: float | None = None
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a change is not told yet."""
+        return self._changed_at is not None
+
+    def tell(self, zone: str, now: float, room: int) -> None:
+        """The state is `zone` now; a line in the log if that has been new for long enough."""
+        if (zone != RELAXED) == self._is_short:
+            self._changed_at = None
+        elif self._changed_at is None:
+            self._changed_at = now
+        elif now - self._changed_at >= LASTED_S:
+            self._is_short, self._changed_at = not self._is_short, None
+            log.info("memory is %s, %d MiB of headroom", zone, room >> 20)
+
+
 class Pressure:
     """Steers `shrinker` by `signals`. `run` must be running in trio."""
 
@@ -113,6 +138,7 @@ class Pressure:
         self.tuning = tuning
         self._workers_at = self._short_at = -math.inf
         self.standstill = Standstill(tmem, tuning)
+        self._told = _Told()
         shrinker.moved = self.look_again
 
     def look_again(self) -> None:
@@ -188,7 +214,7 @@ class Pressure:
                 )
                 moved_at = now if seen != before or self.control.zone in (SHRINKING, CRITICAL) else moved_at
                 is_moving = now - moved_at < QUIET_S and self.room < _FAR * self.settings.reserve_bytes
-                if is_moving or self.standstill.is_suspected:
+                if is_moving or self.standstill.is_suspected or self.control.is_calming:
                     await trio.sleep(LOOK_S)
                     continue
             with trio.move_on_after(self._idle_s):
@@ -205,7 +231,11 @@ class Pressure:
     def _idle_s(self) -> float:
         """How long nothing needs to be looked at while nothing moves."""
         is_near = self.mode != "off" and self.room < _FAR * self.settings.reserve_bytes
-        is_to_end = self._workers_at > -math.inf or (self.control.zone == RELAXED and not math.isinf(self.control.ceiling))
+        is_to_end = (
+            self._workers_at > -math.inf
+            or self._told.is_pending
+            or (self.control.zone == RELAXED and not math.isinf(self.control.ceiling))
+        )
         return IDLE_S if is_to_end or (is_near and self._tmem.pool_bytes > _SMALL_POOL_BYTES) else math.inf
 
     def _look(self) -> None:
@@ -233,7 +263,7 @@ class Pressure:
             self._see_to_workers(now, memory.available)
             self.standstill.look(now, memory, self.settings.reserve_bytes)
         else:
-            self.control = Control(found.zone, look=found.look)
+            self.control = Control(found.zone, look=found.look, calm_since=found.calm_since)
 
     def _apply(self, found: Control) -> None:
         before, self.control = self.control, found
@@ -248,8 +278,7 @@ class Pressure:
         if found.ceiling < self._tmem.pool_bytes:
             self.counts.shrinks += found.ceiling < before.ceiling
             self._shrinker.look_again()
-        if found.zone != before.zone and RELAXED in (found.zone, before.zone):
-            log.info("memory is %s, %d MiB of room", found.zone, self.room >> 20)
+        self._told.tell(found.zone, self._looked_at, self.room)
 
     def _see_to_workers(self, now: float, available: int) -> None:
         """The kernel's workers need priority where nothing is left, also where much could be swapped out: by way of them."""

@@ -14,8 +14,11 @@
     below a quarter    the same, whatever is loaded again
     of the reserve
 
-Below 2 reserves the pool takes no frame that the kernel would have to find memory for: a store that finds none waits for one that
-is given back.
+It relaxes at once where 4 reserves are left; nearer to the border only after at least 2 1/8 reserves were left for half a second.
+So programs that take and give back memory near the border do not make it alternate.
+
+Below 2 reserves, and until it relaxes, the pool takes no frame that the kernel would have to find memory for: a store that finds
+none waits for one that is given back.
 
 A stall (PSI: something waits for memory a tenth of the time) while there is less than 2 reserves counts as room below the reserve.
 Stalls with more room than that are somebody's own limit, which shrinking does not help.
@@ -42,6 +45,10 @@ AHEAD_S: Final = 0.03
 CRITICAL_SHARE: Final = 1 / 4
 #: Refaults by release above which steps do not grow.
 REFAULT_SHARE: Final = 0.5
+#: It relaxes at once with so many reserves, and with so many after CALM_S.
+FAR: Final = 4
+NEAR: Final = 2 + 1 / 8
+CALM_S: Final = 0.5
 RELAXED: Final = "relaxed"
 HOLDING: Final = "holding"
 SHRINKING: Final = "shrinking"
@@ -79,7 +86,7 @@ class Control:
     """What the pool is to do: hold no more than `ceiling`.
 
     `lowest` is the least room seen since there was enough, `demand` what others take, in bytes a second; `look` is what this comes
-    from.
+    from. `calm_since` is the first of the looks without a break at which there was enough to relax soon.
     """
 
     zone: str = RELAXED
@@ -88,13 +95,22 @@ class Control:
     lowest: float = math.inf
     demand: float = 0.0
     look: Look = Look(0.0, 0, 0, 0)
+    calm_since: float = math.inf
+
+    @property
+    def is_calming(self) -> bool:
+        """Whether it relaxes soon, if nothing changes."""
+        return self.zone != RELAXED and not math.isinf(self.calm_since)
 
 
 def control(before: Control, look: Look, settings: Settings) -> Control:
     """What the pool is to do after `look`, having done `before`."""
     demand = min(_demand(before, look), settings.reserve_bytes / AHEAD_S)  # more counts for no more, nor for longer
     ahead = replace(look, room=look.room - int(demand * AHEAD_S))
+    calm_since = _calm_since(before, ahead, settings)
     zone = zone_of(ahead, settings)
+    if zone == RELAXED and before.zone != RELAXED and look.at - calm_since < CALM_S and ahead.room < FAR * settings.reserve_bytes:
+        zone = HOLDING
     lowest = math.inf if zone == RELAXED else min(before.lowest, ahead.room)
     matched = _held(before, look, zone) - max(min(before.lowest, 2 * settings.reserve_bytes) - ahead.room, 0.0)
     if zone == RELAXED:
@@ -104,7 +120,7 @@ def control(before: Control, look: Look, settings: Settings) -> Control:
     else:
         step = _next_step(before, ahead, settings, zone)
         ceiling = min(matched, look.pool - step)
-    return Control(zone, max(ceiling, 0.0), step, lowest, demand, look)
+    return Control(zone, max(ceiling, 0.0), step, lowest, demand, look, calm_since)
 
 
 def _demand(before: Control, look: Look) -> float:
@@ -115,6 +131,11 @@ def _demand(before: Control, look: Look) -> float:
     grown = max(look.pool - before.look.pool + given, 0)
     taken = before.look.room - look.room + shrunk - grown
     return max(taken / seconds if seconds > 0 else 0.0, before.demand / 2)
+
+
+def _calm_since(before: Control, ahead: Look, settings: Settings) -> float:
+    """Since when there has been enough to relax soon; infinity if there is not."""
+    return min(before.calm_since, ahead.at) if ahead.room >= NEAR * settings.reserve_bytes else math.inf
 
 
 def zone_of(look: Look, settings: Settings) -> str:
