@@ -25,6 +25,8 @@ _SIZES: Final = frozenset(
      "resident_shmem")
 )  # fmt: skip
 
+_ADMINISTRATORS: Final = "_administrators"
+
 Values = dict[str, int | float | str]
 
 
@@ -82,12 +84,19 @@ def print_stat(mountpoint: Path, in_bytes: bool = False, headings: bool = True) 
         ("density", f"{stat['ram_amplification']:.2f} bytes a live byte in RAM, {stat['disk_amplification']:.2f} on disk; "
             f"{stat['write_amplification']:.2f} bytes written a byte stored"),
         ("pressure", f"{stat['pressure_zone']}, {show(int(stat['pressure_room']))} of room"),
+        *(("kernel", text) for text in _kernel_settings(stat)),
         ("loads", f"{stat['loads_ram']} from RAM, {stat['loads_disk']} from disk"),
         ("protection", f"memory locked {stat['memory_locked']}, I/O flusher {stat['io_flusher']}, "
             f"OOM score {stat['oom_score_adj_set']}, real-time {stat['realtime']}"),
     ]  # fmt: skip
     for key, value in rows:
         print(f"{key + ':':13}{value}" if headings else value)
+
+
+def _kernel_settings(stat: Values) -> list[str]:
+    """A line for each setting of the kernel that differs from the administrator's value now."""
+    settings = {key.removesuffix(_ADMINISTRATORS): value for key, value in stat.items() if key.endswith(_ADMINISTRATORS)}
+    return [f"vm.{name} {stat[name]} (yours: {value})" for name, value in settings.items() if stat[name] != value]
 
 
 def print_json(mountpoint: Path) -> None:

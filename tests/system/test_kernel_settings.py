@@ -15,6 +15,7 @@ from typing import Final
 import pytest
 
 from tests.mounted import Place, mounted, swap_up, tmemfs, wait_until
+from tmemfs.host import swapdev
 from tmemfs.host.kernel_settings import BOOST, MINIMUM, KernelSettings
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(200)]
@@ -125,5 +126,11 @@ def test_settings_follow_the_swap_and_what_is_asked_for(tmp_path: Path, before: 
         assert values()[1] == 13000
         (VM / BOOST).write_text(str(factor))
         place.write("kernel.tuning", "auto")
+        assert f"kernel:      vm.{BOOST} 0 (yours: {factor})" in tmemfs("stat", place.mountpoint).stdout.splitlines()
+        (device,) = swapdev.loop_devices_of(place.image)
+        swapdev.swap_off(device)
+        wait_until(lambda: values() == before)
+        swapdev.swap_on(device, 100)
+        wait_until(lambda: values() == (minimum, 0, workers))
         tmemfs("down", place.mountpoint)
         assert values() == before

@@ -138,6 +138,7 @@ def test_what_the_administrator_sets_meanwhile_stays(machine: Machine, ended_by:
     machine.set(MINIMUM, 40961)
     machine.set(BOOST, 300)
     assert not user.lower_minimum(1 / 2)
+    assert {(change.now, change.administrators) for change in user.changes()} == {(40961, 40961), (300, 300)}
     if ended_by == "kill":
         machine.kill(user)
         user = machine.user()

@@ -91,6 +91,16 @@ def test_the_lines_for_people(mount: Path, capsys: pytest.CaptureFixture[str]) -
     ]
 
 
+def test_a_setting_of_the_kernel_is_shown_while_it_is_not_the_administrators(
+    mount: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"min_free_kbytes": 33792, "min_free_kbytes_administrators": 67584}
+    same = {"watermark_boost_factor": "-", "watermark_boost_factor_administrators": "-"}
+    (mount / "control" / "stat").write_text("".join(f"{key} {value}\n" for key, value in {**STAT, **keys, **same}.items()))
+    view.print_stat(mount)
+    assert [line for line in lines(capsys) if "kernel" in line] == ["kernel:      vm.min_free_kbytes 33792 (yours: 67584)"]
+
+
 def test_the_lines_for_people_in_bytes_and_without_headings(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
     view.print_stat(mount, in_bytes=True, headings=False)
     shown = lines(capsys)

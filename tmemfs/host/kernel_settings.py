@@ -138,8 +138,13 @@ class KernelSettings:
 
     def changes(self) -> tuple[Change, ...]:
         """Every recorded setting of a registered user, changed or not."""
-        now = {name: self._sysctls[name].read() for name in self._record.values} if self.is_registered else {}
-        return tuple(Change(name, value, self._record.values[name]) for name, value in now.items() if value is not None)
+        recorded = self._record.values if self.is_registered else {}
+        now = [(name, administrators, self._sysctls[name].read()) for name, administrators in recorded.items()]
+        return tuple(
+            Change(name, value, administrators if _is_ours(name, administrators, value) else value)
+            for name, administrators, value in now
+            if value is not None
+        )
 
     def register(self) -> None:
         """Record the administrator's values if nobody has, and turn boosting off. Raises Busy, Refused, OSError."""
