@@ -208,6 +208,7 @@ class FaultyTier:
     inner: MemoryTier = field(default_factory=lambda: MemoryTier(1 << 30))
     before: dict[Operation, Callable[[], None]] = field(default_factory=dict)
     tears: bool = False
+    can_discard: bool = True
     sector_bytes: int = MemoryTier.sector_bytes
 
     name = "faulty"
@@ -226,9 +227,10 @@ class FaultyTier:
         self.inner.read(extent, offset, into)
 
     def discard(self, extents: tuple[Extent, ...]) -> None:
-        """Discard."""
+        """Discard, if it can; a fault may be that it turns out that it cannot."""
         self._meet("discard")
-        self.inner.discard(extents)
+        if self.can_discard:
+            self.inner.discard(extents)
 
     def close(self) -> None:
         """Close."""

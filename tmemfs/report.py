@@ -54,6 +54,7 @@ def stat(services: Services) -> Values:
         "pool_resident": tmem.arena.region.resident_bytes(),
         "backing_current": now.backing_current,
         "backing_max": services.limits.backing,
+        "backing_discards": int(services.engine.tier.can_discard),
         "segments_in_ram": now.segments_in_ram,
         "segments_on_disk": now.segments_on_disk,
         "stores": now.stores,

@@ -482,3 +482,65 @@ async def test_a_limit_that_cannot_be_reached_stays(engine: Engine, tier: Faulty
     assert services.limits.pool.max == LIMIT * SEGMENT_BYTES
     assert engine.tmem.arena.limit == LIMIT
     await verify(engine, 2560)
+
+
+async def test_holes_that_can_never_be_punched_do_not_fill_the_backing(
+    engine: Engine, tier: FaultyTier, services: Services
+) -> None:
+    """Three times what the backing holds goes through it, and all of it dies: nothing is full."""
+    tier.fail("discard")
+    for round_ in range(12):
+        await store(engine, 0, 2048)
+        assert (await engine.shrinker.shrink(ALL)).reason is None, round_
+        await finish(engine.pager.discard(0, 8192 * PAGE_BYTES))
+    assert engine.shrinker.counts.discard_errors and services.state() == "running"
+    assert len(tier.inner.extents) <= 20  # as many as lived at once, and those that died before and were not tried yet
+    tier.fail()
+    await engine.shrinker.shrink(ALL)
+    assert not tier.inner.extents and statistics(engine.tmem).backing_current == 0
+
+
+async def test_holes_that_fail_now_and_then_are_all_punched_in_the_end(
+    engine: Engine, tier: FaultyTier, background: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shrinker_module, "HOLES_S", 0.01)
+    engine.shrinker._holes_s = 0.01
+    calls = iter(range(1 << 30))
+
+    def fails_mostly() -> None:
+        if next(calls) % 4:
+            raise TierError("injected: the tier failed")
+
+    tier.before["discard"] = fails_mostly
+    for _ in range(4):
+        await store(engine, 0, 2048)
+        assert (await engine.shrinker.shrink(ALL)).reason is None
+        await finish(engine.pager.discard(0, 8192 * PAGE_BYTES))
+    await until(lambda: not tier.inner.extents)
+    assert engine.shrinker.counts.discard_errors and not statistics(engine.tmem).backing_current
+
+
+@pytest.mark.parametrize("found_out", ["at the start", "at the first hole"])
+async def test_on_a_tier_that_cannot_discard_an_extent_is_free_at_once(found_out: str) -> None:
+    tier = FaultyTier(can_discard=found_out == "at the first hole")
+    engine = Engine.over(new_tmem(slots=8192, frames=32, limit=LIMIT, extents=12), tier, parse_codec("lz4"))
+    tier.before["discard"] = lambda: setattr(tier, "can_discard", False)
+    for round_ in range(8):
+        await store(engine, 0, 2048)
+        assert (await engine.shrinker.shrink(ALL)).reason is None, round_
+        await finish(engine.pager.discard(0, 8192 * PAGE_BYTES))
+    await engine.shrinker.shrink(ALL)
+    assert statistics(engine.tmem).backing_current == engine.tmem.extents.dying_bytes == 0
+    assert (engine.shrinker.counts.discard_errors, engine.shrinker.counts.discarded) == (0, 0)
+    await store(engine, 0, 2048)
+    await engine.shrinker.shrink(ALL)
+    await verify(engine, 2048)
+
+
+async def test_what_is_dead_but_not_punched_yet_does_not_make_the_backing_full(tier: FaultyTier) -> None:
+    engine = Engine.over(new_tmem(slots=8192, frames=32, limit=LIMIT, extents=10), tier, parse_codec("lz4"))
+    await store(engine, 0, 2048)
+    await engine.shrinker.shrink(ALL)
+    await store(engine, 4096, 2048)  # no room for it beside the first pages, which die
+    await finish(engine.pager.discard(0, 2048 * PAGE_BYTES))
+    assert (await engine.shrinker.shrink(ALL)).reason is None

@@ -284,13 +284,34 @@ class TmemMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.discards)
     @rule(ok=st.booleans())
     def finish_discard(self, ok: bool) -> None:
-        """The holes are punched, or cannot be."""
+        """The holes are punched, or cannot be this time."""
         plan = self.discards.pop()
         if ok:
             self.tier.discard(plan.extents)
             self.tmem.upkeep.commit_discard(plan)
         else:
             self.tmem.upkeep.abort_discard(plan)
+
+    @rule()
+    def punch_again(self) -> None:
+        """Holes that could not be punched are tried again."""
+        self.tmem.upkeep.punch_again()
+
+    @rule()
+    def punch_none(self) -> None:
+        """The tier turns out not to be able to discard."""
+        self.tmem.upkeep.punch_none()
+        assert not self.tmem.extents.has_dying
+
+    @invariant()
+    def nothing_dead_keeps_a_segment_away(self) -> None:
+        """What is not used, and not being punched or to be punched, can be written."""
+        extents = self.tmem.extents
+        dying = sum(SEGMENT_BYTES for plan in self.discards for _ in plan.extents)
+        if not extents.has_dying:
+            most = extents.limit_bytes - extents.reserve_bytes - sum(extents.out.values()) - dying
+            of_number = (EXTENTS - len(extents.out)) * SEGMENT_BYTES - extents.reserve_bytes - dying
+            assert extents.free_bytes >= min(most, of_number)
 
     @rule()
     def plan_populate(self) -> None:

@@ -218,10 +218,10 @@ def test_a_discard_of_what_was_never_written_is_nothing(path: Path, tier: FileTi
 
 def test_a_hole_that_cannot_be_punched_is_an_error_of_the_tier(tier: FileTier, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(fd: int, offset: int, length: int) -> None:
-        raise OSError(95, "Operation not supported")
+        raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("tmemfs.tiers.file.punch", refuses)
-    with pytest.raises(TierError, match=r"punching holes into .* \(Operation not supported\): check the file system"):
+    with pytest.raises(TierError, match=r"punching holes into .* \(Input/output error\): check the file system"):
         tier.discard((Extent(0),))
 
 
@@ -366,3 +366,44 @@ def test_cleaning_gets_the_reserve_of_a_full_file_system_and_nothing_else_does(
     assert allocated(path) >= HEADER_BYTES
     with pytest.raises(BackingFull):
         tier.write(Extent(1), noise(1))
+
+
+def refuses_holes(patch: pytest.MonkeyPatch, number: int) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    patch.setattr("tmemfs.tiers.file.punch", refuses)
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_holes_is_found_out_at_the_start(path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    refuses_holes(monkeypatch, number)
+    tier = FileTier(path)
+    assert not tier.can_discard
+    tier.write(Extent(0), noise(1))
+    tier.discard((Extent(0),))
+    tier.write(Extent(0), noise(2))
+    assert read(tier, 0, 0, SEGMENT_BYTES) == noise(2)
+    tier.close()
+    assert path.read_bytes() == HEADER
+
+
+def test_that_there_are_no_holes_is_remembered_after_the_first_that_is_refused(
+    tier: FileTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tier.can_discard
+    with monkeypatch.context() as patch:
+        refuses_holes(patch, errno.EOPNOTSUPP)
+        tier.discard((Extent(0),))
+    assert not tier.can_discard
+    refuses_holes(monkeypatch, errno.EIO)
+    tier.discard((Extent(0),))
+
+
+def test_a_start_where_holes_fail_this_time_goes_on_and_tries_them_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        refuses_holes(patch, errno.EIO)
+        tier = FileTier(path)
+    assert tier.can_discard
+    tier.discard((Extent(0),))
+    tier.close()

@@ -269,22 +269,58 @@ def test_a_dying_extent_is_held_until_its_hole_is_punched() -> None:
     assert (extents.held_bytes, extents.dying_bytes, extents.take(4096)) == (0, 0, 0)
 
 
-def test_a_hole_that_could_not_be_punched_is_queued_again() -> None:
-    extents = Extents(2)
-    extents.take(8192)
+def test_a_hole_that_could_not_be_punched_is_written_over_or_tried_again() -> None:
+    extents = Extents(3)
+    for _ in range(2):
+        extents.take(8192)
+    fail_to_discard(extents, 1, 0)
+    assert (extents.held_bytes, extents.dying_bytes, extents.take_dying(9)) == (16384, 16384, ())
+    assert extents.take(4096) == 0  # and no free one, which would need more disk
+    assert (extents.held_bytes, extents.dying_bytes) == (12288, 8192)
+    extents.punch_again()
+    assert extents.take_dying(9) == (1,) and not extents.has_stale
+
+
+def fail_to_discard(extents: Extents, *numbers: int) -> None:
+    for number in numbers:
+        extents.die(Extent(number))
+    extents.discarded(extents.take_dying(len(numbers)), ok=False)
+
+
+def test_extents_whose_holes_could_not_be_punched_keep_no_segment_away() -> None:
+    """Also where the segments that come are larger than those that were there."""
+    extents = Extents(4, limit_bytes=2 * SEGMENT_BYTES, reserve_bytes=SEGMENT_BYTES)
+    before = extents.free_bytes
+    for _ in range(4):
+        extents.take(SEGMENT_BYTES // 4, for_cleaning=True)
+    fail_to_discard(extents, 0, 1, 2, 3)
+    assert extents.free_bytes == before
+    assert extents.take(SEGMENT_BYTES) == 0 and extents.take(SEGMENT_BYTES) is None
+
+
+def test_without_holes_an_extent_is_free_as_soon_as_it_is_empty() -> None:
+    extents = Extents(4)
+    for _ in range(4):
+        extents.take(4096)
+    extents.die(Extent(3))
+    being_punched = extents.take_dying(1)
+    fail_to_discard(extents, 2)
+    extents.die(Extent(1))
+    extents.punch_none()
+    assert (extents.held_bytes, extents.dying_bytes, extents.has_dying, extents.has_stale) == (8192, 4096, False, False)
     extents.die(Extent(0))
-    extents.discarded(extents.take_dying(9), ok=False)
-    assert (extents.held_bytes, extents.dying_bytes, extents.take(4096)) == (8192, 8192, 1)
-    assert extents.take_dying(9) == (0,)
+    extents.discarded(being_punched, ok=False)
+    assert (extents.held_bytes, extents.dying_bytes) == (0, 0)
+    assert [extents.take(4096) for _ in range(4)] == [0, 1, 2, 3]
 
 
-def test_dying_extents_are_taken_in_order_and_no_more_than_asked_for() -> None:
+def test_what_died_first_is_punched_first_in_order_and_no_more_than_asked_for() -> None:
     extents = Extents(8)
     for _ in range(5):
         extents.take(4096)
     for number in (4, 1, 3, 0):
         extents.die(Extent(number))
-    assert [extents.take_dying(2), extents.take_dying(9), extents.take_dying(9)] == [(0, 1), (3, 4), ()]
+    assert [extents.take_dying(2), extents.take_dying(9), extents.take_dying(9)] == [(1, 4), (0, 3), ()]
 
 
 def test_only_what_is_out_can_die() -> None:
@@ -301,40 +337,53 @@ def test_adopted_extents_are_out_and_the_ones_between_them_free() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["take", "die", "plan", "done", "failed", "limit"]), st.integers(0, 20)),
+        st.tuples(st.sampled_from(["take", "die", "plan", "done", "failed", "limit", "again", "none"]), st.integers(0, 20)),
         max_size=60,
     )
 )
-def test_every_extent_is_free_out_or_dying_and_counted_until_it_is_free(steps: list[tuple[str, int]]) -> None:
+def test_every_extent_is_free_out_dying_or_stale_and_counted_until_it_is_free(steps: list[tuple[str, int]]) -> None:
     extents = Extents(5)
     out: dict[Extent, int] = {}
     dying: dict[Extent, int] = {}
     planned: dict[Extent, int] = {}
+    stale: dict[Extent, int] = {}
+    has_holes = True
     for step, number in steps:
         if step == "take":
             extent = extents.take(number * 4096)
-            free = set(map(Extent, range(5))) - out.keys() - dying.keys() - planned.keys()
+            free = set(map(Extent, range(5))) - out.keys() - dying.keys() - planned.keys() - stale.keys()
             fits = extents.limit_bytes >= sum((*out.values(), *dying.values(), *planned.values())) + number * 4096
-            assert extent == (min(free) if free and fits else None)
+            assert extent == (next(iter(stale), min(free, default=None)) if fits else None)
             if extent is not None:
+                stale.pop(extent, None)
                 out[extent] = number * 4096
         elif step == "die" and out:
             extent = sorted(out)[number % len(out)]
             extents.die(extent)
-            dying[extent] = out.pop(extent)
+            size = out.pop(extent)
+            if has_holes:
+                dying[extent] = size
         elif step == "plan":
             taken = extents.take_dying(number)
-            assert list(taken) == sorted(dying)[:number]
+            assert list(taken) == sorted(list(dying)[:number])
             planned |= {extent: dying.pop(extent) for extent in taken}
         elif step in ("done", "failed") and planned:
             extents.discarded(tuple(planned), ok=step == "done")
-            if step == "failed":
-                dying |= planned
+            if step == "failed" and has_holes:
+                stale |= planned
             planned = {}
+        elif step == "again":
+            extents.punch_again()
+            dying |= stale
+            stale = {}
+        elif step == "none" and number == 0:
+            extents.punch_none()
+            has_holes, dying, stale = False, {}, {}
         elif step == "limit":
             extents.limit_bytes = number * 4096
         assert extents.out == out
-        assert extents.dying_bytes == sum(dying.values()) + sum(planned.values())
+        assert extents.dying_bytes == sum(dying.values()) + sum(planned.values()) + sum(stale.values())
+        assert extents.has_stale == bool(stale)
         assert extents.held_bytes == sum(out.values()) + extents.dying_bytes
 
 

@@ -479,7 +479,7 @@ def test_a_segment_that_dies_while_its_write_fails_is_freed_by_the_abort(place: 
     check(place.tmem)
 
 
-def test_an_extent_is_not_used_again_before_its_hole_is_punched(place: Place) -> None:
+def test_an_extent_is_not_used_again_while_its_hole_is_punched(place: Place) -> None:
     place.insert(0, raw(0, 1))
     first = place.write_back().extent
     place.tmem.invalidate(0, 1)
@@ -488,7 +488,10 @@ def test_an_extent_is_not_used_again_before_its_hole_is_punched(place: Place) ->
     assert (first, second) == (0, 1)
     discard = place.tmem.upkeep.plan_discard()
     assert discard is not None
+    place.insert(1, raw(1, 1))
+    assert place.write_back().extent == 2
     place.tmem.upkeep.abort_discard(discard)
+    place.tmem.upkeep.punch_again()
     discard = place.tmem.upkeep.plan_discard()
     assert discard is not None and discard.extents == (first,)
     place.tmem.upkeep.commit_discard(discard)

@@ -42,6 +42,8 @@ class Engine:
         marks = Watermarks.below(tmem.arena.limit * SEGMENT_BYTES)
         pager, cleaner = make_pager(tmem, reader, room, codec), Cleaner(tmem, tier, reader)
         cleaner.refused = lambda: pager.refused
+        if not tier.can_discard:
+            tmem.upkeep.punch_none()
         shrinker = Shrinker(tmem, tier, room, cleaner, marks)
         return cls(tmem, tier, room, reader, pager, cleaner, shrinker, Recompressor(tmem))
 

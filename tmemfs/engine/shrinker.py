@@ -6,6 +6,9 @@ gives memory back. (Two threads that both do both reached 0.7 of what fio writes
 other.) Both pairs of threads are workers, which exist before memory is short, and so does one more, which faults frames in: it
 alone waits for the system's memory. Stores take only frames that have theirs.
 
+A hole that cannot be punched leaves its extent to be written again, and is tried again later; on a tier that cannot discard none
+is tried.
+
 A write that fails leaves its segment in RAM. The shrinker says so (`Room.stuck`, control/state), refuses waiting stores and
 tries again every RETRY_S, until a write succeeds or nothing waits to be written.
 
@@ -33,6 +36,7 @@ from tmemfs.engine.room import Room
 from tmemfs.engine.worker import Worker
 from tmemfs.errors import BackingFull, BadValue, TierError
 from tmemfs.host.memory import populate, punch
+from tmemfs.store.merges import Merge
 from tmemfs.store.plans import WriteBack
 from tmemfs.store.policy import Watermarks, background_goal
 from tmemfs.store.tmem import Tmem
@@ -43,6 +47,9 @@ log = logging.getLogger(__name__)
 
 #: While the tier is full or fails, one segment is tried again this often.
 RETRY_S: Final = 0.25
+#: Holes that could not be punched are tried again after so long at first, and after twice as long each time, up to the latter.
+HOLES_S: Final = 1.0
+LONGEST_HOLES_S: Final = 60.0
 #: If a frame could not be had from the system for so long, one is written back instead: while memory is short, 25 times what it
 #: takes; else a frame comes, and only a busy machine delays it (with memory that its host had to find first it took 4 ms).
 SHORT_FRAME_S: Final = 0.02
@@ -181,6 +188,8 @@ class Shrinker:
         self._room = room
         self._cleaner = cleaner
         self._lock = threading.Lock()
+        self._discarding = threading.Lock()
+        self._holes_at, self._holes_s = math.inf, HOLES_S
         self._kicked = self._short = trio.Event()
         self._kick: Callable[[], None] = lambda: None
         self._kick_pending = self._wants_frame = False
@@ -217,7 +226,7 @@ class Shrinker:
             self._kicked = trio.Event()
             self._kick_pending = False
             self._short.set()  # a notice that came while another one was pending was for the reserve, too
-            if self._tmem.upkeep.is_due or self._tmem.arena.takes_cold:
+            if self._tmem.upkeep.is_due or self._tmem.arena.takes_cold or time.monotonic() >= self._holes_at:
                 await self._background.write.run(self._tidy)
             self._cleaner.look()
             marks = self.marks.under(self.ceiling)
@@ -228,7 +237,8 @@ class Shrinker:
             if self._room.stuck:
                 await trio.sleep(RETRY_S)
             elif not shrinking:
-                await self._kicked.wait()
+                with trio.move_on_at(trio.current_time() + max(self._holes_at - time.monotonic(), 0)):
+                    await self._kicked.wait()
 
     async def _gets_room(self) -> bool:
         """Whether there is a frame for the next segment, or the system gives one soon."""
@@ -253,7 +263,7 @@ class Shrinker:
     async def shrink(self, request: ShrinkRequest) -> ShrinkAnswer:
         """Free what is asked for, sealing the open segments if that takes it; returns when it is done or cannot go on."""
         answer = await self._free(_Tally(request, include_open=True), self._requested)
-        await self._requested.write.run(self._tidy)
+        await self._requested.write.run(partial(self._tidy, again=True))
         self.counts.shrinks += 1
         self.counts.shrinks_short += answer.reason is not None
         self.last = answer
@@ -305,7 +315,7 @@ class Shrinker:
     def _write_back_one(self, tally: _Tally) -> bool:
         """One step: write a segment back, or merge sparse ones first, or make room on a full tier. Raises TierError."""
         try:
-            plan = self._tmem.plan_write_back(tally.include_open)
+            plan = self._plan_write_back(tally)
             if plan is None:
                 tally.stop(_EMPTY)
                 return False
@@ -320,6 +330,14 @@ class Shrinker:
             tally.done(0, 0, frames * SEGMENT_BYTES)
             self._discard()
         return True
+
+    def _plan_write_back(self, tally: _Tally) -> WriteBack | Merge | None:
+        """The store's plan, made again without what is dead on the tier if that leaves no extent. Raises BackingFull."""
+        try:
+            return self._tmem.plan_write_back(tally.include_open)
+        except BackingFull:
+            self._discard()
+            return self._tmem.plan_write_back(tally.include_open)
 
     def _release_while(self, tally: _Tally) -> None:
         """Give memory back while segments are written; in a thread."""
@@ -357,10 +375,10 @@ class Shrinker:
             with self._lock:
                 self.counts.released_bytes += len(plan.frames) * SEGMENT_BYTES
 
-    def _tidy(self) -> None:
-        """Release frames, punch holes, and fill the reserve, if nobody else does; in a thread."""
+    def _tidy(self, again: bool = False) -> None:
+        """Release frames, punch holes (`again`: also those put off), and fill the reserve, if nobody else does; in a thread."""
         self._release()
-        self._discard()
+        self._discard(again)
         if self._tmem.arena.takes_cold:
             self._fill_reserve()
 
@@ -380,19 +398,35 @@ class Shrinker:
             else:
                 self._room.signal()
 
-    def _discard(self) -> None:
-        while plan := self._tmem.upkeep.plan_discard():
-            try:
-                self._tier.discard(plan.extents)
-            except TierError as error:
-                self._tmem.upkeep.abort_discard(plan)
+    def _discard(self, again: bool = False) -> None:
+        """Punch the holes that are due; a second thread waits for the first, whose extents it may need."""
+        upkeep = self._tmem.upkeep
+        with self._discarding:
+            if not self._tier.can_discard:
+                upkeep.punch_none()
+            elif again or time.monotonic() >= self._holes_at:
+                upkeep.punch_again()
+            while plan := upkeep.plan_discard():
+                try:
+                    self._tier.discard(plan.extents)
+                except TierError as error:
+                    upkeep.abort_discard(plan)
+                    self._put_holes_off(error)
+                    continue
+                upkeep.commit_discard(plan)
                 with self._lock:
-                    self.counts.discard_errors += 1
-                log.warning("%s", error)
-                return
-            self._tmem.upkeep.commit_discard(plan)
-            with self._lock:
-                self.counts.discarded += len(plan.extents)
+                    self.counts.discarded += len(plan.extents) * self._tier.can_discard
+            if not self._tmem.extents.has_stale:
+                self._holes_s, self._holes_at = HOLES_S, math.inf
+
+    def _put_holes_off(self, error: TierError) -> None:
+        """Holes could not be punched: those are tried again later, after twice as long each time, and it is told as often."""
+        with self._lock:
+            self.counts.discard_errors += 1
+        now = time.monotonic()
+        if not now < self._holes_at < math.inf:
+            log.warning("%s; tried again in %.0f s, and written over meanwhile", error, self._holes_s)
+            self._holes_at, self._holes_s = now + self._holes_s, min(2 * self._holes_s, LONGEST_HOLES_S)
 
     def _notice(self) -> None:
         """The store says that there may be work. Called under its lock, from any thread."""

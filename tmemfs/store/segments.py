@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import heapq
 from array import array
+from itertools import islice
 from typing import Final
 
 from tmemfs.errors import TmemfsError
@@ -226,9 +227,13 @@ CLEANING_RESERVE_BYTES: Final = 2 * SEGMENT_BYTES
 class Extents:
     """Which extents of the tier are free, lowest first, so that the backing stays short.
 
-    An extent is free, out (it holds a segment or is being written) or dying (its hole is still to be punched). What is not free
-    takes the whole blocks of its fill; together at most `limit_bytes`, and at most `count` extents. The last
-    `reserve_bytes` of both are for cleaning alone, so that it makes progress on a tier that is full.
+    An extent is free, out (it holds a segment or is being written), dying (its hole is to be punched) or stale (its hole could
+    not be punched: what is in it is dead, and the next segment is written over it). What is not free takes the whole blocks of its
+    fill. What is out or dying takes at most `limit_bytes`, and at most `count` extents; stale ones are taken before free ones, so
+    they never keep a segment away, and the disk they take does not grow. The last `reserve_bytes` of both limits are for cleaning
+    alone, so that it makes progress on a tier that is full.
+
+    On a tier that cannot discard an extent is free as soon as nothing in it is needed.
 
     Guarded by the store's lock.
     """
@@ -238,37 +243,53 @@ class Extents:
         self.count_bytes = count * SEGMENT_BYTES
         self.limit_bytes = count * SEGMENT_BYTES if limit_bytes is None else limit_bytes
         self.held_bytes = 0
+        #: Of `held_bytes`, those whose holes are still to be punched.
+        self.dying_bytes = 0
         self.out: dict[Extent, int] = {}
+        self._are_punched = True
         self._dying: dict[Extent, int] = {}
+        self._stale: dict[Extent, int] = {}
+        self._stale_bytes = 0
         self._discarding: dict[Extent, int] = {}
         self._free: list[Extent] = []
         self._untouched = 0
 
     @property
-    def dying_bytes(self) -> int:
-        """Bytes whose holes are still to be punched."""
-        return sum(self._dying.values()) + sum(self._discarding.values())
+    def has_dying(self) -> bool:
+        """Whether holes are to be punched now."""
+        return bool(self._dying)
 
     @property
-    def has_dying(self) -> bool:
-        """Whether holes are still to be punched."""
-        return bool(self._dying)
+    def has_stale(self) -> bool:
+        """Whether there are holes that could not be punched."""
+        return bool(self._stale)
 
     @property
     def free_bytes(self) -> int:
         """What segments may still take, before the cleaner's reserve."""
-        return min(self.limit_bytes - self.held_bytes, self.count_bytes - self._untaken * SEGMENT_BYTES) - self.reserve_bytes
+        return min(self.limit_bytes - self._needed_bytes, self.count_bytes - self._taken * SEGMENT_BYTES) - self.reserve_bytes
 
     @property
-    def _untaken(self) -> int:
-        return self._untouched - len(self._free)
+    def _needed_bytes(self) -> int:
+        return self.held_bytes - self._stale_bytes
+
+    @property
+    def _taken(self) -> int:
+        """Extents that are out or dying."""
+        return self._untouched - len(self._free) - len(self._stale)
 
     def take(self, size_bytes: int, for_cleaning: bool = False) -> Extent | None:
-        """The lowest free extent for `size_bytes`, or None at the limit, which is nearer for what is not cleaning."""
+        """A stale extent or the lowest free one for `size_bytes`; None at the limit, which is nearer for what is not cleaning."""
         reserve = 0 if for_cleaning else self.reserve_bytes
-        if self.held_bytes + size_bytes + reserve > self.limit_bytes or self._untaken * SEGMENT_BYTES + reserve >= self.count_bytes:
+        if (
+            self._needed_bytes + size_bytes + reserve > self.limit_bytes
+            or self._taken * SEGMENT_BYTES + reserve >= self.count_bytes
+        ):
             return None
-        if self._free:
+        if self._stale:
+            extent = next(iter(self._stale))
+            self._unstale(extent)
+        elif self._free:
             extent = heapq.heappop(self._free)
         else:
             extent = Extent(self._untouched)
@@ -290,22 +311,52 @@ class Extents:
         self._free = [Extent(index) for index in range(self._untouched) if index not in extents]
 
     def die(self, extent: Extent) -> None:
-        """Nothing in `extent` is needed any more: queue its hole."""
-        self._dying[extent] = self.out.pop(extent)
+        """Nothing in `extent` is needed any more: queue its hole, or free it where there are no holes."""
+        size_bytes = self.out.pop(extent)
+        self.dying_bytes += size_bytes
+        if self._are_punched:
+            self._dying[extent] = size_bytes
+        else:
+            self._free_one(extent, size_bytes)
 
     def take_dying(self, most: int) -> tuple[Extent, ...]:
-        """Up to `most` extents whose holes are to be punched now, in order."""
-        taken = tuple(sorted(self._dying)[:most])
+        """Up to `most` extents whose holes are to be punched now, those that died first, in order."""
+        taken = tuple(sorted(islice(self._dying, most)))
         for extent in taken:
             self._discarding[extent] = self._dying.pop(extent)
         return taken
 
     def discarded(self, extents: tuple[Extent, ...], ok: bool) -> None:
-        """The holes of `extents` are punched, or could not be: then they are queued again."""
+        """The holes of `extents` are punched, or could not be: then they are stale."""
         for extent in extents:
             size_bytes = self._discarding.pop(extent)
-            if ok:
-                self.held_bytes -= size_bytes
-                heapq.heappush(self._free, extent)
+            if ok or not self._are_punched:
+                self._free_one(extent, size_bytes)
             else:
-                self._dying[extent] = size_bytes
+                self._stale[extent] = size_bytes
+                self._stale_bytes += size_bytes
+
+    def punch_again(self) -> None:
+        """Queue the holes of stale extents."""
+        self._dying.update(self._stale)
+        self._stale.clear()
+        self._stale_bytes = 0
+
+    def punch_none(self) -> None:
+        """The tier cannot discard: what is dying or stale is free, and what dies from now on is so at once."""
+        self._are_punched = False
+        self.punch_again()
+        while self._dying:
+            self._free_one(*self._dying.popitem())
+
+    def _free_one(self, extent: Extent, size_bytes: int) -> None:
+        self.held_bytes -= size_bytes
+        self.dying_bytes -= size_bytes
+        heapq.heappush(self._free, extent)
+
+    def _unstale(self, extent: Extent) -> None:
+        """A segment is written over `extent`."""
+        size_bytes = self._stale.pop(extent)
+        self._stale_bytes -= size_bytes
+        self.held_bytes -= size_bytes
+        self.dying_bytes -= size_bytes

@@ -2,7 +2,7 @@
 
 Plans like those of the store: whoever performs one commits or aborts it. Takes the store's lock itself.
 
-Invariant: 1. A frame's memory is given back, and an extent used again, only after the commit of its plan.
+Invariant: 1. A frame's memory is given back, and an extent whose hole is being punched used again, only after the end of that plan.
 """
 
 from __future__ import annotations
@@ -54,9 +54,19 @@ class Upkeep:
             self._tmem.extents.discarded(plan.extents, ok=True)
 
     def abort_discard(self, plan: Discard) -> None:
-        """The holes could not be punched; the extents are tried again later and not used meanwhile."""
+        """The holes could not be punched; the extents are written again, and those that are not are tried again later."""
         with self._tmem.lock:
             self._tmem.extents.discarded(plan.extents, ok=False)
+
+    def punch_again(self) -> None:
+        """Holes that could not be punched are to be tried again."""
+        with self._tmem.lock:
+            self._tmem.extents.punch_again()
+
+    def punch_none(self) -> None:
+        """The tier cannot discard: extents are free as soon as they are empty."""
+        with self._tmem.lock:
+            self._tmem.extents.punch_none()
 
     def plan_populate(self) -> Populate | None:
         """A frame to fault in for the reserve, if that is short and the limit allows it."""

@@ -10,13 +10,17 @@ to, unless the file does not exist yet, or the first and the last 2 MiB of the d
 daemon: nothing is fsynced, and the file is cut back to its header at start and end. Freed extents are punched out of the file
 or discarded from the device.
 
-Thread-safety: all methods may run at once; the descriptor is constant after construction.
+Hard disks, LUKS without discards and file systems without holes cannot do that. It is found out at the start, where there is
+nothing to lose, or at the first hole that is refused for good; from then on extents are only written again.
+
+Thread-safety: all methods may run at once; the descriptor is constant after construction, `can_discard` goes from True to False.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import mmap
 import os
 import stat
@@ -31,11 +35,15 @@ from tmemfs.host.memory import allocate, direct_alignment, punch
 from tmemfs.tiers.tier import Extent
 from tmemfs.units import BLOCK_BYTES, SEGMENT_BYTES, format_size
 
+log = logging.getLogger(__name__)
+
 MAGIC: Final = b"tmemfs backing, format 1\n"
 #: Header and reserve. The reserve holds one segment and what the file system needs to write it.
 HEADER_BYTES: Final = 2 * SEGMENT_BYTES
 _BLKGETSIZE64: Final = 0x80081272
 _BLKDISCARD: Final = 0x1277
+#: What says that there will never be a hole, and not only this time.
+_NO_HOLES: Final = frozenset((errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY))
 _NO_SPACE: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
@@ -46,6 +54,7 @@ class FileTier:
         self.name = str(path)
         is_new = not path.exists()
         self._fd = _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL if is_new else os.O_RDWR)
+        self.can_discard = True
         try:
             self.is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
             _lock(self._fd, path)
@@ -98,7 +107,9 @@ class FileTier:
             raise TierError(f"reading from {self.name} failed ({error.strerror}): check the disk") from error
 
     def discard(self, extents: tuple[Extent, ...]) -> None:
-        """Punch one hole for each run of neighbours."""
+        """Punch one hole for each run of neighbours; nothing where there are no holes."""
+        if not self.can_discard:
+            return
         ordered = sorted(extents)
         ends = [at for at, (left, right) in enumerate(pairwise(ordered), 1) if right != left + 1]
         try:
@@ -108,6 +119,8 @@ class FileTier:
                     (end - first) * SEGMENT_BYTES,
                 )
         except OSError as error:
+            if self._has_no_holes(error):
+                return
             raise TierError(f"punching holes into {self.name} failed ({error.strerror}): check the file system") from error
         if self._reserve_used:
             self._keep_reserve()
@@ -126,23 +139,44 @@ class FileTier:
             block[:] = MAGIC.ljust(BLOCK_BYTES, b"\0")
             try:
                 os.pwrite(self._fd, block, 0)
-                self._forget()
+                if not self.is_device:
+                    os.ftruncate(self._fd, BLOCK_BYTES)
             except OSError as error:
                 raise Refused(f"cannot write to {path} ({error.strerror}): free space there or give another --backing") from error
+            self._try_holes()
+
+    def _try_holes(self) -> None:
+        """Find out whether there are holes: by what an earlier daemon left on a device, by a hole where a file has nothing yet."""
+        try:
+            self._forget()
+            if not self.is_device:
+                self._punch(BLOCK_BYTES, HEADER_BYTES - BLOCK_BYTES)
+        except OSError as error:  # what is left there is written over, so it does no harm that it stays
+            if not self._has_no_holes(error):
+                log.warning("%s: what was left there could not be discarded (%s)", self.name, error.strerror)
+
+    def _has_no_holes(self, error: OSError) -> bool:
+        """Whether `error` says that nothing can be discarded here, ever; it is remembered, and told once."""
+        if error.errno not in _NO_HOLES:
+            return False
+        if self.can_discard:
+            self.can_discard = False
+            log.info("%s cannot give space back (%s): freed extents are only written again", self.name, error.strerror)
+        return True
 
     def _forget(self) -> None:
-        if self.is_device:
-            size = _device_bytes(self._fd)
-            try:
-                self._punch(HEADER_BYTES, (size - HEADER_BYTES) // SEGMENT_BYTES * SEGMENT_BYTES)
-            except OSError as error:
-                if error.errno != errno.EOPNOTSUPP:
-                    raise
-        else:
+        if not self.is_device:
             os.ftruncate(self._fd, BLOCK_BYTES)
+        elif self.can_discard and (whole := (_device_bytes(self._fd) - HEADER_BYTES) // SEGMENT_BYTES * SEGMENT_BYTES) > 0:
+            self._punch(HEADER_BYTES, whole)
 
     def _keep_reserve(self) -> None:
-        """Allocate the space between header and extents, if it can be had. A device's space is its own."""
+        """Allocate the space between header and extents, if it can be had. A device's space is its own.
+
+        Where there are no holes the reserve could not be given to anybody: none is made.
+        """
+        if not self.can_discard:
+            return
         if not self.is_device:
             try:
                 allocate(self._fd, BLOCK_BYTES, HEADER_BYTES - BLOCK_BYTES)

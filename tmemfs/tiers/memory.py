@@ -12,6 +12,7 @@ class MemoryTier:
 
     name = "memory"
     sector_bytes = SECTOR_BYTES
+    can_discard = True
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes

@@ -27,6 +27,10 @@ class Tier(Protocol):
     def sector_bytes(self) -> int:
         """Reads may begin and end at multiples of this: a power of two, BLOCK_BYTES or less."""
 
+    @property
+    def can_discard(self) -> bool:
+        """Whether `discard` gives space back. It may become False at any time, never True again; then it does nothing."""
+
     def write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
         """Write `data` (borrowed, whole blocks, page-aligned) at the start of `extent`; returns when the tier has it.
 
@@ -37,7 +41,10 @@ class Tier(Protocol):
         """Fill `into` (whole sectors, page-aligned) from `offset` (a multiple of a sector) of `extent`."""
 
     def discard(self, extents: tuple[Extent, ...]) -> None:
-        """Nothing in `extents` is needed any more: give their space back."""
+        """Nothing in `extents` is needed any more: give their space back.
+
+        Raises TierError where that fails this time; all of `extents` may be written again all the same.
+        """
 
     def close(self) -> None:
         """Forget everything and let go of the backing."""

@@ -54,6 +54,7 @@ class MemorySegments:
     name = "memory"
     capacity_bytes = 1 << 50
     sector_bytes = SECTOR_BYTES
+    can_discard = True
 
     def __init__(self) -> None:
         self._extents: dict[Extent, bytes] = {}

@@ -1,0 +1,56 @@
+"""A block device as the backing, with and without discards: its extents are used again and again."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.parts import new_tmem, page_of
+from tmemfs.engine.engine import Engine
+from tmemfs.engine.shrinker import ShrinkRequest
+from tmemfs.store.census import statistics
+from tmemfs.store.codec import parse_codec
+from tmemfs.tiers.file import FileTier
+from tmemfs.units import MIB, PAGE_BYTES
+
+pytestmark = pytest.mark.system
+
+#: Header and extents of the device.
+_EXTENTS = 10
+_PAGES = 1536
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Path]:
+    image = tmp_path / "disk"
+    with image.open("wb") as file:
+        file.truncate((2 + _EXTENTS) * MIB)
+    name = subprocess.check_output(["losetup", "--find", "--show", image], text=True).strip()
+    yield Path(name)
+    subprocess.run(["losetup", "--detach", name], check=True)
+
+
+@pytest.mark.parametrize("can_discard", [True, False])
+async def test_a_device_is_not_full_while_nothing_lives_on_it(device: Path, can_discard: bool) -> None:
+    limit = Path("/sys/block", device.name, "queue/discard_max_bytes")
+    if not can_discard:
+        limit.write_text("0")
+    elif not int(limit.read_text()):
+        pytest.skip("the file system of the temporary directory has no holes, so its loop devices cannot discard")
+    tier = FileTier(device)
+    try:
+        assert tier.can_discard == can_discard
+        engine = Engine.over(new_tmem(slots=8192, frames=32, limit=12, extents=_EXTENTS), tier, parse_codec("lz4"))
+        for _ in range(4):
+            for slot in range(_PAGES):
+                engine.pager.write(slot * PAGE_BYTES, memoryview(page_of("raw", slot)))
+            assert (await engine.shrinker.shrink(ShrinkRequest.parse("all"))).reason is None
+            engine.tmem.invalidate(0, _PAGES)
+        await engine.shrinker.shrink(ShrinkRequest.parse("all"))
+        assert statistics(engine.tmem).backing_current == engine.shrinker.counts.discard_errors == 0
+        assert bool(engine.shrinker.counts.discarded) == can_discard
+    finally:
+        tier.close()
