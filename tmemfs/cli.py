@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     shrink.add_argument("--deadline", metavar="S", help="give up after this many seconds")
     compact = _command(commands, "compact", _compact, "merge sparse segments, in RAM and on disk")
     compact.add_argument("factor", metavar="FACTOR", nargs="?", default="1.10", help="bytes occupied by live byte to reach (1.10)")
+    compact.add_argument("--deadline", metavar="S", help="give up after this many seconds")
     _command(commands, "get", _get, "read a control file").add_argument("key", metavar="KEY")
     _command(commands, "set", _set, "write a control file").add_argument("assignment", metavar="KEY=VALUE")
 
@@ -314,9 +315,11 @@ def _shrink(arguments: argparse.Namespace) -> int:
 
 
 def _compact(arguments: argparse.Namespace) -> int:
+    from tmemfs.units import parse_seconds
     from tmemfs.view import compact
 
-    return compact(arguments.mountpoint, arguments.factor)
+    seconds = None if arguments.deadline is None else parse_seconds(arguments.deadline)
+    return compact(arguments.mountpoint, arguments.factor, seconds)
 
 
 def _get(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tmemfs.engine.cleaner import parse_factor
+from tmemfs.engine.compaction import CompactRequest
 from tmemfs.engine.pressure import MODES, parse_mode
 from tmemfs.engine.recompressor import parse_recompress
 from tmemfs.engine.services import Services
@@ -95,10 +95,12 @@ class Control:
                 _number(lambda: marks.backing), self._backing_max),
             Attribute("backing.current", "bytes", "Disk in use by segments.", _number(lambda: s.statistics().backing_current)),
             Attribute("shrink", "-", "Write bytes, K/M/G/T, '64M deadline=2s' or 'all' to free that much pool RAM; "
-                "returns when done, EAGAIN if it fell short. Read: the last answer.",
+                "returns when done, EAGAIN if it fell short. A signal to the writer ends it. "
+                "Read: the last answer, also of one that was ended.",
                 lambda: shrink_answer(s), self._shrink),
-            Attribute("compact", "-", "Write an amplification (nothing: 1.10) to merge in RAM and clean the backing until "
-                "that is reached; returns when done, EAGAIN if it fell short. Read: the last answer.",
+            Attribute("compact", "-", "Write an amplification (nothing: 1.10), or '1.05 deadline=10s', to merge in RAM and "
+                "clean the backing until that is reached; returns when done, EAGAIN if it fell short. A signal to the writer "
+                "ends it. Read: the last answer, also of one that was ended.",
                 lambda: compact_answer(s), self._compact),
             Attribute("clean.rate", "bytes/s", "What cleaning in the background may write: bytes or K/M/G/T.",
                 _number(lambda: int(s.engine.cleaner.budget.rate)), self._clean_rate),
@@ -174,7 +176,7 @@ class Control:
             raise FellShort(f"freed {answer.freed} of {text.strip()}: {answer.reason}")
 
     async def _compact(self, text: str) -> None:
-        answer = await self._services.engine.cleaner.compact(parse_factor(text))
+        answer = await self._services.engine.cleaner.compact(CompactRequest.parse(text))
         if answer.reason is not None:
             raise FellShort(f"amplification is {answer.after:.3f}, not {answer.requested:.2f}: {answer.reason}")
 

@@ -34,6 +34,7 @@ from tmemfs.engine.services import Limits, Services, parse_pool_max
 from tmemfs.engine.tuning import Tuning, parse_tuning
 from tmemfs.engine.worker import Worker
 from tmemfs.errors import BadValue, Busy, Refused, TmemfsError
+from tmemfs.fuse.interrupts import Interrupts
 from tmemfs.fuse.mount import FUSE_DEVICE, mount_fuse
 from tmemfs.fuse.namespace import SWAP, Namespace
 from tmemfs.fuse.relay import Relay
@@ -204,7 +205,8 @@ class _Server:
         self._mountpoint = options.mountpoint
         self._services = services
         self._ready = ready
-        self._namespace = Namespace(services.engine.pager, Control(services).attributes, self._space)
+        self._interrupts = Interrupts()
+        self._namespace = Namespace(services.engine.pager, Control(services).attributes, self._space, self._interrupts)
         self._signals = SignalInbox()
         self._worker = Worker("lifecycle")
         self._relay: Relay | None = None
@@ -224,7 +226,7 @@ class _Server:
     def _run_relay(self) -> None:
         device = mount_fuse(self._mountpoint)
         try:
-            relay = self._relay = Relay(device, self._services.engine.pager, SWAP)
+            relay = self._relay = Relay(device, self._services.engine.pager, SWAP, self._interrupts)
             self._note_lock(memory.lock_region(relay.buffers.map, relay.buffers.size_bytes))
             self._services.request_counts = relay.statistics
             pyfuse3.init(self._namespace, f"/dev/fd/{relay.namespace_fd}", _fuse_options())
@@ -283,6 +285,7 @@ class _Server:
         return self._unmounted.is_set() or (self._relay is not None and self._relay.is_over)
 
     async def _main(self, written: Log) -> None:
+        self._namespace.obey_interrupts()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._services.jobs.run, self._jobs(written))
             if not self._is_ready:

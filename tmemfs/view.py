@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -143,9 +145,10 @@ def shrink(mountpoint: Path, size: str, deadline_s: float | None) -> int:
     return _ask(mountpoint, "shrink", value, "shrinking", lambda: max(pool() - floor, 0))
 
 
-def compact(mountpoint: Path, factor: str) -> int:
+def compact(mountpoint: Path, factor: str, deadline_s: float | None = None) -> int:
     """Ask for a compaction and show its answer; gives the exit code."""
-    return _ask(mountpoint, "compact", factor, "compacting", lambda: _above_factor(read_stat(mountpoint), factor))
+    value = factor if deadline_s is None else f"{factor} deadline={deadline_s:f}s"
+    return _ask(mountpoint, "compact", value, "compacting", lambda: _above_factor(read_stat(mountpoint), factor))
 
 
 def _above_factor(stat: Values, factor: str) -> int:
@@ -158,29 +161,57 @@ def _above_factor(stat: Values, factor: str) -> int:
 
 
 def _ask(mountpoint: Path, key: str, value: str, title: str, left: Callable[[], int]) -> int:
-    """Write a request that takes its time and show its answer, with a bar of the bytes that are `left` to do."""
-    failed: list[TmemfsError] = []
+    """Write a request that takes its time and show its answer, with a bar of the bytes that are `left` to do.
 
-    def ask() -> None:
+    A signal ends the request, not the command, which shows how far the request came; a second one ends the command.
+    """
+    failed: FellShort | None = None
+    with Bar(title) as bar, _shown(bar, left), _signals_noted():
         try:
             write_control(mountpoint, key, value)
-        except TmemfsError as error:
-            failed.append(error)
-
-    asking = threading.Thread(target=ask, daemon=True)
-    with Bar(title) as bar:
-        before = left()
-        asking.start()
-        while asking.is_alive():
-            asking.join(_POLL_S)
-            if asking.is_alive():
-                bar.left(left(), before)
-    if failed and not isinstance(failed[0], FellShort):
-        raise failed[0]
+        except FellShort as error:
+            failed = error
     print(read_control(mountpoint, key), end="")
     if failed:
-        raise failed[0]
+        raise failed
     return 0
+
+
+@contextmanager
+def _shown(bar: Bar, left: Callable[[], int]) -> Iterator[None]:
+    """Have `bar` show what is `left`, in a thread: the one that writes is the one that signals are for."""
+    before, done = left(), threading.Event()
+
+    def show() -> None:
+        with suppress(TmemfsError):  # the request says it
+            while not done.wait(_POLL_S):
+                bar.left(left(), before)
+
+    showing = threading.Thread(target=show, daemon=True)
+    showing.start()
+    try:
+        yield
+    finally:
+        done.set()
+        showing.join(1.0)
+
+
+@contextmanager
+def _signals_noted() -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM do no more than interrupt what the process waits for."""
+
+    def note(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    noted = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in noted:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in noted.items():
+            signal.signal(number, handler)
 
 
 class Bar:

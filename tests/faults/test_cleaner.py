@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 
 import pytest
 import trio
 
 from tests.parts import FaultyTier, Regions, page_of, run_jobs
-from tmemfs.engine.cleaner import parse_factor
+from tmemfs.engine.compaction import CompactRequest
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.pager import Deferred
 from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import BackingFull, BadValue, TierError
 from tmemfs.store.census import check, segment_lines
 from tmemfs.store.codec import parse_codec
+from tmemfs.store.dictionary import Encoder
+from tmemfs.store.plans import WriteBack
 from tmemfs.store.policy import Budget
+from tmemfs.store.recompression import Recompression
 from tmemfs.store.record import handle_offset
-from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
+from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES
 
 SLOTS = 8192
 ALL = ShrinkRequest.parse("all")
@@ -75,7 +79,7 @@ async def test_compact_reaches_its_factor_and_answers() -> None:
     place = Place()
     await place.on_tier(6, live_of_8=4)
     assert place.amplification > 1.9
-    answer = await place.engine.cleaner.compact(1.10)
+    answer = await place.engine.cleaner.compact(CompactRequest(1.10))
     assert answer.reason is None and answer.after == place.amplification <= 1.10 and answer.before > 1.9
     assert answer.segments >= 6 and 3 * SEGMENT_BYTES * 0.9 < answer.written <= 4 * SEGMENT_BYTES
     assert {line.lane for line in segment_lines(place.tmem)} == {"cold"}
@@ -85,7 +89,7 @@ async def test_compact_reaches_its_factor_and_answers() -> None:
 async def test_compact_that_falls_short_says_why() -> None:
     place = Place()
     await place.on_tier(2)
-    answer = await place.engine.cleaner.compact(1.0001)
+    answer = await place.engine.cleaner.compact(CompactRequest(1.0001))
     assert answer.reason == "nothing more can be gained" and answer.written == 0
     await place.verify()
 
@@ -95,7 +99,7 @@ async def test_compact_merges_in_ram_too() -> None:
     place.store(0, 6 * FULL)
     place.forget(*(slot for slot in range(6 * FULL) if slot % 8 >= 3))
     frames = len(place.tmem.arena.used)
-    answer = await place.engine.cleaner.compact(1.10)
+    answer = await place.engine.cleaner.compact(CompactRequest(1.10))
     assert answer.frames == frames - len(place.tmem.arena.used) >= 2
     await place.verify()
 
@@ -126,7 +130,7 @@ async def test_a_segment_that_cannot_be_read_is_left_and_the_others_are_cleaned(
     await place.on_tier(4, live_of_8=3)
     calls = iter([_fail, _nothing, _nothing, _nothing])
     place.tier.before["read"] = lambda: next(calls, _nothing)()
-    answer = await place.engine.cleaner.compact(1.10)
+    answer = await place.engine.cleaner.compact(CompactRequest(1.10))
     assert answer.reason == "nothing more can be gained" and place.engine.cleaner.counts.failures == 1
     assert answer.after < answer.before
     place.tier.fail()
@@ -140,13 +144,13 @@ async def test_a_cleaning_that_cannot_be_written_changes_nothing(tears: bool) ->
     before = [(line.segment, line.state, line.live_bytes) for line in segment_lines(place.tmem)]
     place.tier.fail("write")
     place.tier.tears = tears
-    answer = await place.engine.cleaner.compact(1.10)
+    answer = await place.engine.cleaner.compact(CompactRequest(1.10))
     assert answer.reason == "injected: the tier failed"
     assert [(line.segment, line.state, line.live_bytes) for line in segment_lines(place.tmem)] == before
     place.tier.fail()
     place.tier.tears = False
     await place.verify()
-    assert (await place.engine.cleaner.compact(1.10)).reason is None
+    assert (await place.engine.cleaner.compact(CompactRequest(1.10))).reason is None
     await place.verify()
 
 
@@ -158,7 +162,7 @@ async def test_a_tier_that_is_full_in_the_middle_of_cleaning_loses_nothing() -> 
         raise BackingFull("injected: full")
 
     place.tier.before["write"] = full
-    assert (await place.engine.cleaner.compact(1.10)).reason == "injected: full"
+    assert (await place.engine.cleaner.compact(CompactRequest(1.10))).reason == "injected: full"
     await place.verify()
 
 
@@ -168,7 +172,7 @@ async def test_a_damaged_record_stays_where_it_is_and_is_cleaned_around() -> Non
     extent, data = next((extent, bytearray(data)) for extent, data in place.tier.inner.extents.items())
     data[100] ^= 0xFF
     place.tier.inner.extents[extent] = bytes(data)
-    await place.engine.cleaner.compact(1.10)
+    await place.engine.cleaner.compact(CompactRequest(1.10))
     assert place.tmem.merges.counts.damaged_records == 1
     [damaged] = [line for line in segment_lines(place.tmem) if line.lane != "cold"]
     assert damaged.pages == 1
@@ -179,7 +183,7 @@ async def test_a_damaged_record_stays_where_it_is_and_is_cleaned_around() -> Non
         rest.run()
     del place.pages[slot]
     await place.verify()
-    assert (await place.engine.cleaner.compact(1.05)).segments == 0
+    assert (await place.engine.cleaner.compact(CompactRequest(1.05))).segments == 0
 
 
 async def test_a_record_damaged_in_ram_does_not_hold_a_shrink_up() -> None:
@@ -207,7 +211,7 @@ async def test_pages_that_die_or_change_while_they_are_cleaned_stay_so(operation
         place.store(8, 2, seed=9000)
 
     place.tier.before[operation] = change  # type: ignore[index]
-    assert (await place.engine.cleaner.compact(1.10)).segments > 0
+    assert (await place.engine.cleaner.compact(CompactRequest(1.10))).segments > 0
     assert place.engine.pager.read(0, PAGE_BYTES) == bytes(PAGE_BYTES)
     await place.verify()
 
@@ -216,7 +220,7 @@ async def test_all_pages_of_a_cleaning_may_die_meanwhile() -> None:
     place = Place()
     await place.on_tier(4, live_of_8=3)
     place.tier.before["write"] = lambda: place.forget(*list(place.pages))
-    await place.engine.cleaner.compact(1.10)
+    await place.engine.cleaner.compact(CompactRequest(1.10))
     place.tier.fail()
     assert not segment_lines(place.tmem)
     check(place.tmem)
@@ -237,7 +241,7 @@ async def test_an_extent_that_is_read_is_kept_until_it_was() -> None:
     expected = place.pages[1]
     rest = place.engine.pager.read(PAGE_BYTES, PAGE_BYTES)
     assert isinstance(rest, Deferred)
-    await place.engine.cleaner.compact(1.10)
+    await place.engine.cleaner.compact(CompactRequest(1.10))
     place.forget(1)
     assert rest.run() == expected
     await place.verify()
@@ -280,7 +284,7 @@ async def test_the_cleaner_waits_while_faults_do(nursery: trio.Nursery) -> None:
     place = Place()
     await place.on_tier(4, live_of_8=3)
     place.engine.reader.waiting = 1
-    await place.engine.cleaner.compact(1.10)
+    await place.engine.cleaner.compact(CompactRequest(1.10))
     assert place.engine.cleaner.counts.pauses >= 1 and place.engine.cleaner.counts.paused_s >= 0.09
     await place.verify()
 
@@ -333,11 +337,19 @@ def test_a_budget_lets_a_day_go_by() -> None:
 @pytest.mark.parametrize("text", ["1", "0.9", "-2", "much", "nan", "inf", "1e9"])
 def test_an_amplification_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(BadValue, match=r"is not an amplification: give a number above 1, for example 1\.10"):
-        parse_factor(text)
+        CompactRequest.parse(text)
 
 
 def test_no_amplification_means_the_default() -> None:
-    assert (parse_factor(""), parse_factor(" 1.5\n")) == (1.10, 1.5)
+    assert (CompactRequest.parse("").factor, CompactRequest.parse(" 1.5\n").factor) == (1.10, 1.5)
+
+
+def test_a_compaction_may_have_a_deadline() -> None:
+    assert CompactRequest.parse("1.05 deadline=500ms\n") == CompactRequest(1.05, 0.5)
+    assert CompactRequest.parse("deadline=2s") == CompactRequest(1.10, 2.0)
+    for text in ("1.05 now", "1.05 deadline=soon", "1.05 before=2s"):
+        with pytest.raises(BadValue):
+            CompactRequest.parse(text)
 
 
 def _slots_of(place: Place, segment: int) -> list[int]:
@@ -373,3 +385,148 @@ async def test_room_that_a_merge_in_the_background_makes_meanwhile_counts(nurser
         while not made:
             await trio.sleep(0.005)
     assert made == [0]
+
+
+def only_smaller(place: Place) -> Callable[[], None]:
+    """To be called before each write of a cleaning: the one before has made smaller what segments take of the tier."""
+    occupied: list[int] = []
+
+    def note() -> None:
+        now = place.tmem.merges.space().occupied - SEGMENT_BYTES  # the extent that is written is counted whole
+        assert not occupied or now < occupied[-1], "a cleaning that gained nothing"
+        occupied.append(now)
+
+    return note
+
+
+async def test_a_cleaning_whose_gaps_take_what_it_would_gain_is_not_written() -> None:
+    """100 records of 20 bytes, 200 of 4108, one of which would touch three blocks and leaves a gap of 8 bytes, and 804 of 20.
+
+    Without the gap they take 205 blocks, with it 206, and as three segments 206 too.
+    """
+    place = Place()
+    place.engine.pager.codec = parse_codec("none")
+    first = 0
+    for kind, count in (("fill", 100), ("raw", 200), ("fill", 804)):
+        for slot in range(first, first + count):
+            place.pages[slot] = page_of(kind, slot)  # type: ignore[arg-type]
+            place.engine.pager.write(slot * PAGE_BYTES, memoryview(place.pages[slot]))
+        assert (await place.engine.shrinker.shrink(ALL)).reason is None
+        first += count
+    assert place.tmem.merges.space().occupied == 206 * BLOCK_BYTES and place.tmem.live_bytes == 205 * BLOCK_BYTES
+    place.tier.before["write"] = only_smaller(place)
+    answer = await place.engine.cleaner.compact(CompactRequest(1.0001))
+    assert (answer.written, answer.reason) == (0, "nothing more can be gained")
+    assert not place.tmem.merges.plan_clean(BLOCK_BYTES)
+    place.forget(*range(100, 110))
+    answer = await place.engine.cleaner.compact(CompactRequest(1.0001))
+    assert answer.written and place.tmem.merges.space().occupied <= 197 * BLOCK_BYTES
+    await place.verify()
+
+
+@pytest.mark.parametrize("every", [2, 17, 255])
+async def test_a_compaction_ends_whatever_sizes_its_records_have(every: int) -> None:
+    place, random = Place(), Random(every)
+    for slot in range(6 * FULL):
+        size = random.choice((PAGE_BYTES, 3880, 3700, 8))
+        place.pages[slot] = random.randbytes(size).ljust(PAGE_BYTES, b"\0")
+        place.engine.pager.write(slot * PAGE_BYTES, memoryview(place.pages[slot]))
+    assert (await place.engine.shrinker.shrink(ALL)).reason is None
+    place.forget(*range(0, 6 * FULL, every))
+    place.tier.before["write"] = only_smaller(place)
+    answer = await place.engine.cleaner.compact(CompactRequest(1.0001))
+    again = await place.engine.cleaner.compact(CompactRequest(1.0001))
+    assert answer.reason == again.reason == "nothing more can be gained" and not again.written
+    place.tier.fail()
+    await place.verify()
+
+
+async def test_a_segment_that_gains_nothing_is_tried_again_when_more_of_it_has_died() -> None:
+    place = Place()
+    await place.on_tier(1)
+    place.forget(3)
+    while (await place.engine.cleaner.compact(CompactRequest(1.0001))).written:
+        pass
+    place.forget(*range(100))
+    assert (await place.engine.cleaner.compact(CompactRequest(1.0001))).written
+    await place.verify()
+
+
+async def test_the_background_comes_to_rest(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where more is dead than it may be by its thresholds, but nothing can be gained."""
+    monkeypatch.setattr("tmemfs.store.policy.DEAD_BYTES", 0)
+    monkeypatch.setattr("tmemfs.store.policy.STOP_AMPLIFICATION", 1.0)
+    monkeypatch.setattr("tmemfs.store.policy.START_AMPLIFICATION", 1.0)
+    place = Place()
+    place.store(0, 8 * FULL)
+    place.forget(*range(0, 8 * FULL, 17))
+    nursery.start_soon(run_jobs, place.engine)
+    await place.engine.shrinker.shrink(ALL)
+    counts = place.tmem.merges.counts
+    seen = -1
+    with trio.fail_after(30):
+        while counts.cleanings + counts.compactions != seen:
+            seen = counts.cleanings + counts.compactions
+            await trio.sleep(0.3)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_small_segment_with_a_dictionary_is_written_as_it_is() -> None:
+    """Its dictionary makes it look sparse, and comes along wherever it is merged to."""
+    place = Place()
+    recompression = Recompression(place.tmem)
+    for slot in range(40):
+        place.engine.pager.write(slot * PAGE_BYTES, memoryview(page_of("half", slot)))
+        place.pages[slot] = page_of("half", slot)
+    plan = place.tmem.plan_write_back(include_open=True)
+    assert isinstance(plan, WriteBack)
+    place.tmem.abort_write_back(plan)
+    recompression.look(None)
+    encoder = Encoder(place.tmem.dictionaries.add(bytes(range(256)) * 16), 1)
+    merge = recompression.plan(recompression.look(encoder), encoder)
+    assert merge is not None
+    place.tmem.merges.commit(merge, place.tmem.merges.copy_in_ram(merge))
+    place.forget(*range(20))
+    with trio.fail_after(10):
+        assert (await place.engine.shrinker.shrink(ShrinkRequest(64 * SEGMENT_BYTES, deadline_s=5))).written
+    await place.verify()
+
+
+@pytest.mark.parametrize("operation", ["read", "write"])
+async def test_a_compaction_that_is_interrupted_changes_nothing_more_and_says_how_far_it_came(operation: str) -> None:
+    place = Place()
+    await place.on_tier(8, live_of_8=4)
+    token, calls = trio.lowlevel.current_trio_token(), iter(range(100))
+    with trio.CancelScope() as scope:
+
+        def interrupt() -> None:
+            if next(calls) == (2 if operation == "write" else 5):
+                trio.from_thread.run_sync(scope.cancel, trio_token=token)
+                trio.from_thread.run_sync(lambda: None, trio_token=token)
+
+        place.tier.before[operation] = interrupt  # type: ignore[index]
+        await place.engine.cleaner.compact(CompactRequest(1.0001))
+    assert scope.cancelled_caught
+    last = place.engine.cleaner.last
+    assert last is not None and last.reason == "interrupted" and last.after == place.amplification < last.before
+    assert last.segments and not place.tmem.segments.pins
+    place.tier.fail()
+    await place.verify()
+    assert (await place.engine.cleaner.compact(CompactRequest(1.10))).reason is None
+
+
+async def test_a_compaction_ends_at_its_deadline() -> None:
+    place = Place()
+    await place.on_tier(8, live_of_8=4)
+    answer = await place.engine.cleaner.compact(CompactRequest(1.0001, deadline_s=0.0))
+    assert (answer.reason, answer.written, answer.after) == ("the deadline passed", 0, answer.before)
+    await place.verify()
+
+
+async def test_a_compaction_that_waits_for_another_one_can_be_interrupted() -> None:
+    place = Place()
+    await place.on_tier(8, live_of_8=4)
+    with place.engine.cleaner._one_at_a_time, trio.move_on_after(0.05) as scope:
+        await place.engine.cleaner.compact(CompactRequest(1.0001))
+    assert scope.cancelled_caught and place.engine.cleaner.last is not None
+    assert place.engine.cleaner.last.reason == "interrupted"

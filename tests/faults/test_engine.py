@@ -544,3 +544,23 @@ async def test_what_is_dead_but_not_punched_yet_does_not_make_the_backing_full(t
     await store(engine, 4096, 2048)  # no room for it beside the first pages, which die
     await finish(engine.pager.discard(0, 2048 * PAGE_BYTES))
     assert (await engine.shrinker.shrink(ALL)).reason is None
+
+
+async def test_a_shrink_that_is_interrupted_says_how_far_it_came(engine: Engine, tier: FaultyTier) -> None:
+    await store(engine, 0, 2048)
+    fill_reserve(engine)
+    token, calls = trio.lowlevel.current_trio_token(), iter(range(100))
+    with trio.CancelScope() as scope:
+
+        def interrupt() -> None:
+            if next(calls) == 2:
+                trio.from_thread.run_sync(scope.cancel, trio_token=token)
+                trio.from_thread.run_sync(lambda: None, trio_token=token)
+
+        tier.before["write"] = interrupt
+        await engine.shrinker.shrink(ALL)
+    last = engine.shrinker.last
+    assert scope.cancelled_caught and last is not None
+    assert (last.reason, last.written) == ("interrupted", 3 * SEGMENT_BYTES)
+    assert engine.tmem.has_victims
+    await verify(engine, 2048)

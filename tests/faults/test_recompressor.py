@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from tests.parts import FaultyTier, Regions, page_of
+from tmemfs.engine.compaction import CompactRequest
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.pager import Deferred
 from tmemfs.engine.recompressor import DEFAULT_LEVEL, parse_recompress
@@ -153,7 +154,7 @@ async def test_segments_of_two_dictionaries_are_cleaned_apart(place: Place) -> N
     for slot in [slot for slot in place.pages if slot % 4]:
         place.tmem.invalidate(slot, 1)
         del place.pages[slot]
-    await place.engine.cleaner.compact(1.05)
+    await place.engine.cleaner.compact(CompactRequest(1.05))
     assert place.tmem.merges.counts.cleanings and place.tmem.merges.space().amplification < 1.2
     table = place.tmem.segments
     assert len(table.dictionaries()) == 2

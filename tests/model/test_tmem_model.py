@@ -235,6 +235,14 @@ class TmemMachine(RuleBasedStateMachine):
         """Move the handles of what has not changed since."""
         self.tmem.merges.commit(*self.copied.pop(which % len(self.copied)))
 
+    @precondition(lambda self: self.copied)
+    @rule(which=WHICH)
+    def give_up_merge(self, which: int) -> None:
+        """It gains nothing, or so it is said."""
+        plan, copied = self.copied.pop(which % len(self.copied))
+        self.tmem.merges.gains(plan, copied)
+        self.tmem.merges.abort(plan, copied.damaged, gains=False)
+
     @precondition(lambda self: self.merges or self.copied)
     @rule(which=WHICH)
     def abort_merge(self, which: int) -> None:

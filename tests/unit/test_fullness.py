@@ -67,3 +67,24 @@ def test_a_share_is_never_below_its_floor(size: int, shares: list[int]) -> None:
             fullness.refile(SegmentId(0), live)
         assert fullness.floor[0] <= live
         assert sum(fullness.histogram(TIER)) == 1
+
+
+def test_a_segment_that_is_set_aside_is_no_candidate_before_something_in_it_dies() -> None:
+    fullness = Fullness(2)
+    fullness.set_aside(TIER, SegmentId(0), SEGMENT_BYTES, SEGMENT_BYTES)
+    fullness.add(TIER, SegmentId(1), SEGMENT_BYTES, SEGMENT_BYTES)
+    assert list(fullness.candidates(TIER)) == [1] and fullness.histogram(TIER)[-1] == 2
+    assert fullness.floor[0] == SEGMENT_BYTES
+    fullness.refile(SegmentId(0), SEGMENT_BYTES - 4)
+    assert list(fullness.candidates(TIER)) == [1, 0]
+    fullness.remove(SegmentId(0))
+    fullness.set_aside(TIER, SegmentId(0), 4, SEGMENT_BYTES)
+    fullness.remove(SegmentId(0))
+    assert list(fullness.candidates(TIER)) == [1] and fullness.floor[0] == 0
+
+
+def test_a_segment_that_was_set_aside_falls_below_half_once() -> None:
+    fullness = Fullness(1)
+    fullness.set_aside(RAW, SegmentId(0), SEGMENT_BYTES, SEGMENT_BYTES)
+    assert fullness.refile(SegmentId(0), SEGMENT_BYTES // 4)
+    assert not fullness.refile(SegmentId(0), SEGMENT_BYTES // 8)

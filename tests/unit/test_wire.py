@@ -63,7 +63,12 @@ def field_of(reply: bytearray, label: str) -> int:
 
 
 def test_every_structure_is_documented() -> None:
-    assert list(STRUCTS) == [HEADER, "READ", "WRITE", "FALLOCATE", "reply header", "WRITE reply", "INIT", "INIT reply"]
+    assert list(STRUCTS) == [HEADER, "READ", "WRITE", "FALLOCATE", "reply header", "WRITE reply", "INTERRUPT", "INIT", "INIT reply"]
+
+
+def test_a_write_and_what_interrupts_it_are_told_by_the_same_number() -> None:
+    assert wire.WRITTEN_TO.unpack_from(message("WRITE", {"unique": 12, "fh": 5})) == (12, 5)
+    assert wire.INTERRUPTED.unpack_from(message("INTERRUPT", {"unique": 13, "interrupted": 12})) == (12,)
 
 
 @pytest.mark.parametrize(("name", "total", "places"), [entry for entry in documented() if not entry[0].startswith("INIT")])

@@ -10,6 +10,8 @@ comes back into the pool.
 Invariants:
 1. An extent is given back only after the handles of its records were moved, and those only after the new extent was written.
 2. Every merge taken from the store is committed or aborted, whatever the tier answers.
+3. A merge that gains nothing, in the layout that would be written, is not written.
+4. `compact` ends soon after it is stopped: between two records that are copied, or after the handles that a merge moves.
 
 Thread-safety: `merge_in_ram` and `make_room` from any thread; `run` and `compact` in trio.
 """
@@ -22,16 +24,18 @@ import mmap
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
 import trio
 
 from tmemfs.engine.breath import Breath
+from tmemfs.engine.compaction import CompactAnswer, CompactRequest
 from tmemfs.engine.reader import Reader
+from tmemfs.engine.stop import Stop, Stopped, finish
 from tmemfs.engine.worker import Worker
-from tmemfs.errors import BadValue, TierError
+from tmemfs.errors import TierError
 from tmemfs.host.memory import ordinary_thread
 from tmemfs.store.merges import LEAST_GAIN_BYTES, Breathe, Copied, Merge, go_on
 from tmemfs.store.policy import Budget, cleaning_wanted, compaction_wanted
@@ -41,7 +45,6 @@ from tmemfs.units import BLOCK_BYTES, SEGMENT_BYTES
 
 log = logging.getLogger(__name__)
 
-DEFAULT_FACTOR: Final = 1.10
 #: Bytes a second in the background, unless set otherwise.
 DEFAULT_RATE: Final = 64 << 20
 #: Faults that wait for the tier hold a read of the cleaner up, this long at most.
@@ -51,34 +54,9 @@ _LOOK_S: Final = 0.001
 _STAND_BACK_S: Final = 0.25
 
 
-def parse_factor(text: str) -> float:
-    """The amplification meant by control/compact: a number above 1; nothing means 1.10. Raises BadValue."""
-    try:
-        factor = float(text.strip() or DEFAULT_FACTOR)
-    except ValueError:
-        factor = 0.0
-    if not 1.0 < factor < 1000.0:
-        raise BadValue(f"{text.strip()!r} is not an amplification: give a number above 1, for example 1.10")
-    return factor
-
-
-@dataclass(frozen=True, slots=True)
-class CompactAnswer:
-    """What a compaction did. Amplification of the tier before and after; frames gained, segments cleaned, bytes written."""
-
-    requested: float
-    before: float
-    after: float
-    frames: int
-    segments: int
-    written: int
-    seconds: float
-    reason: str | None
-
-
 @dataclass(slots=True)
 class CleanerCounts:
-    """Since the start. Times it waited, for faults or after a refused store, and seconds of that."""
+    """Since the start. Times it waited, for faults or after a refused store, and seconds of that. Guarded by a lock."""
 
     pauses: int = 0
     paused_s: float = 0.0
@@ -98,6 +76,7 @@ class Cleaner:
         self._tier = tier
         self._reader = reader
         self._breath = Breath(tmem)
+        self._counting = threading.Lock()
         self._one_at_a_time = threading.Lock()
         self._in_ram = threading.Lock()
         self._into, self._from = tmem.arena.buffers() or (_buffer(), _buffer())
@@ -109,9 +88,17 @@ class Cleaner:
         """Its threads."""
         return self._background, self._requested
 
-    def merge_in_ram(self, plan: Merge, breathe: Breathe = go_on) -> int:
-        """Perform a merge of segments in RAM; how many frames go back to the system."""
-        return self._merges.commit(plan, self._merges.copy_in_ram(plan, breathe), breathe)
+    def merge_in_ram(self, plan: Merge, breathe: Breathe = go_on, stop: Stop | None = None) -> int:
+        """Perform a merge of segments in RAM, if anything is gained; how many frames go back to the system. Raises Stopped."""
+        try:
+            copied = self._merges.copy_in_ram(plan, _checking(breathe, stop))
+        except BaseException:
+            self._merges.abort(plan)
+            raise
+        if not self._merges.gains(plan, copied):
+            self._merges.abort(plan, copied.damaged, gains=False)
+            return 0
+        return self._merges.commit(plan, copied, breathe)
 
     def make_room(self) -> int | None:
         """A tier is full: merge in RAM, which frees frames, else clean on the tier. Frames that go; None: nothing can be gained.
@@ -121,8 +108,11 @@ class Cleaner:
         before = self._merges_done
         with self._breath.hurry():
             with self._in_ram:
-                if plan := self._merges.plan_compact():
-                    return self.merge_in_ram(plan)
+                while plan := self._merges.plan_compact():
+                    gained = self._merges.counts.gained_frames
+                    frames = self.merge_in_ram(plan)
+                    if self._merges.counts.gained_frames > gained:
+                        return frames
             if self._budget_allows() and self._clean(BLOCK_BYTES):
                 return 0
         return 0 if self._merges_done != before else None
@@ -140,7 +130,7 @@ class Cleaner:
             if compacting and await self._background.run(self._compact_one):
                 continue
             cleaning = cleaning_wanted(self._merges.space(), cleaning)
-            wait_s = self.budget.wait_s(time.monotonic()) if cleaning else math.inf
+            wait_s = self._wait_s() if cleaning else math.inf
             if wait_s:
                 with trio.move_on_after(wait_s):
                     await self._kicked.wait()
@@ -166,7 +156,7 @@ class Cleaner:
             return await self._background.run(self._clean_one)
         except TierError as error:
             log.warning("cleaning failed: %s", error)
-            self.counts.failures += 1
+            self._failed()
             await trio.sleep(_STAND_BACK_S)
             return True
 
@@ -185,64 +175,97 @@ class Cleaner:
         self.budget.daily = self.budget.daily if daily is None else daily
         self.look()
 
-    async def compact(self, factor: float) -> CompactAnswer:
-        """Merge in RAM, then clean until the tier's amplification is at most `factor`, or nothing more can be gained."""
-        with self._breath.hurry():
-            self.last = await self._requested.run(partial(self._compact, factor))
-        return self.last
+    async def compact(self, request: CompactRequest) -> CompactAnswer:
+        """Merge in RAM, then clean until the tier's amplification is what is asked for, or nothing more can be gained.
 
-    def _compact(self, factor: float) -> CompactAnswer:
+        Ends early at its deadline, or when it is cancelled: then `last` says how far it came.
+        """
+        stop = Stop(request.deadline_s)
+
+        async def work() -> CompactAnswer:
+            self.last = await self._requested.run(partial(self._compact, request.factor, stop))
+            return self.last
+
+        with self._breath.hurry():
+            return await finish(work, stop.stop)
+
+    def _compact(self, factor: float, stop: Stop) -> CompactAnswer:
         ordinary_thread()
-        began, before, counts = time.monotonic(), self._merges.space().amplification, self._merges.counts
-        segments, written, frames, reason = counts.cleaned_segments, counts.cleaned_bytes, 0, None
-        while plan := self._merges.plan_compact():
-            frames += len(plan.sources) - 1
-            self.merge_in_ram(plan)
+        began, before, counts = time.monotonic(), self._merges.space().amplification, replace(self._merges.counts)
         try:
-            while self._merges.space().amplification > factor:
-                if not self._clean(BLOCK_BYTES):
-                    reason = "nothing more can be gained"
-                    break
-        except TierError as error:
+            reason = self._compact_until(factor, stop)
+        except (TierError, Stopped) as error:
             reason = str(error)
-        after = self._merges.space().amplification
-        cleaned = counts.cleaned_segments - segments
+        after, now = self._merges.space().amplification, self._merges.counts
         return CompactAnswer(
-            factor, before, after, frames, cleaned, counts.cleaned_bytes - written, time.monotonic() - began, reason
+            factor,
+            before,
+            after,
+            now.gained_frames - counts.gained_frames,
+            now.cleaned_segments - counts.cleaned_segments,
+            now.cleaned_bytes - counts.cleaned_bytes,
+            time.monotonic() - began,
+            reason,
         )
 
-    def _clean(self, least_gain_bytes: int = LEAST_GAIN_BYTES) -> bool:
-        """One cleaning on the tier; whether there was something to clean. Raises TierError."""
-        with self._one_at_a_time:
-            plan = self._merges.plan_clean(least_gain_bytes)
-            if plan is None:
-                return False
-            copied = Copied(self._into)
-            try:
-                self._gather(plan, copied)
-                if copied.fill:
-                    assert plan.extent is not None
-                    self._tier.write(plan.extent, copied.data, for_cleaning=True)
-            except BaseException:
-                self._merges.abort(plan, copied.damaged)
-                raise
-            self._merges.commit(plan, copied, self._breath)
-            self.budget.spend(len(copied.data), time.monotonic())
-            return True
+    def _compact_until(self, factor: float, stop: Stop) -> str | None:
+        """Why no more is done before `factor` is reached; None: it is. Raises TierError, Stopped."""
+        while plan := self._merges.plan_compact():
+            self.merge_in_ram(plan, stop=stop)
+            stop.check()
+        while self._merges.space().amplification > factor:
+            stop.check()
+            if not self._clean(BLOCK_BYTES, stop):
+                return "nothing more can be gained"
+        return None
 
-    def _gather(self, plan: Merge, copied: Copied) -> None:
-        """Copy what lives of the sources; one that cannot be read stays where it is, and is not tried again."""
+    def _clean(self, least_gain_bytes: int = LEAST_GAIN_BYTES, stop: Stop | None = None) -> bool:
+        """One cleaning on the tier that gains something; whether there was one. Raises TierError, Stopped."""
+        while not self._one_at_a_time.acquire(timeout=_LOOK_S if stop else -1):
+            if stop:
+                stop.check()
+        try:
+            while plan := self._merges.plan_clean(least_gain_bytes):
+                if self._perform(plan, stop):
+                    return True
+        finally:
+            self._one_at_a_time.release()
+        return False
+
+    def _perform(self, plan: Merge, stop: Stop | None) -> bool:
+        """Clean as planned, if anything is gained by that; whether it was. Raises TierError, Stopped."""
+        copied = Copied(self._into)
+        try:
+            self._gather(plan, copied, stop)
+            gains = self._merges.gains(plan, copied)
+            if gains and copied.fill:
+                assert plan.extent is not None
+                self._tier.write(plan.extent, copied.data, for_cleaning=True)
+        except BaseException:
+            self._merges.abort(plan, copied.damaged)
+            raise
+        if gains:
+            self._merges.commit(plan, copied, self._breath)
+            with self._counting:
+                self.budget.spend(len(copied.data), time.monotonic())
+        else:
+            self._merges.abort(plan, copied.damaged, gains=False)
+        return gains
+
+    def _gather(self, plan: Merge, copied: Copied, stop: Stop | None) -> None:
+        """Copy what lives of the sources; one that cannot be read stays where it is, and is not tried again. Raises Stopped."""
+        breathe = _checking(self._breath, stop)
         for source in plan.sources:
-            self._give_way()
+            self._give_way(stop)
             data = self._from[: source.size_bytes]
             try:
                 self._tier.read(source.extent, 0, data)
             except TierError as error:
                 log.warning("a segment cannot be cleaned: %s", error)
-                self.counts.failures += 1
+                self._failed()
                 copied.damaged.add(source.segment)
                 continue
-            self._merges.copy(plan, source, data, copied, self._breath)
+            self._merges.copy(plan, source, data, copied, breathe)
             if copied.is_full:
                 return
 
@@ -250,17 +273,40 @@ class Cleaner:
         """Whether today's budget is not used up; the rate does not count where room is needed."""
         return self.budget.left_today(time.monotonic()) > 0
 
-    def _give_way(self) -> None:
-        """Wait while faults wait for the tier."""
+    def _wait_s(self) -> float:
+        with self._counting:
+            return self.budget.wait_s(time.monotonic())
+
+    def _give_way(self, stop: Stop | None) -> None:
+        """Wait while faults wait for the tier. Raises Stopped."""
         began = time.monotonic()
         while self._reader.waiting and time.monotonic() - began < _GIVE_WAY_S:
             time.sleep(_LOOK_S)
+            if stop:
+                stop.check()
         if (paused_s := time.monotonic() - began) > _LOOK_S:
             self._paused(paused_s)
 
     def _paused(self, seconds: float) -> None:
-        self.counts.pauses += 1
-        self.counts.paused_s += seconds
+        with self._counting:
+            self.counts.pauses += 1
+            self.counts.paused_s += seconds
+
+    def _failed(self) -> None:
+        with self._counting:
+            self.counts.failures += 1
+
+
+def _checking(breathe: Breathe, stop: Stop | None) -> Breathe:
+    """`breathe`, but that it raises Stopped when the work is to end."""
+    if stop is None:
+        return breathe
+
+    def check_and_breathe() -> None:
+        stop.check()
+        breathe()
+
+    return check_and_breathe
 
 
 def _buffer() -> memoryview:

@@ -33,6 +33,7 @@ import trio
 
 from tmemfs.engine.cleaner import Cleaner
 from tmemfs.engine.room import Room
+from tmemfs.engine.stop import DEADLINE_PASSED, INTERRUPTED, finish
 from tmemfs.engine.worker import Worker
 from tmemfs.errors import BackingFull, BadValue, TierError
 from tmemfs.host.memory import populate, punch
@@ -126,7 +127,7 @@ class _Tally:
             if self.claimed >= self.request.goal_bytes or self.reason is not None:
                 return False
             if time.monotonic() - self.started > self.request.deadline_s:
-                self.reason = "the deadline passed"
+                self.reason = DEADLINE_PASSED
                 return False
             self.claimed += SEGMENT_BYTES
             return True
@@ -261,13 +262,21 @@ class Shrinker:
             await self._short.wait()
 
     async def shrink(self, request: ShrinkRequest) -> ShrinkAnswer:
-        """Free what is asked for, sealing the open segments if that takes it; returns when it is done or cannot go on."""
-        answer = await self._free(_Tally(request, include_open=True), self._requested)
-        await self._requested.write.run(partial(self._tidy, again=True))
-        self.counts.shrinks += 1
-        self.counts.shrinks_short += answer.reason is not None
-        self.last = answer
-        return answer
+        """Free what is asked for, sealing the open segments if that takes it; returns when it is done or cannot go on.
+
+        Ends after the segments under way when it is cancelled: then `last` says how far it came.
+        """
+        tally = _Tally(request, include_open=True)
+
+        async def work() -> ShrinkAnswer:
+            answer = await self._free(tally, self._requested)
+            await self._requested.write.run(partial(self._tidy, again=True))
+            self.counts.shrinks += 1
+            self.counts.shrinks_short += answer.reason is not None
+            self.last = answer
+            return answer
+
+        return await finish(work, lambda: tally.stop(INTERRUPTED))
 
     def look_again(self) -> None:
         """Limits have changed: see what there is to do."""

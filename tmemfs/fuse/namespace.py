@@ -23,17 +23,20 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
 import pyfuse3
+import trio
 
 from tmemfs.control import Attribute
 from tmemfs.engine.pager import Deferred, Pager
 from tmemfs.engine.worker import Worker
-from tmemfs.errors import BadValue, TmemfsError
+from tmemfs.errors import BadValue, FellShort, TmemfsError
 from tmemfs.fuse.contain import contain
+from tmemfs.fuse.interrupts import Interrupts
 from tmemfs.fuse.texts import Texts
 from tmemfs.units import PAGE_BYTES
 
@@ -64,7 +67,7 @@ class Namespace(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_writeback_cache = False
 
-    def __init__(self, pager: Pager, attributes: tuple[Attribute, ...], space: Space) -> None:
+    def __init__(self, pager: Pager, attributes: tuple[Attribute, ...], space: Space, interrupts: Interrupts | None = None) -> None:
         super().__init__()
         # constant after construction
         self._pager = pager
@@ -74,11 +77,13 @@ class Namespace(pyfuse3.Operations):
         self._born_ns = time.time_ns()
         self._entries = {inode: self._fixed_entry(inode) for inode in (*_DIRECTORIES, *self._attributes)}
         self._loads, self._stores = Worker("loads", threads=4), Worker("stores")
+        self._interrupts = interrupts or Interrupts()
         # of trio's thread
         self._texts = Texts(time.monotonic)
         self._reasons: dict[int, bytes] = {}
         self._opened = 0
         self._open_by_others = 0
+        self._writing: dict[int, set[trio.CancelScope]] = {}
         contain(self)
 
     def start(self) -> None:
@@ -182,7 +187,8 @@ class Namespace(pyfuse3.Operations):
         try:
             assert attribute.write is not None
             # the end of a file that has no size is where it was last written
-            await attribute.write(_value(0 if fh & _APPENDS else off, buf))
+            value = _value(0 if fh & _APPENDS else off, buf)
+            await self._write_unless_interrupted(fh, partial(attribute.write, value))
         except TmemfsError as error:
             log.info("%s: %s", attribute.name, error)
             self._reasons[fh] = _one_line(str(error))
@@ -194,6 +200,36 @@ class Namespace(pyfuse3.Operations):
             self._texts.forget_shared()
         self._reasons.pop(fh, None)
         return len(buf)
+
+    def obey_interrupts(self) -> None:
+        """End writes that nobody waits for any more, from now on. In trio's thread."""
+        token = trio.lowlevel.current_trio_token()
+
+        def tell(handle: int) -> None:
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(self._interrupt, handle)
+
+        self._interrupts.tell(tell)
+
+    def _interrupt(self, fh: int) -> None:
+        for scope in self._writing.get(fh, ()):
+            scope.cancel()
+
+    async def _write_unless_interrupted(self, fh: int, write: Callable[[], Awaitable[None]]) -> None:
+        """Have `write` done; raises FellShort if it was interrupted before its end."""
+        with trio.CancelScope() as scope:
+            scopes = self._writing.setdefault(fh, set())
+            scopes.add(scope)
+            if self._interrupts.is_interrupted(fh):  # before this task was there to be told
+                scope.cancel()
+            try:
+                await write()
+            finally:
+                scopes.discard(scope)
+                if not scopes:
+                    self._writing.pop(fh, None)
+        if scope.cancelled_caught:
+            raise FellShort("interrupted: what was done so far stays; the file says how far it came")
 
     async def flush(self, fh: int) -> None:
         """Nothing is held back: the kernel need not ask again."""

@@ -8,8 +8,8 @@
 
 pyfuse3 is given one end of a SEQPACKET pair as /dev/fd/N and never sees a page. It holds the interpreter's lock while it receives,
 so it must not splice: the pages for that may have to wait for us (wire.decline_splice). A reply goes out with one write(2), from a
-buffer that is faulted in for a page from RAM, so any thread may answer. INTERRUPT is dropped: a request that waits for room or
-for a disk is finished, not taken back.
+buffer that is faulted in for a page from RAM, so any thread may answer. INTERRUPT of a write to a control file ends it
+(interrupts.py); any other is dropped: a request that waits for room or for a disk is finished, not taken back.
 
 Thread-safety: `start`, `join`, `close` and `statistics` from any one thread. Everything else is constant after construction
 or belongs to one thread.
@@ -45,6 +45,7 @@ from tmemfs.engine.pager import Deferred, Pager
 from tmemfs.errors import NoRoom, TmemfsError
 from tmemfs.fuse import wire
 from tmemfs.fuse.forwards import Forwards
+from tmemfs.fuse.interrupts import Interrupts
 from tmemfs.fuse.turns import Turns
 from tmemfs.host.memory import prepare_thread
 from tmemfs.store.region import Region
@@ -73,10 +74,11 @@ Work = tuple[int, Deferred, int]
 class Relay:
     """Serves `pager` on the FUSE device `device_fd`; `swap_inode` is the image's.
 
-    `namespace_fd` is for pyfuse3, which closes it.
+    `namespace_fd` is for pyfuse3, which closes it; `interrupts` is told of the writes that go there.
     """
 
-    def __init__(self, device_fd: int, pager: Pager, swap_inode: int) -> None:
+    def __init__(self, device_fd: int, pager: Pager, swap_inode: int, interrupts: Interrupts | None = None) -> None:
+        self._interrupts = interrupts or Interrupts()
         self._device = device_fd
         self._pager = pager
         self._swap_inode = swap_inode
@@ -130,6 +132,7 @@ class Relay:
         """pyfuse3 has dropped what it was at: answer that with an error, or those who asked would wait for ever."""
         for unique in list(self._with_namespace):
             self._with_namespace.discard(unique)
+            self._interrupts.ended(unique)
             self._reply(wire.error_reply(unique, errno.EIO))
 
     def statistics(self) -> dict[str, int]:
@@ -254,11 +257,14 @@ class Relay:
             if opcode in wire.RELEASES:
                 # Until it is answered it takes one of the REQUESTS_UNDER_WAY from the loop device, and nobody waits for more.
                 self._reply(wire.empty_reply(wire.HEADER.unpack_from(head)[2]))
-            if opcode != wire.INTERRUPT:
-                first = min(count, wire.IO_BYTES)
-                self._forwards.put(bytes(head[:first]) + bytes(data[: count - first]))
+            elif opcode == wire.WRITE:
+                self._interrupts.began(*wire.WRITTEN_TO.unpack_from(head))
+            first = min(count, wire.IO_BYTES)
+            self._forwards.put(bytes(head[:first]) + bytes(data[: count - first]))
         except Exception as error:  # MemoryError, for one
-            self._fail(wire.HEADER.unpack_from(head)[2], error)
+            unique = wire.HEADER.unpack_from(head)[2]
+            self._interrupts.ended(unique)
+            self._fail(unique, error)
 
     def _send_forwards(self) -> None:
         """Send pyfuse3 its requests, until told to end."""
@@ -280,12 +286,16 @@ class Relay:
 
     def _send_forward(self, request: bytes) -> None:
         _, opcode, unique, *_ = wire.HEADER.unpack_from(request)
+        if opcode == wire.INTERRUPT:
+            self._interrupts.interrupt(*wire.INTERRUPTED.unpack_from(request))
+            return
         if opcode not in _NO_REPLY:
             self._with_namespace.add(unique)
         try:
             self._ours.send(request)
         except OSError:  # pyfuse3 has gone; the pages are served all the same
             self._with_namespace.discard(unique)
+            self._interrupts.ended(unique)
             self._reply(wire.error_reply(unique, errno.ENOTCONN))
 
     def _guard(self, step: Callable[[], None]) -> None:
@@ -332,6 +342,7 @@ class Relay:
         if unique and unique not in self._with_namespace:
             return  # it was answered with an error meanwhile (`fail_forwarded`)
         self._with_namespace.discard(unique)
+        self._interrupts.ended(unique)  # first: a number may come again once it is answered
         self._reply(message)
 
     def _reply(self, *parts: bytes | bytearray) -> None:

@@ -6,6 +6,7 @@
     FALLOCATE, 32 bytes        fh u64, offset u64, length u64, mode u32, padding u32
     reply header, 16 bytes     len u32, -errno i32, unique u64
     WRITE reply, 8 bytes       size u32, padding u32
+    INTERRUPT, 8 bytes         interrupted u64
     INIT, 64 bytes             major u32, minor u32, readahead u32, flags u32, flags2 u32, ...
     INIT reply, 64 bytes       major u32, minor u32, readahead u32, flags u32, max background u16, congestion u16,
                                max write u32, time granularity u32, max pages u16, ...
@@ -34,6 +35,10 @@ RELEASES: Final = frozenset((RELEASE, RELEASEDIR))
 #: Header of a request, and of READ, WRITE and FALLOCATE their first fields too.
 HEADER: Final = Struct("<IIQQ")
 IO: Final = Struct("<IIQQ24xQI")
+#: The first field of INTERRUPT: `unique` of the request that nobody waits for any more.
+INTERRUPTED: Final = Struct("<40xQ")
+#: Unique and handle of a WRITE.
+WRITTEN_TO: Final = Struct("<8xQ24xQ")
 FALLOCATION: Final = Struct("<IIQQ24xQQI")
 IO_BYTES: Final = 80
 HEADER_BYTES: Final = 40

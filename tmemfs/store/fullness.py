@@ -1,8 +1,9 @@
 """Fullness: segments by the share of them that is still live, the lanes in RAM and the tier apart.
 
 LEVELS lists for each of these groups, each in order of arrival, so that victims are found by looking at a few segments a level,
-however many there are; a dropped record moves its segment only when that falls to a lower level. Derived from slots and
-segments; guarded by the store's lock.
+however many there are; a dropped record moves its segment only when that falls to a lower level. A segment from which nothing
+can be gained is set aside: it is no candidate before the next of its records dies. Derived from slots and segments; guarded by the
+store's lock.
 
 Invariant: 1. `live[s] >= floor[s]` for every segment s that is filed.
 """
@@ -21,6 +22,7 @@ LEVELS: Final = 64
 PACKED, RAW, TIER = range(3)
 _GROUPS: Final = 3
 _PER_LEVEL: Final = 4
+_ASIDE: Final = _GROUPS * LEVELS
 
 
 class Fullness:
@@ -31,7 +33,8 @@ class Fullness:
         self.floor = array("i", [0]) * count
         self._list_of = array("h", [-1]) * count
         self._size = array("i", [0]) * count
-        self._lists: tuple[dict[SegmentId, None], ...] = tuple({} for _ in range(_GROUPS * LEVELS))
+        #: By group and level; after them, in the same order, those that are set aside.
+        self._lists: tuple[dict[SegmentId, None], ...] = tuple({} for _ in range(2 * _ASIDE))
 
     def add(self, group: int, segment: SegmentId, live_bytes: int, size_bytes: int) -> None:
         """File `segment`, which takes `size_bytes` of RAM or of the tier, of which `live_bytes` live."""
@@ -40,6 +43,15 @@ class Fullness:
         self._list_of[segment] = group * LEVELS + level
         self._lists[group * LEVELS + level][segment] = None
         self.floor[segment] = level * size_bytes // LEVELS
+
+    def set_aside(self, group: int, segment: SegmentId, live_bytes: int, size_bytes: int) -> None:
+        """File `segment` as one that is not worth looking at before a record of it dies."""
+        self.add(group, segment, live_bytes, size_bytes)
+        at = self._list_of[segment]
+        del self._lists[at][segment]
+        self._lists[_ASIDE + at][segment] = None
+        self._list_of[segment] = _ASIDE + at
+        self.floor[segment] = live_bytes
 
     def remove(self, segment: SegmentId) -> None:
         """`segment` is no longer one to be merged; nothing, if it is not filed."""
@@ -51,7 +63,7 @@ class Fullness:
 
     def refile(self, segment: SegmentId, live_bytes: int) -> bool:
         """Fewer than `floor` bytes of `segment` live; whether that is less than half of it now, for the first time."""
-        group, before = divmod(self._list_of[segment], LEVELS)
+        group, before = divmod(self._list_of[segment] % _ASIDE, LEVELS)
         self.remove(segment)
         self.add(group, segment, live_bytes, self._size[segment])
         return before >= LEVELS // 2 > live_bytes * LEVELS // self._size[segment]
@@ -59,7 +71,7 @@ class Fullness:
     def histogram(self, *groups: int, bins: int = 8) -> tuple[int, ...]:
         """How many segments of `groups` have up to 1/bins, 2/bins, ... of their bytes live."""
         each = LEVELS // bins
-        starts = [group * LEVELS for group in groups]
+        starts = [aside + group * LEVELS for group in groups for aside in (0, _ASIDE)]
         return tuple(
             sum(len(segments) for start in starts for segments in self._lists[start + at : start + at + each])
             for at in range(0, LEVELS, each)

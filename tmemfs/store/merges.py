@@ -7,8 +7,13 @@ and target chosen and kept from all others), copy (outside the lock; what died i
 
 Records that were encoded with a dictionary need it at the start of their segment: only segments of the same one are merged.
 
-A record that is damaged, or that did not fit, stays where it is, and so does its segment. While a merge is under way loads go to
-the old place, and stores and invalidates win: commit moves no handle that has changed.
+A record that is damaged stays where it is, and so does its segment; so does a segment that did not fit as a whole, and, where
+records are encoded anew, the rest of one. While a merge is under way loads go to the old place, and stores and invalidates win:
+commit moves no handle that has changed.
+
+What a merge gains is known once it is copied, with the gaps between records, the dictionary and whole blocks. One that gains
+nothing is given up before it is written, and its sources are not tried again before something in them dies. So each merge makes its
+figure smaller (frames, or blocks of the tier), and however often merges are asked for they come to an end.
 
 Order: target's records, then its fill and place (for a tier: data written first), then the handles, then the sources are freed.
 So a process killed at any instruction leaves each handle at a whole record.
@@ -57,7 +62,7 @@ from tmemfs.store.record import (
 )
 from tmemfs.store.segments import FREE, LANE_COLD, MERGING, ON_TIER, OPEN, SEALED
 from tmemfs.tiers.tier import Extent
-from tmemfs.units import SEGMENT_BYTES
+from tmemfs.units import BLOCK_BYTES, SEGMENT_BYTES
 
 if TYPE_CHECKING:
     from tmemfs.store.tmem import Tmem
@@ -121,6 +126,8 @@ class Copied:
     into: memoryview
     fill: int = 0
     moves: list[tuple[int, int, int]] = field(default_factory=list)
+    #: Sources of which all that lives was copied.
+    emptied: list[Source] = field(default_factory=list)
     is_full: bool = False
     damaged: set[SegmentId] = field(default_factory=set)
 
@@ -136,6 +143,7 @@ class MergeCounts:
 
     compactions: int = 0
     compacted_records: int = 0
+    gained_frames: int = 0
     cleanings: int = 0
     cleaned_segments: int = 0
     cleaned_records: int = 0
@@ -150,7 +158,7 @@ class Merges:
         self.counts = MergeCounts()
         self.score = score
         self._tmem = tmem
-        self._damaged_uses: set[int] = set()  # sequences of segments in RAM that cannot be emptied: not tried again
+        self._left_alone: set[int] = set()  # sequences of segments in RAM that cannot be emptied, or to no gain: not tried again
 
     def plan_compact(self) -> Merge | None:
         """Sparse segments in RAM, wherever they are, that fill one frame less than they have; None if there are none."""
@@ -233,9 +241,11 @@ class Merges:
     ) -> None:
         """Copy what lives of `source`, whose bytes are `data`, behind what is `copied`, until that is full.
 
-        `breathe` is called after each record, `recode` before it is copied.
+        `breathe` is called after each record, `recode` before it is copied. A source that does not fit as a whole is not copied,
+        unless records are encoded anew: then the rest of it can go with the next.
         """
         handles, into, fill = self._tmem.slots.handles, copied.into, copied.fill
+        begin, moves_before = fill, len(copied.moves)
         slots = len(handles)
         from_bits, to_bits = source.segment << SEGMENT_SHIFT, plan.target << SEGMENT_SHIFT
         try:
@@ -250,7 +260,8 @@ class Merges:
                     tag, payload = recode(tag, found)
                 except Corrupt:
                     copied.damaged.add(source.segment)
-                    self.counts.damaged_records += 1
+                    with self._tmem.lock:  # any number of threads copy
+                        self.counts.damaged_records += 1
                     continue
                 length = len(payload)
                 at = start_of(fill, length)
@@ -266,7 +277,18 @@ class Merges:
                 breathe()
         except (StructError, Corrupt):  # a damaged length led past the end, or the dictionary is damaged
             copied.damaged.add(source.segment)
+        if copied.is_full and recode is _keep:
+            fill = begin
+            del copied.moves[moves_before:]
+        elif not copied.is_full and source.segment not in copied.damaged:
+            copied.emptied.append(source)
         copied.fill = fill
+
+    def gains(self, plan: Merge, copied: Copied) -> bool:
+        """Whether a commit of what was `copied` gains anything: a frame, or a block of the tier, now or once it is written."""
+        blocks = sum(whole_blocks(source.fill) for source in copied.emptied) - whole_blocks(copied.fill)
+        frames = 0 if plan.frame is None else len(copied.emptied) - 1
+        return frames * SEGMENT_BYTES + blocks >= BLOCK_BYTES
 
     def commit(self, plan: Merge, copied: Copied, breathe: Breathe = go_on) -> int:
         """What was `copied` is in RAM, or on the tier: move the handles there, then free what nothing refers to.
@@ -292,11 +314,11 @@ class Merges:
             tmem.notice()
             return goes
 
-    def abort(self, plan: Merge, damaged: Iterable[SegmentId] = ()) -> None:
-        """Nothing was copied, or it could not be written: everything stays where it was."""
+    def abort(self, plan: Merge, damaged: Iterable[SegmentId] = (), gains: bool = True) -> None:
+        """Nothing was copied, or it could not be written, or it `gains` nothing: everything stays where it was."""
         tmem, table = self._tmem, self._tmem.segments
         with tmem.lock:
-            self._finish_sources(plan, set(damaged))
+            self._finish_sources(plan, set(damaged), set_aside=not gains and not damaged)
             if plan.extent is not None:
                 table.give_back(plan.target)
                 tmem.extents.die(plan.extent)
@@ -320,12 +342,14 @@ class Merges:
     # ---- inside the lock -------------------------------------------------------------------------------------------
 
     def _is_sparse(self, segment: SegmentId) -> bool:
+        """Whether too little of it would be left; its dictionary would come along."""
         table = self._tmem.segments
-        return is_sparse(table.live[segment], table.fill(segment)) and self.can_be_emptied(segment)
+        needed = table.live[segment] + (DICTIONARY_RECORD_BYTES if table.dictionary(segment) else 0)
+        return is_sparse(needed, table.fill(segment)) and self.can_be_emptied(segment)
 
     def can_be_emptied(self, segment: SegmentId) -> bool:
-        """Whether no damaged record was found in it."""
-        return self._tmem.segments.sequence(segment) not in self._damaged_uses
+        """Whether no damaged record was found in it, and it is not known that nothing is gained."""
+        return self._tmem.segments.sequence(segment) not in self._left_alone
 
     def _by_dictionary(self, segments: Iterable[SegmentId]) -> Iterable[list[SegmentId]]:
         """`segments` that have the same dictionary, those of the first one first."""
@@ -396,21 +420,25 @@ class Merges:
         tmem.live_bytes += size - record_bytes(handle_length(old))
         return size
 
-    def _finish_sources(self, plan: Merge, damaged: set[SegmentId]) -> int:
-        """Free the sources that nothing refers to any more; the others are as they were. How many frames go to the system."""
+    def _finish_sources(self, plan: Merge, damaged: set[SegmentId], set_aside: bool = False) -> int:
+        """Free the sources that nothing refers to any more; the others are as they were. How many frames go to the system.
+
+        `set_aside`: nothing is gained with them before more of them has died.
+        """
         tmem, table, goes = self._tmem, self._tmem.segments, 0
+        file = tmem.fullness.set_aside if set_aside else tmem.fullness.add
         for source in reversed(plan.sources):
             segment, live = source.segment, table.live[source.segment]
             if plan.extent is not None:
                 if table.unpin(segment) and not live:
                     tmem.died(segment)
                 elif live and segment not in damaged:
-                    tmem.fullness.add(TIER, segment, live, source.size_bytes)
+                    file(TIER, segment, live, source.size_bytes)
                 continue
             frame = Frame(table.index(segment))
             if live:
-                if segment in damaged:
-                    self._damaged_uses.add(table.sequence(segment))
+                if segment in damaged or set_aside:
+                    self._left_alone.add(table.sequence(segment))
                 table.move(segment, SEALED, frame)
                 tmem.to_front(segment)
             else:
@@ -445,6 +473,7 @@ class Merges:
         if plan.extent is None:
             counts.compactions += 1
             counts.compacted_records += len(copied.moves)
+            counts.gained_frames += len(copied.emptied) - 1
         else:
             counts.cleanings += 1
             counts.cleaned_segments += len(plan.sources)
