@@ -179,7 +179,7 @@ class NotedTuning(Tuning):
 def new_pressure(engine: Engine, signals: Signals | None = None, tuning: Tuning | None = None) -> Pressure:
     """Pressure over `engine`, on a machine with memory to spare."""
     found = signals or FixedSignals()
-    return Pressure(engine.tmem, engine.shrinker, engine.reader, tuning or NotedTuning(), lambda: found)
+    return Pressure(engine.tmem, engine.shrinker, engine.reader, engine.pool_size, tuning or NotedTuning(), lambda: found)
 
 
 def copy_for(tmem: Tmem, plan: Merge, tier: Tier) -> Copied:

@@ -189,7 +189,7 @@ def _build(options: Options, tier: Tier, outcomes: dict[str, int], make_pager: M
     engine = Engine.over(tmem, tier, parse_codec(options.codec), make_pager)
     mountpoint = Path(os.path.realpath(options.mountpoint))  # before it is mounted: then asking would be asking ourselves
     tuning = Tuning(KernelSettings(), lambda: SwapWatch(mountpoint), options.kernel_tuning)
-    pressure = Pressure(tmem, engine.shrinker, engine.reader, tuning)
+    pressure = Pressure(tmem, engine.shrinker, engine.reader, engine.pool_size, tuning)
     return Services(engine, Limits(engine, ram, backing_bytes), pressure, Jobs(), options.datapath, outcomes)
 
 

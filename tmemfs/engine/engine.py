@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tmemfs.engine.cleaner import Cleaner
 from tmemfs.engine.jobs import Job
 from tmemfs.engine.pager import Pager
+from tmemfs.engine.pool_size import PoolSize
 from tmemfs.engine.reader import Reader
 from tmemfs.engine.recompressor import Recompressor
 from tmemfs.engine.room import Room
@@ -29,6 +30,7 @@ class Engine:
     tmem: Tmem
     tier: Tier
     room: Room
+    pool_size: PoolSize
     reader: Reader
     pager: Pager
     cleaner: Cleaner
@@ -45,7 +47,7 @@ class Engine:
         if not tier.can_discard:
             tmem.upkeep.punch_none()
         shrinker = Shrinker(tmem, tier, room, cleaner, marks)
-        return cls(tmem, tier, room, reader, pager, cleaner, shrinker, Recompressor(tmem))
+        return cls(tmem, tier, room, PoolSize(tmem), reader, pager, cleaner, shrinker, Recompressor(tmem))
 
     @property
     def jobs(self) -> tuple[Job, ...]:

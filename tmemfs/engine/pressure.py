@@ -26,6 +26,7 @@ from typing import Final
 
 import trio
 
+from tmemfs.engine.pool_size import PoolSize
 from tmemfs.engine.reader import Reader
 from tmemfs.engine.shrinker import FRAME_S, SHORT_FRAME_S, Shrinker
 from tmemfs.engine.standstill import Standstill
@@ -115,6 +116,7 @@ class Pressure:
         tmem: Tmem,
         shrinker: Shrinker,
         reader: Reader,
+        size: PoolSize,
         tuning: Tuning,
         signals: Callable[[], Signals] = Signals,
     ) -> None:
@@ -129,6 +131,7 @@ class Pressure:
         self._tmem = tmem
         self._shrinker = shrinker
         self._reader = reader
+        self._size = size
         self._moved = trio.Event()
         self._stalled_us = self.signals.stalled_us()
         self._looked_at = time.monotonic()
@@ -270,11 +273,10 @@ class Pressure:
         self._shrinker.ceiling = found.ceiling
         self._shrinker.frame_s = FRAME_S if found.zone == RELAXED else SHORT_FRAME_S
         if found.zone != RELAXED:  # no frame that the kernel would have to find memory for
-            limit = max(self._tmem.pool_bytes, _SMALL_POOL_BYTES, min(found.ceiling, self._shrinker.marks.max))
-            self._tmem.limit_pool(int(limit))
+            self._size.allow(max(self._tmem.pool_bytes, _SMALL_POOL_BYTES, found.ceiling))
             self.counts.strict += before.zone == RELAXED
         elif before.zone != RELAXED:
-            self._tmem.limit_pool(self._shrinker.marks.max)
+            self._size.allow(math.inf)
         if found.ceiling < self._tmem.pool_bytes:
             self.counts.shrinks += found.ceiling < before.ceiling
             self._shrinker.look_again()

@@ -44,6 +44,7 @@ class Limits:
         self._tmem = engine.tmem
         self._tier = engine.tier
         self._shrinker = engine.shrinker
+        self._size = engine.pool_size
         self._ram_bytes = ram_bytes
         self._one_at_a_time = trio.Lock()
         self._high: int | None = None
@@ -61,13 +62,15 @@ class Limits:
             await self._shrink_to(limit, text.strip())
 
     async def _shrink_to(self, limit: int, text: str) -> None:
-        old = self.pool.max
-        self._tmem.limit_pool(limit)
-        while (over := self._tmem.pool_bytes - limit) > 0:
-            answer = await self._shrinker.shrink(ShrinkRequest(over))
-            if self._tmem.pool_bytes > limit and not answer.written:
-                self._tmem.limit_pool(old)
-                raise Busy(f"the pool cannot shrink to {text} now ({answer.reason}): pool.max stays {old}")
+        self._size.approach(limit)
+        try:
+            while (over := self._tmem.pool_bytes - limit) > 0:
+                answer = await self._shrinker.shrink(ShrinkRequest(over))
+                if self._tmem.pool_bytes > limit and not answer.written:
+                    raise Busy(f"the pool cannot shrink to {text} now ({answer.reason}): pool.max stays {self._size.max_bytes}")
+        except BaseException:  # it may be interrupted, too
+            self._size.give_up()
+            raise
         self._apply(limit)
 
     def set_pool_high(self, text: str) -> None:
@@ -99,7 +102,7 @@ class Limits:
 
     def _apply(self, limit: int) -> None:
         self._shrinker.marks = Watermarks.below(limit, self._high, self._low)
-        self._tmem.limit_pool(limit)
+        self._size.set_max(limit)
         self._shrinker.look_again()
 
 

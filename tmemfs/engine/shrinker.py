@@ -51,6 +51,8 @@ RETRY_S: Final = 0.25
 #: Holes that could not be punched are tried again after so long at first, and after twice as long each time, up to the latter.
 HOLES_S: Final = 1.0
 LONGEST_HOLES_S: Final = 60.0
+#: How often a shrink that waits for a merge looks whether that has ended.
+_OTHERS_S: Final = 0.002
 #: If a frame could not be had from the system for so long, one is written back instead: while memory is short, 25 times what it
 #: takes; else a frame comes, and only a busy machine delays it (with memory that its host had to find first it took 4 ms).
 SHORT_FRAME_S: Final = 0.02
@@ -110,9 +112,10 @@ class ShrinkCounts:
 class _Tally:
     """One shrink under way: how much is claimed by its threads, and what they did."""
 
-    def __init__(self, request: ShrinkRequest, include_open: bool) -> None:
+    def __init__(self, request: ShrinkRequest, include_open: bool, is_request: bool = False) -> None:
         self.request = request
         self.include_open = include_open
+        self.is_request = is_request
         self.started = time.monotonic()
         self.claimed = self.freed = self.written = self.pages = 0
         self.reason: str | None = None
@@ -131,6 +134,16 @@ class _Tally:
                 return False
             self.claimed += SEGMENT_BYTES
             return True
+
+    @property
+    def is_to_end(self) -> bool:
+        """Whether it was stopped, or its deadline has passed."""
+        return self.reason is not None or time.monotonic() - self.started > self.request.deadline_s
+
+    def give_back_claim(self) -> None:
+        """Nothing was there for the last claim."""
+        with self._lock:
+            self.claimed -= SEGMENT_BYTES
 
     def done(self, written: int, pages: int, freed: int) -> None:
         """One segment was written back; if the reserve took its frame, another one is wanted for it."""
@@ -191,7 +204,7 @@ class Shrinker:
         self._lock = threading.Lock()
         self._discarding = threading.Lock()
         self._holes_at, self._holes_s = math.inf, HOLES_S
-        self._kicked = self._short = trio.Event()
+        self._kicked = self._framed = self._short = trio.Event()
         self._kick: Callable[[], None] = lambda: None
         self._kick_pending = self._wants_frame = False
         self._background, self._requested = _Pair("background"), _Pair("request")
@@ -246,10 +259,12 @@ class Shrinker:
         arena = self._tmem.arena
         self._wants_frame = True
         with trio.move_on_after(self.frame_s if self._tier.capacity_bytes else math.inf):
-            while not arena.has_room and arena.is_growing:
-                self._kicked = trio.Event()
-                self._kick_pending = False
-                await self._kicked.wait()
+            while True:
+                self._framed = trio.Event()  # not `_kicked`: what else a notice was for is still to be looked at
+                self._kick_pending = False  # before the look: a notice after it kicks again, one before it is seen by it
+                if arena.has_room or not arena.is_growing:
+                    break
+                await self._framed.wait()
         self._wants_frame = False
         return arena.has_room
 
@@ -266,7 +281,7 @@ class Shrinker:
 
         Ends after the segments under way when it is cancelled: then `last` says how far it came.
         """
-        tally = _Tally(request, include_open=True)
+        tally = _Tally(request, include_open=True, is_request=True)
 
         async def work() -> ShrinkAnswer:
             answer = await self._free(tally, self._requested)
@@ -307,6 +322,7 @@ class Shrinker:
 
     def _wake(self) -> None:
         self._kicked.set()
+        self._framed.set()
         self._short.set()
         self.moved()
 
@@ -326,8 +342,7 @@ class Shrinker:
         try:
             plan = self._plan_write_back(tally)
             if plan is None:
-                tally.stop(_EMPTY)
-                return False
+                return self._await_others(tally)
             if isinstance(plan, WriteBack):
                 self._write_back(plan, tally)
             else:
@@ -347,6 +362,20 @@ class Shrinker:
         except BackingFull:
             self._discard()
             return self._tmem.plan_write_back(tally.include_open)
+
+    def _await_others(self, tally: _Tally) -> bool:
+        """There is no victim. Wait for what a merge or another shrink holds; whether there is more to do then.
+
+        The background does not wait: what it is to free is counted by what the pool holds, and it is woken when that changes.
+        """
+        if not tally.is_request or not self._tmem.is_held_elsewhere:
+            tally.give_back_claim()
+            tally.stop(_EMPTY)
+            return False
+        while self._tmem.is_held_elsewhere and not self._tmem.has_victims and not tally.is_to_end:
+            time.sleep(_OTHERS_S)
+        tally.give_back_claim()
+        return True
 
     def _release_while(self, tally: _Tally) -> None:
         """Give memory back while segments are written; in a thread."""
@@ -438,7 +467,10 @@ class Shrinker:
             self._holes_at, self._holes_s = now + self._holes_s, min(2 * self._holes_s, LONGEST_HOLES_S)
 
     def _notice(self) -> None:
-        """The store says that there may be work. Called under its lock, from any thread."""
+        """The store says that there may be work. Called under its lock, but for what is told from here, from any thread.
+
+        Two threads that both find no kick pending both kick, which does no harm; it is unset in trio's thread alone, before a look.
+        """
         self._room.signal()
         if not self._kick_pending:
             self._kick_pending = True

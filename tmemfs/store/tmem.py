@@ -299,6 +299,12 @@ class Tmem:
         return any(lane.sealed for lane in self.lanes)
 
     @property
+    def is_held_elsewhere(self) -> bool:
+        """Whether segments in RAM are being merged or written: neither open nor victims now, but perhaps soon."""
+        with self.lock:
+            return len(self.arena.used) > sum(len(lane.sealed) + lane.is_open for lane in self.lanes)
+
+    @property
     def pages_stored(self) -> int:
         """Live pages, zero pages included."""
         return sum(self.pages_by_tag)
