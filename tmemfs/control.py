@@ -25,7 +25,7 @@ from tmemfs.engine.tuning import parse_tuning
 from tmemfs.errors import BackingFull, BadValue, Busy, Corrupt, FellShort, NoRoom, OutOfRange, Refused, TierError, TmemfsError
 from tmemfs.report import Values, bd_stat, compact_answer, events, io_stat, metrics, mm_stat, segments, shrink_answer, stat
 from tmemfs.store.codec import CHOICES, parse_codec
-from tmemfs.units import parse_size
+from tmemfs.units import SEGMENT_BYTES, parse_size
 
 _ERRNO: dict[type[TmemfsError], int] = {
     BadValue: errno.EINVAL,
@@ -89,11 +89,12 @@ class Control:
                 "'max': 80% of pool.max.",
                 _number(lambda: marks.pool.low), self._pool_low),
             Attribute("pool.current", "bytes", "RAM the pool holds: whole frames, the reserve included.", _number(pool)),
-            Attribute("pool.peak", "bytes", "The most RAM the pool ever held.", _number(lambda: s.statistics().pool_peak)),
+            Attribute("pool.peak", "bytes", "The most RAM the pool ever held.",
+                _number(lambda: s.engine.tmem.arena.peak * SEGMENT_BYTES)),
             Attribute("backing.max", "bytes", "Limit of disk use. Write bytes, K/M/G/T, max, or N% of what was free at the start "
                 "(a device: of its size).",
                 _number(lambda: marks.backing), self._backing_max),
-            Attribute("backing.current", "bytes", "Disk in use by segments.", _number(lambda: s.statistics().backing_current)),
+            Attribute("backing.current", "bytes", "Disk in use by segments.", _number(lambda: s.engine.tmem.extents.held_bytes)),
             Attribute("shrink", "-", "Write bytes, K/M/G/T, '64M deadline=2s' or 'all' to free that much pool RAM; "
                 "returns when done, EAGAIN if it fell short. A signal to the writer ends it. "
                 "Read: the last answer, also of one that was ended.",

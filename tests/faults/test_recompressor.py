@@ -16,7 +16,8 @@ from tmemfs.engine.recompressor import DEFAULT_LEVEL, parse_recompress
 from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import BadValue, Corrupt
 from tmemfs.store.census import check, statistics
-from tmemfs.store.codec import parse_codec
+from tmemfs.store.codec import decode, parse_codec
+from tmemfs.store.recompression import SAMPLES, Recompression, Use
 from tmemfs.store.record import handle_offset, handle_segment
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
@@ -266,3 +267,40 @@ async def _until(condition: Callable[[], object]) -> None:
     with trio.fail_after(20):
         while not condition():
             await trio.sleep(0.005)
+
+
+def test_samples_are_decoded_without_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(monkeypatch)
+    place.store(0, 3 * SEGMENT)
+    recompression = Recompression(place.tmem)
+    recompression.look(None)
+    held: list[bool] = []
+
+    def noted(tag: int, payload: memoryview) -> bytes:
+        held.append(place.tmem.lock.locked())
+        return decode(tag, payload)
+
+    monkeypatch.setattr("tmemfs.store.recompression.decode", noted)
+    idle = recompression.look(None)
+    assert len(recompression.samples(idle)) == SAMPLES
+    assert len(held) >= SAMPLES and not any(held)
+
+
+def test_samples_of_a_segment_that_goes_while_it_is_copied_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(monkeypatch)
+    place.store(0, 3 * SEGMENT)
+    recompression = Recompression(place.tmem)
+    recompression.look(None)
+    idle = recompression.look(None)
+    first = idle[0]
+    steps = iter(range(100))
+    is_in_line = recompression._is_in_line
+
+    def goes_soon(use: Use) -> bool:
+        if use == first and next(steps) == 3:
+            return False
+        return is_in_line(use)
+
+    monkeypatch.setattr(recompression, "_is_in_line", goes_soon)
+    found = recompression.samples(idle)
+    assert found and set(found) <= set(place.pages.values())

@@ -277,3 +277,17 @@ def test_the_smallest_pool_is_ten_frames() -> None:
 
 def test_a_bad_value_is_a_value_error_too() -> None:
     assert issubclass(BadValue, ValueError) and issubclass(OutOfRange, ValueError)
+
+
+@pytest.mark.parametrize("name", ["pool.peak", "backing.current"])
+def test_one_figure_does_not_compute_all_of_them(
+    files: dict[str, Attribute], services: Services, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    expected = {"pool.peak": services.statistics().pool_peak, "backing.current": services.statistics().backing_current}[name]
+
+    def all_of_them(tmem: object) -> None:
+        raise AssertionError("all statistics were computed")
+
+    monkeypatch.setattr("tmemfs.engine.services.statistics", all_of_them)
+    read = files[name].read
+    assert read is not None and read() == f"{expected}\n"

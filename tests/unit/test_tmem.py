@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
 import pytest
 
-from tests.parts import FaultyTier, Regions, merge, page_of
+from tests.parts import FaultyTier, Regions, merge, new_tmem, page_of
 from tmemfs.engine.reader import Reader
 from tmemfs.errors import BackingFull, Corrupt, TierError, TmemfsError
 from tmemfs.store import insert as insert_module
 from tmemfs.store.census import census, check, segment_lines, statistics
-from tmemfs.store.codec import LZ4, ZERO_PAGE, Packed, encode, parse_codec
+from tmemfs.store.codec import LZ4, RAW, ZERO_PAGE, Packed, encode, parse_codec
 from tmemfs.store.insert import Inserter
 from tmemfs.store.merges import Merge
 from tmemfs.store.plans import WriteBack
@@ -778,3 +779,42 @@ def test_a_segment_that_is_being_filled_is_not_called_sparse(place: Place) -> No
     for slot in range(0, FULL, 2):
         place.tmem.invalidate(slot, 1)
     assert statistics(place.tmem).ram_amplification > 1.9
+
+
+def test_statistics_look_at_no_segment(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes longer the more segments there are would hold up loads."""
+    furnish(place)
+    expected = statistics(place.tmem)
+    monkeypatch.setattr(place.tmem.segments, "words", None)
+    assert statistics(place.tmem) == expected
+
+
+class CountedLock:
+    """A lock, and how often it was taken."""
+
+    def __init__(self) -> None:
+        self.inner = threading.Lock()
+        self.times = 0
+
+    def __enter__(self) -> None:
+        self.inner.acquire()
+        self.times += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.inner.release()
+
+
+def test_segments_are_listed_a_few_at_a_time_so_that_loads_come_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    tmem, lock = new_tmem(slots=33 * FULL, frames=40, limit=40), CountedLock()
+    tmem.insert(0, [(RAW, page_of("raw", 1))] * (33 * FULL))
+    monkeypatch.setattr(tmem, "lock", lock)
+    assert len(segment_lines(tmem)) == 33
+    assert lock.times == -(-33 // 8)
+
+
+def test_pages_by_lane_are_those_of_a_scan_after_cleaning_and_dying(place: Place) -> None:
+    furnish(place)
+    tmem = place.tmem
+    assert tmem.lane_pages == tmem.segments.pages_by_lane() and sum(tmem.lane_pages) > 0
+    tmem.invalidate(0, SLOTS)
+    assert tmem.lane_pages == tmem.segments.pages_by_lane() == (0, 0, 0)

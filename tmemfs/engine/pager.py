@@ -16,6 +16,7 @@ Invariants:
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -76,6 +77,8 @@ class Pager:
         self._tmem = tmem
         self._reader = reader
         self._room = room
+        #: Guards `refused` and `_waiting`, which page path and store thread change; looked at without it, for a hint.
+        self._lock = threading.Lock()
         self._waiting = 0
 
     def warm(self, requests: int, pages: int) -> None:
@@ -136,8 +139,13 @@ class Pager:
         return None if stored == len(packed) else self._wait_with([_Run(first, packed, stored)])
 
     def _wait_with(self, steps: list[_Run | _Patch]) -> Deferred:
-        self._waiting += 1
+        self._wait(1)
         return Deferred("store", partial(self._finish, steps))
+
+    def _wait(self, more: int) -> None:
+        """So many `more` stores wait."""
+        with self._lock:
+            self._waiting += more
 
     def discard(self, offset: int, length: int) -> Deferred | None:
         """Forget [offset, offset + length): it reads as zeros from now on."""
@@ -150,7 +158,7 @@ class Pager:
         while edges and not self._waiting and self._apply(edges[0]):
             del edges[0]
         if edges:
-            self._waiting += 1
+            self._wait(1)
             return Deferred("store", partial(self._finish_discard, first, last, edges))
         return Deferred("long", partial(self._forget, first, last)) if first < last else None
 
@@ -202,11 +210,12 @@ class Pager:
             for step in steps:
                 self._room.wait_until(partial(self._apply, step, may_block=True))
         except (NoRoom, TierError) as error:
-            self.refused += isinstance(error, NoRoom)
+            with self._lock:
+                self.refused += isinstance(error, NoRoom)
             self._give_up(steps)
             raise
         finally:
-            self._waiting -= 1
+            self._wait(-1)
 
     def _give_up(self, steps: list[_Run | _Patch]) -> None:
         """Forget the whole pages of `steps` that were not stored: what they replace is stale."""

@@ -82,6 +82,7 @@ class Relay:
         self._device = device_fd
         self._pager = pager
         self._swap_inode = swap_inode
+        # the leader's; the lead is handed on by a lock, so that the next leader has seen them
         self.requests = self.deferred = 0
         self._ours, theirs = _socket_pair()
         self.namespace_fd = theirs.detach()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final
 
 from tmemfs.errors import TmemfsError
 from tmemfs.store.arena import Frame
@@ -25,7 +26,7 @@ from tmemfs.store.record import (
     scan,
     whole_blocks,
 )
-from tmemfs.store.segments import FREE, LANE_PACKED, LANE_RAW, LANES, ON_TIER, SEALED, STATE_NAMES, SegmentTable
+from tmemfs.store.segments import FREE, LANE_COLD, LANE_PACKED, LANE_RAW, LANES, ON_TIER, SEALED, STATE_NAMES, SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.tiers.tier import Extent
 from tmemfs.units import SEGMENT_BYTES
@@ -33,16 +34,24 @@ from tmemfs.units import SEGMENT_BYTES
 if TYPE_CHECKING:
     from tmemfs.store.tmem import Tmem
 
+#: Segments that are read under one hold of the lock: some 20 us.
+_LINES_AT_ONCE: Final = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """Totals of one scan: live bytes and pages by segment, pages by tag, payload bytes, pages on the tier."""
+    """Totals of one scan: live bytes and pages by segment, pages by tag, payload bytes, pages on the tier, cleaned pages.
+
+    `cold_raw_pages` are the raw ones of `cold_pages`.
+    """
 
     live: dict[SegmentId, int]
     pages: dict[SegmentId, int]
     by_tag: list[int]
     compressed_bytes: int
     disk_pages: int
+    cold_pages: int
+    cold_raw_pages: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +109,7 @@ def census(slots: SlotTable, segments: SegmentTable) -> Census:
     live: dict[SegmentId, int] = defaultdict(int)
     pages: dict[SegmentId, int] = defaultdict(int)
     by_tag = [0] * (TAG_MASK + 1)
-    compressed = disk_pages = 0
+    compressed = disk_pages = cold_pages = cold_raw_pages = 0
     for slot in slots.occupied(0, slots.count):
         handle = slots.handles[slot]
         by_tag[handle & TAG_MASK] += 1
@@ -113,8 +122,12 @@ def census(slots: SlotTable, segments: SegmentTable) -> Census:
         live[segment] += size
         pages[segment] += 1
         compressed += handle_length(handle)
-        disk_pages += segments.state(segment) == ON_TIER
-    return Census(dict(live), dict(pages), by_tag, compressed, disk_pages)
+        if segments.state(segment) == ON_TIER:
+            disk_pages += 1
+            if segments.lane(segment) == LANE_COLD:
+                cold_pages += 1
+                cold_raw_pages += handle & TAG_MASK == RAW
+    return Census(dict(live), dict(pages), by_tag, compressed, disk_pages, cold_pages, cold_raw_pages)
 
 
 def recover(tmem: Tmem) -> None:
@@ -136,6 +149,7 @@ def recover(tmem: Tmem) -> None:
     tmem.pages_by_tag = found.by_tag
     tmem.compressed_bytes = found.compressed_bytes
     tmem.disk_pages = found.disk_pages
+    tmem.cold_pages, tmem.cold_raw_pages = found.cold_pages, found.cold_raw_pages
     tmem.live_bytes = sum(found.live.values())
     for segment in used:
         if not segments.live[segment]:
@@ -154,10 +168,13 @@ def check(tmem: Tmem) -> None:
             assert tmem.segments.pages[segment] == found.pages.get(segment, 0), f"pages of segment {segment}"
             in_ram = tmem.segments.state(segment) != ON_TIER
             base = tmem.segments.index(segment) * SEGMENT_BYTES if in_ram else -1
+            assert tmem.segments.is_cold[segment] == (tmem.segments.lane(segment) == LANE_COLD), f"lane of segment {segment}"
             assert tmem.segments.base[segment] == base, f"base of segment {segment}"
         assert tmem.pages_by_tag == found.by_tag, "pages by tag"
         assert tmem.compressed_bytes == found.compressed_bytes, "compressed bytes"
         assert tmem.disk_pages == found.disk_pages, "pages on the tier"
+        assert (tmem.cold_pages, tmem.cold_raw_pages) == (found.cold_pages, found.cold_raw_pages), "cleaned pages"
+        assert tmem.lane_pages == tmem.segments.pages_by_lane(), "pages by lane"
         assert tmem.live_bytes == sum(found.live.values()), "live bytes"
         tier_live_bytes = sum(tmem.segments.live[s] for s in used if tmem.segments.state(s) == ON_TIER)
         assert tmem.tier_live_bytes == tier_live_bytes, "live bytes on the tier"
@@ -189,7 +206,8 @@ def _check_records(tmem: Tmem) -> None:
 
 
 def statistics(tmem: Tmem) -> TmemStatistics:
-    """The state as it is now, in one consistent reading."""
+    """The state as it is now, in one consistent reading that looks at no segment; but how full they are is read just before."""
+    ram_fullness, disk_fullness = tmem.fullness.histogram(LANE_PACKED, LANE_RAW), tmem.fullness.histogram(TIER)
     with tmem.lock:
         by_tag, counts, arena = tmem.pages_by_tag, tmem.counts, tmem.arena
         stored = sum(by_tag)
@@ -217,25 +235,29 @@ def statistics(tmem: Tmem) -> TmemStatistics:
             stored_bytes=counts.stored_bytes,
             ram_amplification=tmem.merges.space_in_ram().amplification,
             disk_amplification=tmem.merges.space().amplification,
-            ram_fullness=tmem.fullness.histogram(LANE_PACKED, LANE_RAW),
-            disk_fullness=tmem.fullness.histogram(TIER),
-            lane_pages=tmem.segments.pages_by_lane(),
+            ram_fullness=ram_fullness,
+            disk_fullness=disk_fullness,
+            lane_pages=tmem.lane_pages,
         )
 
 
 def segment_lines(tmem: Tmem) -> list[SegmentLine]:
-    """Every segment that is not free, oldest first."""
-    table = tmem.segments
-    with tmem.lock:
-        return [
-            SegmentLine(
-                s,
-                STATE_NAMES[table.state(s)],
-                LANES[table.lane(s)],
-                table.sequence(s),
-                table.fill(s),
-                table.live[s],
-                table.pages[s],
-            )
-            for s in table.in_use()
-        ]
+    """Every segment that is not free, oldest first; read a few at a time, so that others may move between two of them."""
+    table, found = tmem.segments, list[tuple[int, SegmentLine]]()
+    for first in range(0, table.touched, _LINES_AT_ONCE):
+        with tmem.lock:
+            some = map(SegmentId, range(first, min(first + _LINES_AT_ONCE, table.touched)))
+            found += [(table.age(s), _line_of(table, s)) for s in some if table.state(s) != FREE]
+    return [line for _, line in sorted(found, key=itemgetter(0))]
+
+
+def _line_of(table: SegmentTable, segment: SegmentId) -> SegmentLine:
+    return SegmentLine(
+        segment,
+        STATE_NAMES[table.state(segment)],
+        LANES[table.lane(segment)],
+        table.sequence(segment),
+        table.fill(segment),
+        table.live[segment],
+        table.pages[segment],
+    )

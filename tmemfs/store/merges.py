@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Final
 
 from tmemfs.errors import Corrupt
 from tmemfs.store.arena import Frame
+from tmemfs.store.codec import RAW
 from tmemfs.store.dictionary import DICTIONARY_RECORD_BYTES, Dictionary, read_dictionary
 from tmemfs.store.fullness import TIER
 from tmemfs.store.lanes import Lane
@@ -400,12 +401,16 @@ class Merges:
 
     def _repoint(self, target: SegmentId, moves: list[tuple[int, int, int]]) -> None:
         handles, live, pages = self._tmem.slots.handles, self._tmem.segments.live, self._tmem.segments.pages
+        is_cold = self._tmem.segments.lane(target) == LANE_COLD
         for slot, old, new in moves:
             if handles[slot] == old:
                 handles[slot] = new
                 source, size = handle_segment(old), record_bytes(handle_length(old))
                 live[source] -= size
                 pages[source] -= 1
+                if is_cold and self._tmem.segments.lane(source) != LANE_COLD:
+                    self._tmem.cold_pages += 1
+                    self._tmem.cold_raw_pages += new & TAG_MASK == RAW
                 if (old ^ new) & _ENCODING_MASK:
                     size = self._encoded_anew(old, new)
                 live[target] += size

@@ -89,9 +89,12 @@ class SegmentTable:
         self.live = array("i", [0]) * count
         self.pages = array("i", [0]) * count
         self.loaded = bytearray(count)
+        #: Whether its lane is LANE_COLD: what a dropped page asks, for less than the lane itself costs.
+        self.is_cold = bytearray(count)
         self.pins: dict[SegmentId, int] = {}
         self.next_sequence = 1
-        self._untouched = 0
+        #: Segments from here on were never used.
+        self.touched = 0
         self._free: list[SegmentId] = []
 
     def state(self, segment: SegmentId) -> int:
@@ -126,10 +129,10 @@ class SegmentTable:
         """A free segment. There are as many as frames and extents together, so one is always left."""
         if self._free:
             return self._free.pop()
-        if self._untouched == self.count:
+        if self.touched == self.count:
             raise TmemfsError("bug in tmemfs: the segment table is full though a frame was free; please report it")
-        self._untouched += 1
-        return SegmentId(self._untouched - 1)
+        self.touched += 1
+        return SegmentId(self.touched - 1)
 
     def give_back(self, segment: SegmentId) -> None:
         """`segment` was taken and not used."""
@@ -165,6 +168,8 @@ class SegmentTable:
             moved = f"{STATE_NAMES[old & 0xFF]} to {STATE_NAMES[state]}"
             raise TmemfsError(f"bug in tmemfs: segment {segment} cannot go from {moved}; please report it")
         self.words[at] = state | (old >> 8 & 0xFF if lane is None else lane) << 8 | index << 16
+        if lane is not None:
+            self.is_cold[segment] = lane == LANE_COLD
         if state not in IN_RAM:
             self.base[segment] = -1
         if state == FREE:
@@ -185,23 +190,23 @@ class SegmentTable:
 
     def in_use(self) -> list[SegmentId]:
         """Every segment that is not free, in order of age."""
-        used = [SegmentId(s) for s in range(self._untouched) if self.state(SegmentId(s)) != FREE]
+        used = [SegmentId(s) for s in range(self.touched) if self.state(SegmentId(s)) != FREE]
         return sorted(used, key=self.age)
 
     def dictionaries(self) -> set[int]:
         """Numbers of the dictionaries that segments in use begin with."""
-        return {self.dictionary(segment) for segment in map(SegmentId, range(self._untouched)) if self.state(segment) != FREE} - {0}
+        return {self.dictionary(segment) for segment in map(SegmentId, range(self.touched)) if self.state(segment) != FREE} - {0}
 
     def pages_by_lane(self) -> tuple[int, ...]:
         """Live pages in segments of each of LANES, in RAM and on the tier."""
         totals = [0] * len(LANES)
-        for place, pages in zip(self.words[: self._untouched * _WORDS : _WORDS], self.pages, strict=False):
+        for place, pages in zip(self.words[: self.touched * _WORDS : _WORDS], self.pages, strict=False):
             totals[place >> 8 & 0xFF] += pages
         return tuple(totals)
 
     def recover(self) -> list[SegmentId]:
         """Rebuild free list, bases and the next sequence from the region; what was open or being written is sealed."""
-        self._untouched = self.count
+        self.touched = self.count
         used: list[SegmentId] = []
         for segment in map(SegmentId, range(self.count)):
             state = self.state(segment)
@@ -209,14 +214,15 @@ class SegmentTable:
             if state == FREE:
                 continue
             used.append(segment)
+            self.is_cold[segment] = self.lane(segment) == LANE_COLD
             if state == ON_TIER:
                 continue
             if state != SEALED:
                 self.move(segment, SEALED, self.index(segment))
             self.base[segment] = self.index(segment) * SEGMENT_BYTES
-        self._untouched = used[-1] + 1 if used else 0
+        self.touched = used[-1] + 1 if used else 0
         taken = set(used)
-        self._free = [SegmentId(s) for s in reversed(range(self._untouched)) if s not in taken]
+        self._free = [SegmentId(s) for s in reversed(range(self.touched)) if s not in taken]
         return sorted(used, key=self.age)
 
 

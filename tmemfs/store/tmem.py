@@ -30,7 +30,7 @@ import lz4.block
 from tmemfs.errors import BackingFull, Corrupt, TmemfsError
 from tmemfs.store.arena import Arena, Frame
 from tmemfs.store.census import recover
-from tmemfs.store.codec import LZ4, ZERO, ZERO_PAGE, ZSTD_DICT, Packed, decode
+from tmemfs.store.codec import LZ4, RAW, ZERO, ZERO_PAGE, ZSTD_DICT, Packed, decode
 from tmemfs.store.dictionary import Dictionaries, Dictionary, read_dictionary
 from tmemfs.store.fullness import TIER, Fullness
 from tmemfs.store.hot import inserter
@@ -110,6 +110,8 @@ class Tmem:
         self.pages_by_tag = [0] * _TAGS
         self.compressed_bytes = 0
         self.disk_pages = 0
+        self.cold_pages = 0
+        self.cold_raw_pages = 0
         self.live_bytes = 0
         self.tier_live_bytes = 0
         self.counts = Counts()
@@ -305,6 +307,15 @@ class Tmem:
             return len(self.arena.used) > sum(len(lane.sealed) + lane.is_open for lane in self.lanes)
 
     @property
+    def lane_pages(self) -> tuple[int, int, int]:
+        """Live pages in segments of each of LANES, in RAM and on the tier. Under the lock or outdated.
+
+        Lanes in RAM are told from the tag, so only pages that were cleaned, which have left their lane, are counted by themselves.
+        """
+        raw = self.pages_by_tag[RAW] - self.cold_raw_pages
+        return sum(self.pages_by_tag) - self.pages_by_tag[ZERO] - self.cold_pages - raw, raw, self.cold_pages
+
+    @property
     def pages_stored(self) -> int:
         """Live pages, zero pages included."""
         return sum(self.pages_by_tag)
@@ -360,6 +371,9 @@ class Tmem:
         if segments.base[segment] < 0:
             self.disk_pages -= 1
             self.tier_live_bytes -= size
+            if segments.is_cold[segment]:
+                self.cold_pages -= 1
+                self.cold_raw_pages -= tag == RAW
         if not live:
             self.died(segment)
         elif live < self.fullness.floor[segment] and self.fullness.refile(segment, live):
