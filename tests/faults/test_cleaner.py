@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from random import Random
 
@@ -530,3 +531,23 @@ async def test_a_compaction_that_waits_for_another_one_can_be_interrupted() -> N
         await place.engine.cleaner.compact(CompactRequest(1.0001))
     assert scope.cancelled_caught and place.engine.cleaner.last is not None
     assert place.engine.cleaner.last.reason == "interrupted"
+
+
+async def test_a_compaction_that_waits_for_one_on_request_can_be_interrupted() -> None:
+    place = Place()
+    await place.on_tier(8, live_of_8=4)
+    reading, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        reading.set()
+        assert go_on.wait(20)
+
+    place.tier.before["read"] = hold
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(place.engine.cleaner.compact, CompactRequest(1.1))
+        await _until(reading.is_set)
+        with trio.move_on_after(0.05) as scope:
+            await place.engine.cleaner.compact(CompactRequest(1.0001))
+        assert scope.cancelled_caught
+        go_on.set()
+    assert place.engine.cleaner.last is not None and place.engine.cleaner.last.reason is None

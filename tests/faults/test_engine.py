@@ -564,3 +564,22 @@ async def test_a_shrink_that_is_interrupted_says_how_far_it_came(engine: Engine,
     assert (last.reason, last.written) == ("interrupted", 3 * SEGMENT_BYTES)
     assert engine.tmem.has_victims
     await verify(engine, 2048)
+
+
+async def test_a_shrink_that_waits_for_another_one_can_be_interrupted(engine: Engine, tier: FaultyTier) -> None:
+    await store(engine, 0, 2048)
+    writing, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        writing.set()
+        assert go_on.wait(20)
+
+    tier.before["write"] = hold
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(engine.shrinker.shrink, ALL)
+        await until(writing.is_set)
+        with trio.move_on_after(0.05) as scope:
+            await engine.shrinker.shrink(ALL)
+        assert scope.cancelled_caught and engine.shrinker.last is None
+        go_on.set()
+    assert engine.shrinker.last is not None and engine.shrinker.last.reason is None

@@ -77,6 +77,7 @@ class Cleaner:
         self._reader = reader
         self._breath = Breath(tmem)
         self._counting = threading.Lock()
+        self._one_request = trio.Lock()
         self._one_at_a_time = threading.Lock()
         self._in_ram = threading.Lock()
         self._into, self._from = tmem.arena.buffers() or (_buffer(), _buffer())
@@ -186,8 +187,9 @@ class Cleaner:
             self.last = await self._requested.run(partial(self._compact, request.factor, stop))
             return self.last
 
-        with self._breath.hurry():
-            return await finish(work, stop.stop)
+        async with self._one_request:
+            with self._breath.hurry():
+                return await finish(work, stop.stop)
 
     def _compact(self, factor: float, stop: Stop) -> CompactAnswer:
         ordinary_thread()

@@ -202,6 +202,7 @@ class Shrinker:
         self._room = room
         self._cleaner = cleaner
         self._lock = threading.Lock()
+        self._one_request = trio.Lock()
         self._discarding = threading.Lock()
         self._holes_at, self._holes_s = math.inf, HOLES_S
         self._kicked = self._framed = self._short = trio.Event()
@@ -291,7 +292,8 @@ class Shrinker:
             self.last = answer
             return answer
 
-        return await finish(work, lambda: tally.stop(INTERRUPTED))
+        async with self._one_request:  # its threads do one after the other: who waits for them can still be interrupted here
+            return await finish(work, lambda: tally.stop(INTERRUPTED))
 
     def look_again(self) -> None:
         """Limits have changed: see what there is to do."""
