@@ -551,3 +551,12 @@ async def test_a_compaction_that_waits_for_one_on_request_can_be_interrupted() -
         assert scope.cancelled_caught
         go_on.set()
     assert place.engine.cleaner.last is not None and place.engine.cleaner.last.reason is None
+
+
+async def test_a_compaction_is_not_held_up_by_holes_that_are_still_to_be_punched() -> None:
+    """Two cleanings leave no extent for a third one while what they have emptied counts."""
+    place = Place(extents=8)
+    await place.on_tier(6, live_of_8=3)
+    answer = await place.engine.cleaner.compact(CompactRequest(1.10))
+    assert answer.reason is None and answer.segments == 6
+    await place.verify()

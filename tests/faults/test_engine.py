@@ -281,7 +281,7 @@ async def test_holes_that_could_not_be_punched_are_punched_later(engine: Engine,
     tier.fail("discard")
     await finish(engine.pager.discard(0, 1024 * PAGE_BYTES))
     await engine.shrinker.shrink(ALL)
-    assert tier.inner.extents and engine.shrinker.counts.discard_errors
+    assert tier.inner.extents and engine.holes.counts.discard_errors
     tier.fail()
     await engine.shrinker.shrink(ALL)
     assert not tier.inner.extents
@@ -493,7 +493,7 @@ async def test_holes_that_can_never_be_punched_do_not_fill_the_backing(
         await store(engine, 0, 2048)
         assert (await engine.shrinker.shrink(ALL)).reason is None, round_
         await finish(engine.pager.discard(0, 8192 * PAGE_BYTES))
-    assert engine.shrinker.counts.discard_errors and services.state() == "running"
+    assert engine.holes.counts.discard_errors and services.state() == "running"
     assert len(tier.inner.extents) <= 20  # as many as lived at once, and those that died before and were not tried yet
     tier.fail()
     await engine.shrinker.shrink(ALL)
@@ -503,8 +503,9 @@ async def test_holes_that_can_never_be_punched_do_not_fill_the_backing(
 async def test_holes_that_fail_now_and_then_are_all_punched_in_the_end(
     engine: Engine, tier: FaultyTier, background: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shrinker_module, "HOLES_S", 0.01)
-    engine.shrinker._holes_s = 0.01
+    monkeypatch.setattr("tmemfs.engine.holes.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("tmemfs.engine.holes.LONGEST_PAUSE_S", 0.05)
+    engine.holes._pause_s = 0.01
     calls = iter(range(1 << 30))
 
     def fails_mostly() -> None:
@@ -517,7 +518,7 @@ async def test_holes_that_fail_now_and_then_are_all_punched_in_the_end(
         assert (await engine.shrinker.shrink(ALL)).reason is None
         await finish(engine.pager.discard(0, 8192 * PAGE_BYTES))
     await until(lambda: not tier.inner.extents)
-    assert engine.shrinker.counts.discard_errors and not statistics(engine.tmem).backing_current
+    assert engine.holes.counts.discard_errors and not statistics(engine.tmem).backing_current
 
 
 @pytest.mark.parametrize("found_out", ["at the start", "at the first hole"])
@@ -531,7 +532,7 @@ async def test_on_a_tier_that_cannot_discard_an_extent_is_free_at_once(found_out
         await finish(engine.pager.discard(0, 8192 * PAGE_BYTES))
     await engine.shrinker.shrink(ALL)
     assert statistics(engine.tmem).backing_current == engine.tmem.extents.dying_bytes == 0
-    assert (engine.shrinker.counts.discard_errors, engine.shrinker.counts.discarded) == (0, 0)
+    assert (engine.holes.counts.discard_errors, engine.holes.counts.discarded) == (0, 0)
     await store(engine, 0, 2048)
     await engine.shrinker.shrink(ALL)
     await verify(engine, 2048)
@@ -546,16 +547,36 @@ async def test_what_is_dead_but_not_punched_yet_does_not_make_the_backing_full(t
     assert (await engine.shrinker.shrink(ALL)).reason is None
 
 
-async def test_a_shrink_that_is_interrupted_says_how_far_it_came(engine: Engine, tier: FaultyTier) -> None:
+def noting(
+    tallies: list[shrinker_module._Tally], claim: Callable[[shrinker_module._Tally], bool]
+) -> Callable[[shrinker_module._Tally], bool]:
+    """`claim`, but that it notes whose it is."""
+
+    def noted(tally: shrinker_module._Tally) -> bool:
+        tallies.append(tally)
+        return claim(tally)
+
+    return noted
+
+
+async def test_a_shrink_that_is_interrupted_says_how_far_it_came(
+    engine: Engine, tier: FaultyTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await store(engine, 0, 2048)
     fill_reserve(engine)
-    token, calls = trio.lowlevel.current_trio_token(), iter(range(100))
+    token, calls, tallies = trio.lowlevel.current_trio_token(), iter(range(100)), list[shrinker_module._Tally]()
+    monkeypatch.setattr(shrinker_module._Tally, "claim", noting(tallies, shrinker_module._Tally.claim))
+
+    def stopped() -> bool:
+        return tallies[-1].reason is not None
+
     with trio.CancelScope() as scope:
 
         def interrupt() -> None:
             if next(calls) == 2:
                 trio.from_thread.run_sync(scope.cancel, trio_token=token)
-                trio.from_thread.run_sync(lambda: None, trio_token=token)
+                while not stopped():
+                    trio.from_thread.run_sync(lambda: None, trio_token=token)
 
         tier.before["write"] = interrupt
         await engine.shrinker.shrink(ALL)

@@ -50,7 +50,7 @@ async def test_a_device_is_not_full_while_nothing_lives_on_it(device: Path, can_
             assert (await engine.shrinker.shrink(ShrinkRequest.parse("all"))).reason is None
             engine.tmem.invalidate(0, _PAGES)
         await engine.shrinker.shrink(ShrinkRequest.parse("all"))
-        assert statistics(engine.tmem).backing_current == engine.shrinker.counts.discard_errors == 0
-        assert bool(engine.shrinker.counts.discarded) == can_discard
+        assert statistics(engine.tmem).backing_current == engine.holes.counts.discard_errors == 0
+        assert bool(engine.holes.counts.discarded) == can_discard
     finally:
         tier.close()

@@ -32,6 +32,7 @@ import trio
 
 from tmemfs.engine.breath import Breath
 from tmemfs.engine.compaction import CompactAnswer, CompactRequest
+from tmemfs.engine.holes import Holes
 from tmemfs.engine.reader import Reader
 from tmemfs.engine.stop import Stop, Stopped, finish
 from tmemfs.engine.worker import Worker
@@ -66,7 +67,7 @@ class CleanerCounts:
 class Cleaner:
     """Merges segments of `tmem` in RAM and on `tier`. `refused` says how many stores were refused so far."""
 
-    def __init__(self, tmem: Tmem, tier: Tier, reader: Reader) -> None:
+    def __init__(self, tmem: Tmem, tier: Tier, reader: Reader, holes: Holes) -> None:
         self.budget = Budget(DEFAULT_RATE)
         self.counts = CleanerCounts()
         self.last: CompactAnswer | None = None
@@ -75,6 +76,7 @@ class Cleaner:
         self._tmem = tmem
         self._tier = tier
         self._reader = reader
+        self._holes = holes
         self._breath = Breath(tmem)
         self._counting = threading.Lock()
         self._one_request = trio.Lock()
@@ -227,12 +229,20 @@ class Cleaner:
             if stop:
                 stop.check()
         try:
-            while plan := self._merges.plan_clean(least_gain_bytes):
+            while plan := self._plan_clean(least_gain_bytes):
                 if self._perform(plan, stop):
                     return True
         finally:
             self._one_at_a_time.release()
         return False
+
+    def _plan_clean(self, least_gain_bytes: int) -> Merge | None:
+        """The store's plan; made again without what is dead on the tier if that may have left no extent for it."""
+        plan = self._merges.plan_clean(least_gain_bytes)
+        if plan is None and self._tmem.extents.dying_bytes:
+            self._holes.punch()
+            plan = self._merges.plan_clean(least_gain_bytes)
+        return plan
 
     def _perform(self, plan: Merge, stop: Stop | None) -> bool:
         """Clean as planned, if anything is gained by that; whether it was. Raises TierError, Stopped."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tmemfs.engine.cleaner import Cleaner
+from tmemfs.engine.holes import Holes
 from tmemfs.engine.jobs import Job
 from tmemfs.engine.pager import Pager
 from tmemfs.engine.pool_size import PoolSize
@@ -29,6 +30,7 @@ class Engine:
 
     tmem: Tmem
     tier: Tier
+    holes: Holes
     room: Room
     pool_size: PoolSize
     reader: Reader
@@ -40,14 +42,12 @@ class Engine:
     @classmethod
     def over(cls, tmem: Tmem, tier: Tier, codec: Codec, make_pager: MakePager = Pager) -> Engine:
         """An engine with watermarks below the arena's limit. `make_pager` is for those who record what a pager is asked."""
-        room, reader = Room(), Reader(tmem, tier)
+        room, reader, holes = Room(), Reader(tmem, tier), Holes(tmem, tier)
         marks = Watermarks.below(tmem.arena.limit * SEGMENT_BYTES)
-        pager, cleaner = make_pager(tmem, reader, room, codec), Cleaner(tmem, tier, reader)
+        pager, cleaner = make_pager(tmem, reader, room, codec), Cleaner(tmem, tier, reader, holes)
         cleaner.refused = lambda: pager.refused
-        if not tier.can_discard:
-            tmem.upkeep.punch_none()
-        shrinker = Shrinker(tmem, tier, room, cleaner, marks)
-        return cls(tmem, tier, room, PoolSize(tmem), reader, pager, cleaner, shrinker, Recompressor(tmem))
+        shrinker = Shrinker(tmem, tier, holes, room, cleaner, marks)
+        return cls(tmem, tier, holes, room, PoolSize(tmem), reader, pager, cleaner, shrinker, Recompressor(tmem))
 
     @property
     def jobs(self) -> tuple[Job, ...]:

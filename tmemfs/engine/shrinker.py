@@ -6,9 +6,6 @@ gives memory back. (Two threads that both do both reached 0.7 of what fio writes
 other.) Both pairs of threads are workers, which exist before memory is short, and so does one more, which faults frames in: it
 alone waits for the system's memory. Stores take only frames that have theirs.
 
-A hole that cannot be punched leaves its extent to be written again, and is tried again later; on a tier that cannot discard none
-is tried.
-
 A write that fails leaves its segment in RAM. The shrinker says so (`Room.stuck`, control/state), refuses waiting stores and
 tries again every RETRY_S, until a write succeeds or nothing waits to be written.
 
@@ -32,6 +29,7 @@ from typing import Final
 import trio
 
 from tmemfs.engine.cleaner import Cleaner
+from tmemfs.engine.holes import Holes
 from tmemfs.engine.room import Room
 from tmemfs.engine.stop import DEADLINE_PASSED, INTERRUPTED, finish
 from tmemfs.engine.worker import Worker
@@ -48,9 +46,6 @@ log = logging.getLogger(__name__)
 
 #: While the tier is full or fails, one segment is tried again this often.
 RETRY_S: Final = 0.25
-#: Holes that could not be punched are tried again after so long at first, and after twice as long each time, up to the latter.
-HOLES_S: Final = 1.0
-LONGEST_HOLES_S: Final = 60.0
 #: How often a shrink that waits for a merge looks whether that has ended.
 _OTHERS_S: Final = 0.002
 #: If a frame could not be had from the system for so long, one is written back instead: while memory is short, 25 times what it
@@ -102,8 +97,6 @@ class ShrinkCounts:
     pages: int = 0
     written_bytes: int = 0
     write_errors: int = 0
-    discarded: int = 0
-    discard_errors: int = 0
     released_bytes: int = 0
     shrinks: int = 0
     shrinks_short: int = 0
@@ -187,7 +180,7 @@ class _Pair:
 class Shrinker:
     """Shrinks the pool of `tmem` onto `tier`, in the background by `marks`. `run` must be running in trio."""
 
-    def __init__(self, tmem: Tmem, tier: Tier, room: Room, cleaner: Cleaner, marks: Watermarks) -> None:
+    def __init__(self, tmem: Tmem, tier: Tier, holes: Holes, room: Room, cleaner: Cleaner, marks: Watermarks) -> None:
         self.counts = ShrinkCounts()
         self.last: ShrinkAnswer | None = None
         self.marks = marks
@@ -199,12 +192,11 @@ class Shrinker:
         self.moved: Callable[[], None] = lambda: None
         self._tmem = tmem
         self._tier = tier
+        self._holes = holes
         self._room = room
         self._cleaner = cleaner
         self._lock = threading.Lock()
         self._one_request = trio.Lock()
-        self._discarding = threading.Lock()
-        self._holes_at, self._holes_s = math.inf, HOLES_S
         self._kicked = self._framed = self._short = trio.Event()
         self._kick: Callable[[], None] = lambda: None
         self._kick_pending = self._wants_frame = False
@@ -241,7 +233,7 @@ class Shrinker:
             self._kicked = trio.Event()
             self._kick_pending = False
             self._short.set()  # a notice that came while another one was pending was for the reserve, too
-            if self._tmem.upkeep.is_due or self._tmem.arena.takes_cold or time.monotonic() >= self._holes_at:
+            if self._tmem.arena.has_releasing or self._tmem.arena.takes_cold or self._holes.is_due:
                 await self._background.write.run(self._tidy)
             self._cleaner.look()
             marks = self.marks.under(self.ceiling)
@@ -252,7 +244,7 @@ class Shrinker:
             if self._room.stuck:
                 await trio.sleep(RETRY_S)
             elif not shrinking:
-                with trio.move_on_at(trio.current_time() + max(self._holes_at - time.monotonic(), 0)):
+                with trio.move_on_after(self._holes.wait_s):
                     await self._kicked.wait()
 
     async def _gets_room(self) -> bool:
@@ -354,7 +346,7 @@ class Shrinker:
             if frames is None:
                 raise
             tally.done(0, 0, frames * SEGMENT_BYTES)
-            self._discard()
+            self._holes.punch()
         return True
 
     def _plan_write_back(self, tally: _Tally) -> WriteBack | Merge | None:
@@ -362,7 +354,7 @@ class Shrinker:
         try:
             return self._tmem.plan_write_back(tally.include_open)
         except BackingFull:
-            self._discard()
+            self._holes.punch()
             return self._tmem.plan_write_back(tally.include_open)
 
     def _await_others(self, tally: _Tally) -> bool:
@@ -418,7 +410,7 @@ class Shrinker:
     def _tidy(self, again: bool = False) -> None:
         """Release frames, punch holes (`again`: also those put off), and fill the reserve, if nobody else does; in a thread."""
         self._release()
-        self._discard(again)
+        self._holes.punch(again)
         if self._tmem.arena.takes_cold:
             self._fill_reserve()
 
@@ -437,36 +429,6 @@ class Shrinker:
                 self._notice()
             else:
                 self._room.signal()
-
-    def _discard(self, again: bool = False) -> None:
-        """Punch the holes that are due; a second thread waits for the first, whose extents it may need."""
-        upkeep = self._tmem.upkeep
-        with self._discarding:
-            if not self._tier.can_discard:
-                upkeep.punch_none()
-            elif again or time.monotonic() >= self._holes_at:
-                upkeep.punch_again()
-            while plan := upkeep.plan_discard():
-                try:
-                    self._tier.discard(plan.extents)
-                except TierError as error:
-                    upkeep.abort_discard(plan)
-                    self._put_holes_off(error)
-                    continue
-                upkeep.commit_discard(plan)
-                with self._lock:
-                    self.counts.discarded += len(plan.extents) * self._tier.can_discard
-            if not self._tmem.extents.has_stale:
-                self._holes_s, self._holes_at = HOLES_S, math.inf
-
-    def _put_holes_off(self, error: TierError) -> None:
-        """Holes could not be punched: those are tried again later, after twice as long each time, and it is told as often."""
-        with self._lock:
-            self.counts.discard_errors += 1
-        now = time.monotonic()
-        if not now < self._holes_at < math.inf:
-            log.warning("%s; tried again in %.0f s, and written over meanwhile", error, self._holes_s)
-            self._holes_at, self._holes_s = now + self._holes_s, min(2 * self._holes_s, LONGEST_HOLES_S)
 
     def _notice(self) -> None:
         """The store says that there may be work. Called under its lock, but for what is told from here, from any thread.

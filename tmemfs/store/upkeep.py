@@ -21,11 +21,6 @@ class Upkeep:
     def __init__(self, tmem: Tmem) -> None:
         self._tmem = tmem
 
-    @property
-    def is_due(self) -> bool:
-        """Whether memory is to be given back, or holes are to be punched. Without the lock: a hint."""
-        return self._tmem.arena.has_releasing or self._tmem.extents.has_dying
-
     def plan_release(self, most: int = 16) -> Release | None:
         """Up to `most` frames whose memory can go back to the system."""
         with self._tmem.lock:

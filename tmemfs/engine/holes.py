@@ -1,0 +1,91 @@
+"""Holes: gives the space of extents back that hold nothing any more.
+
+A hole that cannot be punched leaves its extent to be written over, and is tried again later; on a tier that cannot discard none is
+tried.
+
+Thread-safety: `punch` from any thread, which may wait for another one that punches; the rest from any thread.
+
+Invariant: 1. Every plan taken from the store is committed or aborted, whatever the tier answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from tmemfs.errors import TierError
+from tmemfs.store.tmem import Tmem
+from tmemfs.tiers.tier import Tier
+
+log = logging.getLogger(__name__)
+
+#: Holes that could not be punched are tried again after so long at first, and after twice as long each time, up to the latter.
+FIRST_PAUSE_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 60.0
+
+
+@dataclass(slots=True)
+class HoleCounts:
+    """Extents whose holes were punched, and times that failed, since the start."""
+
+    discarded: int = 0
+    discard_errors: int = 0
+
+
+class Holes:
+    """Punches the holes of `tmem`'s extents into `tier`."""
+
+    def __init__(self, tmem: Tmem, tier: Tier) -> None:
+        self._tmem = tmem
+        self._tier = tier
+        # guarded by the lock, but looked at without it
+        self._lock = threading.Lock()
+        self.counts = HoleCounts()
+        self._pause_s = FIRST_PAUSE_S
+        self._again_at = math.inf
+        if not tier.can_discard:
+            tmem.upkeep.punch_none()
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until those that could not be punched are to be tried again."""
+        return max(self._again_at - time.monotonic(), 0.0)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is something to punch. Without the lock: a hint."""
+        return self._tmem.extents.has_dying or not self.wait_s
+
+    def punch(self, again: bool = False) -> None:
+        """Punch what is due, `again` also those put off; a second thread waits for the first, whose extents it may need."""
+        upkeep = self._tmem.upkeep
+        with self._lock:
+            if not self._tier.can_discard:
+                upkeep.punch_none()
+            elif again or not self.wait_s:
+                upkeep.punch_again()
+            while plan := upkeep.plan_discard():
+                try:
+                    self._tier.discard(plan.extents)
+                except BaseException as error:
+                    upkeep.abort_discard(plan)
+                    if not isinstance(error, TierError):
+                        raise
+                    self._put_off(error)
+                    continue
+                upkeep.commit_discard(plan)
+                self.counts.discarded += len(plan.extents) * self._tier.can_discard
+            if not self._tmem.extents.has_stale:
+                self._pause_s, self._again_at = FIRST_PAUSE_S, math.inf
+
+    def _put_off(self, error: TierError) -> None:
+        """Holes could not be punched: those are tried again later, after twice as long each time, and it is told as often."""
+        self.counts.discard_errors += 1
+        if not self.wait_s or math.isinf(self._again_at):
+            log.warning("%s; tried again in %.0f s, and written over meanwhile", error, self._pause_s)
+            self._again_at = time.monotonic() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
