@@ -112,8 +112,15 @@ class Place:
         with suppress(Exception), closing(KernelSettings()) as settings:  # of a daemon that was killed
             settings.restore_leftovers()
         if ended is not None:
-            select.select([ended], [], [], 10)
+            readable(ended)
             os.close(ended)
+
+
+def readable(fd: int, seconds: float = 10) -> bool:
+    """Wait until `fd` can be read. Not by select(2): in a long test run a descriptor may be above 1024."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 @contextmanager

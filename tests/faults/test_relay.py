@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import select
 import socket
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.mounted import readable
 from tests.parts import FaultyTier, new_tmem, page_of
 from tmemfs.engine.engine import Engine
 from tmemfs.fuse import relay as relay_module
@@ -30,13 +30,6 @@ IN_RAM = range(1000, 1100)
 _READ = Struct("<IIQQ16xQQI20x")  # header, fh, offset, size and the rest
 _OTHER = Struct("<IIQQI12x24x")  # header with the user, and a body
 STATFS = 17
-
-
-def readable(fd: int) -> bool:
-    """Wait until there is something to read. (Not by select(2): a descriptor of a long test run may be above 1024.)"""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(10_000))
 
 
 class Kernel:

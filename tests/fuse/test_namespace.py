@@ -7,7 +7,6 @@ import errno
 import fcntl
 import mmap
 import os
-import select
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from typing import Final
 
 import pytest
 
-from tests.mounted import Place, directory_for_all, mounted, wait_until
+from tests.mounted import Place, directory_for_all, mounted, readable, wait_until
 from tests.parts import page_of
 from tmemfs.control import Control
 from tmemfs.engine.services import Services
@@ -194,7 +193,7 @@ HARMLESS: Final[dict[str, Act]] = {
         os.O_RDWR, lambda fd: os.pwrite(fd, os.pread(fd, PAGE_BYTES, PAGE_BYTES), PAGE_BYTES)
     ),
     "seek to data": by_fd(os.O_RDONLY, lambda fd: os.lseek(fd, 0, os.SEEK_DATA)),
-    "poll": by_fd(os.O_RDONLY, lambda fd: select.select([fd], [fd], [], 10)),
+    "poll": by_fd(os.O_RDONLY, readable),
     "lock": by_fd(os.O_RDWR, lambda fd: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)),
     "map private": by_fd(os.O_RDONLY, lambda fd: mmap.mmap(fd, PAGE_BYTES, mmap.MAP_PRIVATE, mmap.PROT_READ)[:10]),
     "read by a link in /proc": lambda p: by_fd(os.O_RDONLY, lambda fd: Path(f"/proc/self/fd/{fd}").open("rb").close())(p),
