@@ -82,10 +82,7 @@ def test_ups_at_once_turn_one_swap_on(tmp_path: Path) -> None:
         assert len(swapdev.loop_devices_of(place.image)) == 1 == len(swaps_of(place))
 
 
-COMMANDS: Final = (
-    *("up", "down", "mount", "umount") * 2,
-    *("shrink", "stat"),
-)
+COMMANDS: Final = ("up", "up", "up", "down", "down", "mount", "mount", "umount", "shrink", "stat")
 
 
 def test_whatever_is_run_in_parallel_one_image_is_in_use_once(tmp_path: Path) -> None:
@@ -104,7 +101,9 @@ def test_whatever_is_run_in_parallel_one_image_is_in_use_once(tmp_path: Path) ->
             chosen = chance.choices(COMMANDS, k=chance.randint(2, 5))
             answers = [(name, *ended(process)) for name, process in [(name, started(*arguments[name])) for name in chosen]]
             for name, code, said in answers:
-                assert code in (0, 1, 2), (round_number, name, said)
+                # one waits for the other, so no step of theirs ever fails, and nothing stands in the way of up and down
+                assert code == 0 or name not in ("up", "down"), (round_number, name, said)
+                assert code in (0, 1, 2) and "failed (" not in said, (round_number, name, said)
                 done[f"{name} {code}"] = done.get(f"{name} {code}", 0) + 1
             consistent(place, (round_number, answers))
         print(f"seed {SEED}, {ROUNDS} rounds:", dict(sorted(done.items())))
