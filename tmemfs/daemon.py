@@ -27,13 +27,13 @@ import trio
 
 from tmemfs.control import Control
 from tmemfs.engine.engine import Engine, MakePager
-from tmemfs.engine.jobs import Job, Jobs
+from tmemfs.engine.jobs import Job, Jobs, first_error
 from tmemfs.engine.pager import Pager
 from tmemfs.engine.pressure import Pressure
 from tmemfs.engine.services import Limits, Services, parse_pool_max
 from tmemfs.engine.tuning import Tuning, parse_tuning
 from tmemfs.engine.worker import Worker
-from tmemfs.errors import BadValue, Busy, Refused, TmemfsError
+from tmemfs.errors import NO_THREADS, BadValue, Busy, Refused, TmemfsError
 from tmemfs.fuse.interrupts import Interrupts
 from tmemfs.fuse.mount import FUSE_DEVICE, mount_fuse
 from tmemfs.fuse.namespace import SWAP, Namespace
@@ -227,10 +227,10 @@ class _Server:
         device = mount_fuse(self._mountpoint)
         try:
             relay = self._relay = Relay(device, self._services.engine.pager, SWAP, self._interrupts)
-            self._note_lock(memory.lock_region(relay.buffers.map, relay.buffers.size_bytes))
-            self._services.request_counts = relay.statistics
-            pyfuse3.init(self._namespace, f"/dev/fd/{relay.namespace_fd}", _fuse_options())
             try:
+                self._note_lock(memory.lock_region(relay.buffers.map, relay.buffers.size_bytes))
+                self._services.request_counts = relay.statistics
+                pyfuse3.init(self._namespace, f"/dev/fd/{relay.namespace_fd}", _fuse_options())
                 self._serve()
             finally:
                 self._unmount_at_last()
@@ -238,6 +238,7 @@ class _Server:
                 relay.join()
                 relay.close()
         finally:
+            self._unmount_at_last()  # where not even the relay could be made
             os.close(device)
 
     def _note_lock(self, outcome: memory.Outcome) -> None:
@@ -246,9 +247,9 @@ class _Server:
 
     def _serve(self) -> None:
         """Serve until pyfuse3 or the relay is told of the unmount."""
-        self._note_lock(memory.lock_future())  # before the first thread starts
-        self._services.engine.pager.warm(REQUESTS_UNDER_WAY, REQUEST_PAGES)
         try:
+            self._note_lock(memory.lock_future())  # before the first thread starts
+            self._services.engine.pager.warm(REQUESTS_UNDER_WAY, REQUEST_PAGES)
             with log_in_background(self._options.log) as written:
                 self._start_threads()
                 self._run_event_loop(written)
@@ -267,7 +268,7 @@ class _Server:
             else:
                 self._namespace.start()
         except RuntimeError as error:
-            raise Refused(f"not enough threads can be created ({error}): raise pids.max or RLIMIT_NPROC") from error
+            raise Refused(NO_THREADS.format(error)) from error
 
     def _run_event_loop(self, written: Log) -> None:
         """Run trio until the file system is unmounted."""
@@ -276,7 +277,7 @@ class _Server:
                 trio.run(self._main, written)
             except BaseException as error:
                 if not self._is_ready:
-                    raise
+                    raise first_error(error) from None
                 log.critical("bug in tmemfs, please report it: the event loop failed and is started again", exc_info=error)
                 time.sleep(_EVENT_LOOP_PAUSE_S)
 
@@ -317,11 +318,17 @@ class _Server:
 
     async def _announce(self) -> None:
         """Say that the mount is there, once it answers."""
-        await self._worker.run(partial(os.stat, self._mountpoint / "control"))
+        try:
+            await self._worker.run(partial(os.stat, self._mountpoint / "control"))
+        except OSError as error:
+            raise Refused(f"{self._mountpoint} does not answer ({error.strerror}): was it unmounted meanwhile?") from error
+        self._is_ready = True  # from here on somebody may use the image, whether or not the caller learns of it
         log.info("serving %s", self._mountpoint)
         notify("READY=1")
-        self._ready()
-        self._is_ready = True
+        try:
+            self._ready()
+        except OSError as error:
+            log.warning("nobody waits for the mount any more (%s): 'tmemfs umount %s' ends it", error.strerror, self._mountpoint)
 
     async def _obey_signals(self, written: Log) -> None:
         while True:
@@ -353,9 +360,13 @@ class _Server:
         log.info("%s: stopping", name)
 
     def _unmount_at_last(self) -> None:
-        """After a failure the mount must not be left behind, dead."""
-        with suppress(OSError):
-            unmount(self._mountpoint, lazy=True)
+        """After a failure the mount must not be left behind, dead.
+
+        Where it was unmounted already, what is mounted there by now is not ours.
+        """
+        if not self._is_unmounted:
+            with suppress(OSError):
+                unmount(self._mountpoint, lazy=True)
 
     def _space(self) -> tuple[int, int]:
         size = self._services.engine.pager.swap_bytes

@@ -14,6 +14,11 @@ TmemfsError
 
 from __future__ import annotations
 
+from typing import Final
+
+#: Says why a thread could not be started: with that error.
+NO_THREADS: Final = "not enough threads can be created ({}): raise pids.max or RLIMIT_NPROC"
+
 
 class TmemfsError(Exception):
     """Something a user can act on; the message names the next step."""

@@ -100,9 +100,15 @@ class Jobs:
             health.why += " (and could not be logged)"
 
 
-def _why(error: BaseException) -> str:
-    """One line, of the first error where a nursery has collected several."""
+def first_error(error: BaseException) -> BaseException:
+    """`error`, or the first one where a nursery has collected several."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    return error
+
+
+def _why(error: BaseException) -> str:
+    """One line."""
+    error = first_error(error)
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

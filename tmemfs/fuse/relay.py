@@ -115,9 +115,10 @@ class Relay:
         await trio.lowlevel.wait_readable(self._ended)
 
     def join(self, timeout_s: float = 5.0) -> None:
-        """Wait for the threads, which end when the file system is unmounted."""
+        """Wait for the threads that could be started; they end when the file system is unmounted."""
         for thread in self._threads:
-            thread.join(timeout_s)
+            if thread.ident is not None:
+                thread.join(timeout_s)
 
     def close(self) -> None:
         """Let go of what was opened; pyfuse3 has ended and closed its end of the socket by then."""

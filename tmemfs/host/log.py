@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from tmemfs.errors import NO_THREADS, Refused
 from tmemfs.host.memory import prepare_thread
 
 #: Messages that wait to be written, at most; further ones are counted and not kept.
@@ -71,12 +72,15 @@ class _Queued(logging.Handler):
 def log_in_background(path: Path | None = None) -> Iterator[Log]:
     """What is logged meanwhile goes to the root logger's handlers in a thread of its own, which is waited for at the end.
 
-    `path` is the file behind standard output and standard error, if there is one.
+    `path` is the file behind standard output and standard error, if there is one. Raises Refused where there can be no thread.
     """
     root, messages = logging.getLogger(), _Messages()
     handlers = root.handlers
     writer = threading.Thread(target=_write, args=(messages, handlers), name="log", daemon=True)
-    writer.start()
+    try:
+        writer.start()
+    except RuntimeError as error:
+        raise Refused(NO_THREADS.format(error)) from error
     root.handlers = [_Queued(messages)]
     try:
         yield Log(messages, path)
