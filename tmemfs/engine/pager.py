@@ -24,7 +24,7 @@ from typing import Final, Literal, NamedTuple
 
 from tmemfs.engine.reader import Reader
 from tmemfs.engine.room import Room
-from tmemfs.errors import NoRoom, TierError
+from tmemfs.errors import NoRoom
 from tmemfs.store.codec import Codec, Packed, decode, encode
 from tmemfs.store.hot import encode_pages
 from tmemfs.store.plans import ReadPlan
@@ -126,7 +126,7 @@ class Pager:
         try:
             while steps and not self._waiting and self._apply(steps[0]):
                 del steps[0]
-        except TierError:
+        except Exception:
             self._give_up(steps)
             raise
         if not steps:
@@ -209,7 +209,7 @@ class Pager:
         try:
             for step in steps:
                 self._room.wait_until(partial(self._apply, step, may_block=True))
-        except (NoRoom, TierError) as error:
+        except Exception as error:
             with self._lock:
                 self.refused += isinstance(error, NoRoom)
             self._give_up(steps)

@@ -68,7 +68,7 @@ class Limits:
                 answer = await self._shrinker.shrink(ShrinkRequest(over))
                 if self._tmem.pool_bytes > limit and not answer.written:
                     raise Busy(f"the pool cannot shrink to {text} now ({answer.reason}): pool.max stays {self._size.max_bytes}")
-        except BaseException:  # it may be interrupted, too
+        except BaseException:  # also interrupted or cancelled: pyfuse3 or the event loop has failed
             self._size.give_up()
             raise
         self._apply(limit)

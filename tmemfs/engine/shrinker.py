@@ -161,6 +161,7 @@ class _Tally:
 
 
 _EMPTY: Final = "the pool holds no more pages"
+_NOT_RUNNING: Final = "the shrinker is not running"
 
 
 def _kick(token: trio.lowlevel.TrioToken, wake: Callable[[], None]) -> None:
@@ -215,6 +216,7 @@ class Shrinker:
         token = trio.lowlevel.current_trio_token()
         self._kick = partial(_kick, token, self._wake)
         self._tmem.arena.takes_cold = False
+        self._room.set_stuck(None)  # what the last run found is not known any more
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._fill_reserve_on)
@@ -222,6 +224,7 @@ class Shrinker:
         finally:
             self._kick = lambda: None
             self._tmem.arena.takes_cold = True
+            self._room.set_stuck(_NOT_RUNNING)  # else a store waits for ever, and what waits for that store does not end either
 
     def failed(self, why: str) -> None:
         """`run` has failed, and will be started again: until it makes room, stores are refused rather than left waiting."""
@@ -403,6 +406,9 @@ class Shrinker:
                 self._tmem.upkeep.abort_release(plan)
                 log.error("memory could not be given back: %s", error)
                 return
+            except BaseException:
+                self._tmem.upkeep.abort_release(plan)
+                raise
             self._tmem.upkeep.commit_release(plan)
             with self._lock:
                 self.counts.released_bytes += len(plan.frames) * SEGMENT_BYTES
@@ -423,6 +429,9 @@ class Shrinker:
                 self._tmem.upkeep.commit_populate(plan, ok=False)
                 log.warning("no memory for the reserve: %s", error)
                 return
+            except BaseException:
+                self._tmem.upkeep.commit_populate(plan, ok=False)
+                raise
             self._tmem.upkeep.commit_populate(plan)
             # the background has to look again if somebody waits for the frame, or if the frame takes the pool above its watermark
             if self._wants_frame or self._tmem.pool_bytes > self.marks.under(self.ceiling).high:
