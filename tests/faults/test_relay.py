@@ -218,3 +218,74 @@ def test_a_release_is_answered_before_pyfuse3_sees_it(kernel: Kernel, opcode: in
         kernel.ask_namespace(opcode, number, user=0)
         assert wire.REPLY.unpack(kernel.end.recv(PAGE_BYTES)) == (wire.REPLY_BYTES, 0, number)
     assert [kernel.forwarded() for _ in range(100)] == list(range(100))
+
+
+def test_a_request_is_answered_also_where_no_error_could_be_composed_at_first(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = fail_once(monkeypatch, wire, "error_reply", MemoryError())
+    kernel.tier.fail("read")
+    kernel.ask(7)
+    assert wire.REPLY.unpack(kernel.end.recv(100)) == (wire.REPLY_BYTES, -errno.EIO, 7)
+    kernel.tier.fail()
+    for slot in (1001, 8):
+        kernel.ask(slot)
+        assert kernel.answer() == slot
+    assert failed.is_set() and not kernel.relay.is_over
+
+
+@pytest.mark.parametrize("name", ["load_page", "read_page"])
+def test_an_error_on_the_page_path_costs_its_request_alone(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Errors of the pager and of what answers for it, at the same time."""
+    kernel.hang()
+    kernel.ask(1, 1001)  # another thread becomes the leader, which takes the pager's functions again
+    fail_once(monkeypatch, kernel.relay._pager, name, MemoryError())
+    fail_once(monkeypatch, wire, "error_reply", MemoryError())
+    kernel.hung.release()
+    assert sorted((kernel.answer(), kernel.answer())) == [1, 1001]
+    kernel.tier.fail()
+    kernel.ask(2, 3, 1002)
+    replies = [wire.REPLY.unpack_from(kernel.end.recv(2 * PAGE_BYTES)) for _ in range(3)]
+    assert sorted(unique for _, _, unique in replies) == [2, 3, 1002] and not kernel.relay.is_over
+
+
+class NoPoll:
+    """A poll that fails."""
+
+    def poll(self, timeout_ms: int) -> list[tuple[int, int]]:
+        raise MemoryError
+
+
+def test_a_leader_that_cannot_learn_whether_requests_wait_goes_on(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel.relay, "_asked", NoPoll())
+    for slot in (1, 1001, 2, 1002):
+        kernel.ask(slot)
+        assert kernel.answer() == slot
+
+
+def test_an_error_of_the_socket_does_not_end_the_thread_for_replies(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would take pyfuse3's replies any more: at last it would wait in one, with the interpreter's lock."""
+    failed = fail_once(monkeypatch, socket.socket, "recv_into", OSError(errno.ENOMEM, "injected"))
+    namespace = socket.socket(fileno=os.dup(kernel.relay.namespace_fd))
+    with namespace:
+        for _ in range(3):  # the first one is taken by a call that has begun already
+            namespace.send(wire.empty_reply(0))
+            assert wire.REPLY.unpack(kernel.end.recv(100)) == (wire.REPLY_BYTES, 0, 0)
+    assert failed.is_set()
+
+
+def test_a_thread_that_could_not_be_prepared_serves_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [3]
+
+    def prepare() -> None:
+        if left[0]:
+            left[0] -= 1
+            raise MemoryError
+
+    monkeypatch.setattr(relay_module, "_GONE", relay_module._GONE | {errno.ECONNRESET})
+    monkeypatch.setattr(relay_module, "prepare_thread", prepare)
+    kernel = Kernel(FaultyTier())
+    kernel.ask(1001)
+    assert kernel.answer() == 1001
+    assert all(thread.is_alive() for thread in kernel.relay._threads)
+    kernel.close()

@@ -101,3 +101,21 @@ async def test_run_returns_when_all_jobs_have() -> None:
         await trio.lowlevel.checkpoint()
 
     await Jobs().run((Job("short", return_at_once),))
+
+
+class Unprintable(Exception):
+    """An error that cannot be described."""
+
+    def __str__(self) -> str:
+        raise ValueError("injected")
+
+
+async def test_an_error_that_cannot_be_described_does_not_end_the_supervision(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    failing, jobs = Failing(Unprintable(), times=2), Jobs()
+    nursery.start_soon(jobs.run, (Job("tested", failing.run),))
+    await trio.sleep(1)
+    assert len(failing.started) == 3
+    assert jobs.degraded() == ["job tested failed 2 times: Unprintable"]
+    nursery.cancel_scope.cancel()

@@ -75,3 +75,15 @@ def test_signals_between_two_event_loops_are_kept() -> None:
     """)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["ready", "ready", "SIGHUP", "SIGTERM"]
+
+
+def test_a_flood_of_one_signal_hides_no_other() -> None:
+    program = PROGRAM.split("trio.run")[0] + textwrap.dedent("""
+        import os, signal
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            os.kill(os.getpid(), signal.SIGHUP)
+        trio.run(report, 2)
+    """)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["ready", "SIGTERM", "SIGHUP"]

@@ -100,3 +100,12 @@ async def _until_ended(name: str) -> None:
 
 def _threads() -> list[str]:
     return [thread.name for thread in threading.enumerate()]
+
+
+def test_a_thread_that_could_not_be_prepared_takes_calls_all_the_same(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(worker_module, "prepare_thread", fail)
+    worker.start()
+    assert trio.run(worker.run, lambda: 9) == 9

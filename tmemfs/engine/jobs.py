@@ -110,5 +110,8 @@ def first_error(error: BaseException) -> BaseException:
 def _why(error: BaseException) -> str:
     """One line."""
     error = first_error(error)
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -97,6 +97,7 @@ def _end(calls: _Calls, threads: int) -> None:
 
 
 def _work(calls: _Calls) -> None:
-    prepare_thread()
+    with suppress(Exception):  # a thread that could not be prepared takes calls all the same: nobody else does
+        prepare_thread()
     while call := calls.get():
         call.do()

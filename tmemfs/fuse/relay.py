@@ -21,8 +21,8 @@ Invariants:
    takes memory of the kernel's.
 3. The request buffers are the leader's alone; work that may block borrows nothing of them.
 4. No exception ends one of its threads: a request whose handling failed is answered with an error, and the next one is read. Only
-an
-   unmounted or aborted connection ends them.
+   an unmounted or aborted connection ends them. What `Turns.work` calls must not raise: after an error nobody knows whose lead it
+   is.
 """
 
 from __future__ import annotations
@@ -63,6 +63,10 @@ _PAGES: Final = frozenset((wire.READ, wire.WRITE, wire.FALLOCATE))
 _TRY_AGAIN: Final = frozenset((errno.EINTR, errno.EAGAIN, errno.ENOENT))
 #: After a failure that does not concern one request, so that one that lasts does not take a core.
 _PAUSE_S: Final = 0.01
+#: To answer with an error.
+_TRIES: Final = 100
+#: One end of the socket pair is closed.
+_CLOSED: Final = frozenset((errno.EBADF, errno.ENOTCONN, errno.ECONNRESET))
 #: Requests that want no reply, or were given one before pyfuse3 has them.
 _NO_REPLY: Final = wire.RELEASES | {wire.FORGET, wire.BATCH_FORGET}
 #: sockopts that go past the limit of net.core.{w,r}mem_max, for root.
@@ -89,7 +93,7 @@ class Relay:
         self.buffers = Region("requests", _DATA_AT + wire.REQUEST_BYTES + PAGE_BYTES)
         self._asked = select.poll()
         self._asked.register(device_fd, select.POLLIN)
-        self._turns: Turns[Work] = Turns(READERS + 1, self._finish, lambda: bool(self._asked.poll(0)))
+        self._turns: Turns[Work] = Turns(READERS + 1, self._finish, self._is_asked)
         self._stores: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._forwards = Forwards(lambda: self.requests)
         self._ended = os.eventfd(0, os.EFD_CLOEXEC)
@@ -143,14 +147,25 @@ class Relay:
 
     def _take_turns(self) -> None:
         """The page path, until the file system is unmounted."""
-        prepare_thread()
-        self._pager.warm_thread()
+        self._prepare_for_pages()
         self._turns.take(self._lead)
 
     def _watch_turns(self) -> None:
         """See that nobody keeps the lead for long."""
-        prepare_thread()
+        self._guard(prepare_thread)
         self._turns.watch()
+
+    def _prepare_for_pages(self) -> None:
+        """Have the calling thread touch what it will touch; one that could not serves all the same."""
+        self._guard(prepare_thread)
+        self._guard(self._pager.warm_thread)
+
+    def _is_asked(self) -> bool:
+        """Whether requests wait; without an answer, no."""
+        try:
+            return bool(self._asked.poll(0))
+        except Exception:
+            return False
 
     def _lead(self) -> bool:
         """Serve requests; whether it is over: the file system is unmounted."""
@@ -177,6 +192,7 @@ class Relay:
         page_at, page_mask = wire.REPLY_BYTES, PAGE_BYTES - 1
         page_reply_bytes = len(reply)
         read_opcode, swap_bytes = wire.READ, self._pager.swap_bytes
+        unique = 0
         while True:
             try:
                 count = readv(device, into)
@@ -188,11 +204,11 @@ class Relay:
                 self._log_bug(error)
                 time.sleep(_PAUSE_S)
                 continue
-            _, opcode, unique, node, offset, size = unpack(head)
-            if node != inode:
-                self._forward(head, data, count, opcode)
-                continue
             try:
+                _, opcode, unique, node, offset, size = unpack(head)
+                if node != inode:
+                    self._forward(head, data, count, opcode)
+                    continue
                 if opcode == read_opcode and size == PAGE_BYTES and not offset & page_mask and offset < swap_bytes:
                     self.requests += 1
                     page = load_page(offset >> 12)
@@ -270,7 +286,7 @@ class Relay:
 
     def _send_forwards(self) -> None:
         """Send pyfuse3 its requests, until told to end."""
-        prepare_thread()
+        self._guard(prepare_thread)
         is_over = False
         while not is_over:
             try:
@@ -300,7 +316,7 @@ class Relay:
             self._interrupts.ended(unique)
             self._reply(wire.error_reply(unique, errno.ENOTCONN))
 
-    def _guard(self, step: Callable[[], None]) -> None:
+    def _guard(self, step: Callable[[], object]) -> None:
         """Do one step of a thread; what it raises is a bug, and ends the step alone."""
         try:
             step()
@@ -310,13 +326,12 @@ class Relay:
 
     def _store(self) -> None:
         """Finish deferred stores, until told to end."""
-        prepare_thread()
-        self._pager.warm_thread()
+        self._prepare_for_pages()
         while work := self._stores.get():
             self._finish(work)
 
     def _finish(self, work: Work) -> None:
-        """Do what was deferred, and answer."""
+        """Do what was deferred, and answer; never raises."""
         unique, deferred, size = work
         try:
             self._answer(unique, deferred.run(), size)
@@ -325,13 +340,18 @@ class Relay:
 
     def _return_replies(self) -> None:
         """Copy pyfuse3's replies to the device, with our limits in the first, which answers INIT."""
-        prepare_thread()
+        self._guard(prepare_thread)
         buffer = bytearray(wire.REQUEST_BYTES + PAGE_BYTES)
         while True:
             try:
                 count = self._ours.recv_into(buffer)
-            except OSError:
-                return
+            except OSError as error:
+                if error.errno in _CLOSED:
+                    return
+                # without this thread pyfuse3 would wait in a reply at last, with the interpreter's lock
+                self._log_bug(error)
+                time.sleep(_PAUSE_S)
+                continue
             if not count:
                 return
             self._guard(lambda count=count: self._return_reply(buffer[:count]))  # type: ignore[misc]
@@ -360,10 +380,16 @@ class Relay:
             log.error("bug in tmemfs, please report it: a reply was not taken: %s", error)
 
     def _fail(self, unique: int, error: Exception) -> None:
-        """Answer with an error; what is not one of ours is a bug."""
+        """Answer with an error; what is not one of ours is a bug. Never raises."""
         if not isinstance(error, TmemfsError):
             self._log_bug(error)
-        self._reply(wire.error_reply(unique, errno.ENOSPC if isinstance(error, NoRoom) else errno.EIO))
+        for _ in range(_TRIES):  # who asked waits for ever without an answer, which takes a little memory
+            try:
+                self._reply(wire.error_reply(unique, errno.ENOSPC if isinstance(error, NoRoom) else errno.EIO))
+                return
+            except Exception as another:
+                self._log_bug(another)
+                time.sleep(_PAUSE_S)
 
     def _log_bug(self, error: Exception) -> None:
         """Log a bug, once for each place; whatever becomes of that, the thread goes on."""

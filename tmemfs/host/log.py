@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -91,7 +91,8 @@ def log_in_background(path: Path | None = None) -> Iterator[Log]:
 
 
 def _write(messages: _Messages, handlers: list[logging.Handler]) -> None:
-    prepare_thread()
+    with suppress(Exception):
+        prepare_thread()
     while record := messages.get():
         try:
             if isinstance(record, Path):

@@ -26,15 +26,13 @@ STOP: Final = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
 REOPEN_LOG: Final = signal.SIGHUP
 #: What the kernel ignores by default, or lets nobody ignore.
 _LEFT_ALONE: Final = frozenset((signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH))
-#: A flood of signals is remembered up to here; further ones say nothing new.
-_MOST_WAITING: Final = 64
 
 
 class SignalInbox:
-    """Signals that have arrived and were not obeyed yet."""
+    """Signals that have arrived and were not obeyed yet, each once: a flood of one says nothing new, and hides no other."""
 
     def __init__(self) -> None:
-        self._arrived: deque[int] = deque(maxlen=_MOST_WAITING)
+        self._arrived: deque[int] = deque()
         self._wake: Callable[[], object] = lambda: None
 
     def install(self) -> None:
@@ -55,6 +53,7 @@ class SignalInbox:
             await arrived.wait()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._arrived.append(number)
+        if number not in self._arrived:
+            self._arrived.append(number)
         with suppress(trio.RunFinishedError):  # nobody obeys between two runs of the event loop; it is kept for the next
             self._wake()
