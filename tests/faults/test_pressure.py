@@ -20,7 +20,7 @@ from tmemfs.engine.pressure import Pressure, default_settings, parse_mode
 from tmemfs.engine.shrinker import FRAME_S, SHORT_FRAME_S
 from tmemfs.engine.standstill import LONGEST_S, PAUSE_S, SHARES, STILL_S
 from tmemfs.errors import BadValue, OutOfRange
-from tmemfs.host.signals import Memory
+from tmemfs.host.signals import Memory, SignalsLost
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.pressure import Settings
 from tmemfs.units import MIB, PAGE_BYTES, SEGMENT_BYTES
@@ -480,3 +480,44 @@ async def _until(condition: Callable[[], object]) -> None:
     with trio.fail_after(10):
         while not condition():
             await trio.sleep(0.005)
+
+
+class LostSignals(FixedSignals):
+    """Signals whose cgroup was removed."""
+
+    is_open = True
+
+    def memory(self) -> Memory:
+        """As the kernel says it."""
+        raise SignalsLost("No such device")
+
+    def close(self) -> None:
+        """Noted."""
+        self.is_open = False
+
+
+async def test_signals_that_are_lost_are_opened_again(place: Place, nursery: trio.Nursery) -> None:
+    place.start(nursery)
+    await _until(lambda: place.pressure.counts.looks)
+    lost, looks = LostSignals(), place.pressure.counts.looks
+    place.pressure.signals = lost
+    place.pressure.look_again()
+    await _until(lambda: place.pressure.signals is place.signals and place.pressure.counts.looks > looks)
+    assert not lost.is_open
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.timeout(20)
+async def test_signals_that_are_lost_at_once_are_left_to_the_supervisor(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened again and again without a pause, they would keep the event loop from everything else."""
+    opened: list[LostSignals] = []
+
+    def open_lost() -> LostSignals:
+        opened.append(LostSignals())
+        return opened[-1]
+
+    monkeypatch.setattr(place.pressure, "_open_signals", open_lost)
+    place.pressure.signals = LostSignals()
+    with pytest.raises((SignalsLost, ExceptionGroup)):
+        await place.pressure.run()
+    assert len(opened) == 2

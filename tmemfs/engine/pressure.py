@@ -178,6 +178,7 @@ class Pressure:
 
     async def run(self) -> None:
         """Watch and steer until cancelled."""
+        reopened_at: int | None = None
         try:
             while True:
                 async with trio.open_nursery() as nursery:
@@ -188,6 +189,9 @@ class Pressure:
                     await self._look_until_lost()
                     nursery.cancel_scope.cancel()
                 self._reopen_signals()
+                if reopened_at == self.counts.looks:  # what was opened before was of no use: the supervisor pauses between tries
+                    raise SignalsLost("signals of pressure are lost as soon as they are opened")
+                reopened_at = self.counts.looks
         finally:
             self._take_priority()
             self.standstill.end()

@@ -63,10 +63,15 @@ class CgroupLimit:
         self.directory = directory
         self.is_v1 = is_v1
         self.name = f"limit of cgroup {'v1' if is_v1 else 'v2'} {proctext.shown(directory.name)}"
-        self._limits = [self._open(name) for name in (("memory.limit_in_bytes",) if is_v1 else ("memory.max", "memory.high"))]
-        self._usage = self._open("memory.usage_in_bytes" if is_v1 else "memory.current")
-        self._stat = self._open("memory.stat")
         self._prefix = b"total_" if is_v1 else b""
+        self._opened: list[int] = []
+        try:
+            self._limits = [self._open(name) for name in (("memory.limit_in_bytes",) if is_v1 else ("memory.max", "memory.high"))]
+            self._usage = self._open("memory.usage_in_bytes" if is_v1 else "memory.current")
+            self._stat = self._open("memory.stat")
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def limit(self) -> int:
@@ -94,11 +99,13 @@ class CgroupLimit:
 
     def close(self) -> None:
         """Let go of the files."""
-        for fd in (*self._limits, self._usage, self._stat):
+        for fd in self._opened:
             os.close(fd)
 
     def _open(self, name: str) -> int:
-        return os.open(self.directory / name, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(self.directory / name, os.O_RDONLY | os.O_CLOEXEC)
+        self._opened.append(fd)
+        return fd
 
 
 class Stalls:
@@ -107,8 +114,12 @@ class Stalls:
     def __init__(self, file: Path = _PSI) -> None:
         self.file = file
         self._fd, self.trigger = _armed(file)
-        self._poll = select.epoll()
-        self._poll.register(self._fd, select.EPOLLPRI)
+        try:
+            self._poll = select.epoll()
+            self._poll.register(self._fd, select.EPOLLPRI)
+        except BaseException:  # its epoll is closed with the last reference
+            os.close(self._fd)
+            raise
         self.name = f"stalls ({file})"
 
     def fileno(self) -> int:
@@ -145,8 +156,13 @@ class Signals:
     def __init__(self) -> None:
         self.missing: list[str] = []
         self.available = Available()
-        self.limits: list[CgroupLimit] = _own_limits()
         self.stalls: list[Stalls] = []
+        self.limits: list[CgroupLimit] = []
+        try:
+            self.limits = _own_limits()
+        except BaseException:
+            self.close()
+            raise
         for file in _stall_files(self.limits):
             try:
                 self.stalls.append(Stalls(file))
@@ -212,10 +228,20 @@ def _limits_above(directory: Path, is_v1: bool) -> list[CgroupLimit]:
     root = _V1 if is_v1 else _V2
     while directory != root and directory.is_relative_to(root):
         with suppress(OSError, ValueError):
-            limit = CgroupLimit(directory, is_v1)
-            found.append(limit) if limit.limit < total_ram_bytes() else limit.close()
+            found += _limit_at(directory, is_v1)
         directory = directory.parent
     return found
+
+
+def _limit_at(directory: Path, is_v1: bool) -> list[CgroupLimit]:
+    """The limit of `directory`, if it is one: less than RAM. Raises OSError, ValueError."""
+    limit, is_one = CgroupLimit(directory, is_v1), False
+    try:
+        is_one = limit.limit < total_ram_bytes()
+    finally:
+        if not is_one:
+            limit.close()
+    return [limit] if is_one else []
 
 
 def _armed(file: Path) -> tuple[int, str]:
