@@ -10,6 +10,7 @@ since its end would lose the pages in it. Other signals do not end it (host/posi
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -121,6 +122,8 @@ def serve(options: Options, ready: Callable[[], None], make_pager: MakePager = P
             tier.close()
     except BaseException as error:
         log.error("the daemon of %s has ended: %s", options.mountpoint, error)
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise Refused(f"not enough files can be opened ({error.strerror}): raise RLIMIT_NOFILE (ulimit -n 64)") from error
         raise
     log.info("the daemon of %s has ended: it was unmounted", options.mountpoint)
 

@@ -151,3 +151,15 @@ daemon.trio.run = late
 """
     text = said(tmp_path / "mnt", "relay", injected)
     assert "ended\n" in text or "was it unmounted meanwhile?" in text
+
+
+@pytest.mark.parametrize("spare", [2, 5, 8])
+def test_a_daemon_that_cannot_open_enough_files_says_so(tmp_path: Path, spare: int) -> None:
+    injected = f"""
+import resource
+lowest = os.open("/dev/null", os.O_RDONLY)
+os.close(lowest)
+resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + {spare},) * 2)
+"""
+    text = said(tmp_path / "mnt", "relay", injected)
+    assert "refused:" in text and "not enough files can be opened" in text

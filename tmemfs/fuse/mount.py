@@ -6,6 +6,7 @@ Source: mount(2), Documentation/filesystems/fuse.rst.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,8 @@ def mount_fuse(mountpoint: Path) -> int:
     try:
         fd = os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # not the module's fault
         raise Refused(f"cannot open {FUSE_DEVICE} ({error.strerror}): load the fuse module (modprobe fuse), as root") from error
     options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
     if _libc.mount(b"tmemfs", os.fsencode(mountpoint), b"fuse.tmemfs", _MS_NOSUID | _MS_NODEV, options.encode()):
