@@ -8,6 +8,7 @@ from typing import Any
 
 import pyfuse3
 import pytest
+import trio
 
 from tests.parts import FaultyTier, new_tmem
 from tmemfs.engine.engine import Engine
@@ -65,3 +66,29 @@ async def test_a_bug_is_logged_once_for_each_place(caplog: pytest.LogCaptureFixt
     for name in ("lookup", "lookup", "read"):
         assert await errno_of(getattr(operations, name)(1, 2, 3)) == errno.EIO
     assert [record.message for record in caplog.records] == ["bug in tmemfs, please report it"]
+
+
+class Waiting(pyfuse3.Operations):
+    """Reads wait until they are cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        contain(self)
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        """Wait."""
+        await trio.sleep_forever()
+        return b""
+
+    async def forget(self, inode_list: Any) -> None:
+        """Wait."""
+        await trio.sleep_forever()
+
+
+async def test_a_request_that_is_cancelled_is_answered() -> None:
+    """The event loop has failed: who asked would wait for ever, beyond any signal."""
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        assert await errno_of(Waiting().read(1, 0, 10)) == errno.EIO
+        await Waiting().forget([(1, 1)])
+    assert scope.cancelled_caught

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 import pyfuse3
+import trio
 
 from tmemfs.control import errno_of
 from tmemfs.errors import TmemfsError
@@ -63,6 +64,10 @@ def _contained(handler: Handler, bugs: Bugs, has_reply: bool) -> Handler:
         except TmemfsError as error:
             if has_reply:
                 raise pyfuse3.FUSEError(errno_of(error)) from error
+        except trio.Cancelled:  # the event loop has failed; pyfuse3 replies before its next checkpoint, where it is cancelled
+            if has_reply:
+                raise pyfuse3.FUSEError(errno.EIO) from None
+            raise
         except Exception as error:
             bugs.note(error)
             if has_reply:

@@ -20,9 +20,8 @@ Invariants:
    request of another thread holds it: REQUEST_PAGES stores, or DISCARD_SLOTS slots forgotten. Nor does it send: a socket's message
    takes memory of the kernel's.
 3. The request buffers are the leader's alone; work that may block borrows nothing of them.
-4. No exception ends one of its threads: a request whose handling failed is answered with an error, and the next one is read. Only
-   an unmounted or aborted connection ends them. What `Turns.work` calls must not raise: after an error nobody knows whose lead it
-   is.
+4. No exception ends one of its threads: a request that failed is answered with an error, and the next one is read. Only an
+   unmounted or aborted connection ends them. What `Turns.work` calls must not raise: after an error nobody knows whose lead it is.
 """
 
 from __future__ import annotations
