@@ -4,6 +4,9 @@ What can be answered from RAM is answered at once, in the caller's thread. What 
 `Deferred`, to be run where blocking is allowed: "load" ones, and "long" ones, by any of several threads, "store" ones in order of
 arrival by one thread. So neither a slow disk nor stores that wait hold up a RAM hit for long.
 
+While the pool is full and nothing can be written back, a store is refused in the caller's thread, before it is encoded: the
+kernel writes each refused page tens of times until its OOM killer acts.
+
 A waiting store holds its pages encoded and no request buffer. Parts of pages are patched into what the page holds at that
 moment: the page's version is compared when it is stored, and the patch made anew if it changed meanwhile.
 
@@ -20,7 +23,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, NoReturn
 
 from tmemfs.engine.reader import Reader
 from tmemfs.engine.room import Room
@@ -120,6 +123,10 @@ class Pager:
         """Store `data` (not borrowed after the return) at `offset`. Raises NoRoom past the end of the image."""
         if offset + len(data) > self.swap_bytes:
             raise NoRoom(f"the swap image ends at {self.swap_bytes} bytes: mount it with a larger --size")
+        stuck = self._room.stuck
+        # a free frame is looked for here and not only by the shrinker: refusals end with the first one
+        if stuck is not None and not self._tmem.arena.has_room and not _is_zero(data):
+            self._refuse(offset, len(data), stuck)
         if not (offset | len(data)) % PAGE_BYTES:
             return self._store(offset // PAGE_BYTES, encode_pages(data, self.codec))
         steps = self._steps(offset, data)
@@ -132,6 +139,18 @@ class Pager:
         if not steps:
             return None
         return self._wait_with(steps)
+
+    def _refuse(self, offset: int, size: int, reason: str) -> NoReturn:
+        """Refuse a write, and forget the whole pages that it replaces (invariant 2). Raises NoRoom.
+
+        It does not queue behind stores that wait. Those are not answered yet, so a write of the same page that comes now is
+        concurrent with them, and either order is right.
+        """
+        first, end = -(-offset // PAGE_BYTES), (offset + size) // PAGE_BYTES
+        if first < end:
+            self._tmem.invalidate(first, end - first)
+        self.refused += 1
+        raise NoRoom(reason)
 
     def _store(self, first: int, packed: list[Packed]) -> Deferred | None:
         """Store whole pages: what swap-out is."""
@@ -230,3 +249,8 @@ class Pager:
     def _forget(self, first: int, last: int) -> None:
         for start in range(first, last, DISCARD_SLOTS):
             self._tmem.invalidate(start, min(DISCARD_SLOTS, last - start))
+
+
+def _is_zero(data: memoryview) -> bool:
+    """Whether `data` is all zeros: such pages take no memory in the pool, so they are stored also when it is full."""
+    return not data[0] and not bytes(data[:PAGE_BYTES]).strip(b"\0") and not bytes(data).strip(b"\0")
