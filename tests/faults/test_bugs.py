@@ -11,6 +11,7 @@ import trio
 
 from tests.parts import FaultyTier, new_pressure, new_tmem, page_of
 from tmemfs.engine import shrinker as shrinker_module
+from tmemfs.engine.compaction import CompactRequest
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.jobs import Jobs, first_error
 from tmemfs.engine.pager import Deferred
@@ -146,9 +147,9 @@ async def test_a_merge_in_ram_that_an_error_interrupted_is_undone(services: Serv
     held = len(tmem.arena.used)
     with monkeypatch.context() as patch:
         patch.setattr(Merges, "copy", fail)
-        await expect_failure(partial(services.engine.cleaner.compact, 1.1))
+        await expect_failure(partial(services.engine.cleaner.compact, CompactRequest(1.1)))
     assert len(tmem.arena.used) == held
-    answer = await services.engine.cleaner.compact(1.1)
+    answer = await services.engine.cleaner.compact(CompactRequest(1.1))
     assert answer.frames >= 2
     assert all(tmem.load(slot) == page_of("raw", slot) for slot in range(0, 4 * FULL, 8))
     check(tmem)

@@ -149,7 +149,8 @@ class Pager:
         first, end = -(-offset // PAGE_BYTES), (offset + size) // PAGE_BYTES
         if first < end:
             self._tmem.invalidate(first, end - first)
-        self.refused += 1
+        with self._lock:
+            self.refused += 1
         raise NoRoom(reason)
 
     def _store(self, first: int, packed: list[Packed]) -> Deferred | None:
