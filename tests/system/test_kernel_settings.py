@@ -38,7 +38,7 @@ Values = tuple[int, int, frozenset[int]]
 
 def values() -> Values:
     """The minimum, the factor, and the kernel's workers with our priority."""
-    minimum, factor = (int((VM / name).read_text()) for name in (MINIMUM, BOOST))
+    minimum, factor = (int((VM / name).read_text().split()[0]) for name in (MINIMUM, BOOST))
     with closing(KernelSettings()) as settings:
         return minimum, factor, settings._workers.with_priority()
 
