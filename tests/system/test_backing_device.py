@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.mounted import wait_until
 from tests.parts import new_tmem, page_of
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.shrinker import ShrinkRequest
@@ -21,6 +25,7 @@ pytestmark = pytest.mark.system
 #: Header and extents of the device.
 _EXTENTS = 10
 _PAGES = 1536
+_LOOP_CTL_REMOVE = 0x4C81
 
 
 @pytest.fixture
@@ -29,8 +34,30 @@ def device(tmp_path: Path) -> Iterator[Path]:
     with image.open("wb") as file:
         file.truncate((2 + _EXTENTS) * MIB)
     name = subprocess.check_output(["losetup", "--find", "--show", image], text=True).strip()
-    yield Path(name)
-    subprocess.run(["losetup", "--detach", name], check=True)
+    try:
+        yield Path(name)
+    finally:
+        subprocess.run(["losetup", "--detach", name], check=True)
+        remove_loop_device(int(name.removeprefix("/dev/loop")))
+
+
+def remove_loop_device(number: int) -> None:
+    """Remove it whole: one whose discards were turned off keeps them off for whatever it is attached to next."""
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        wait_until(lambda: is_removed(control, number))
+    finally:
+        os.close(control)
+
+
+def is_removed(control: int, number: int) -> bool:
+    try:
+        fcntl.ioctl(control, _LOOP_CTL_REMOVE, number)
+    except OSError as error:
+        if error.errno == errno.EBUSY:  # it is let go of a moment after it was detached
+            return False
+        raise
+    return True
 
 
 @pytest.mark.parametrize("can_discard", [True, False])
