@@ -95,12 +95,13 @@ def test_a_backing_directory_that_is_read_only_or_full(place: Place, tmp_path: P
 
 def test_a_foreign_file_is_never_touched(place: Place) -> None:
     place.backing.write_bytes(b"my thesis" * 1000)
+    place.backing.chmod(0o600)
     refused(place, says="was not made by tmemfs")
     assert place.backing.read_bytes() == b"my thesis" * 1000
 
 
 def test_an_empty_foreign_file_is_never_touched(place: Place) -> None:
-    place.backing.touch()
+    place.backing.touch(0o600)
     refused(place, says="was not made by tmemfs")
     assert place.backing.read_bytes() == b""
 

@@ -34,6 +34,14 @@ FOREIGN = {
 }
 
 
+@pytest.fixture(autouse=True)
+def files_for_root_only() -> Iterator[None]:
+    """What a test writes is as private as a backing has to be."""
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Where a backing may be, on a file system with direct I/O."""

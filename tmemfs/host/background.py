@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from tmemfs.errors import Refused, TmemfsError
-from tmemfs.host.log import open_log
+from tmemfs.host.ownership import open_log
 
 _READY: Final = b"ready"
 _STANDARD: Final = 3
@@ -24,10 +24,7 @@ _STANDARD: Final = 3
 def run_in_background(serve: Callable[[Callable[[], None]], None], log: Path) -> None:
     """Run `serve(ready)` in a process of its own; returns when that calls `ready`. Raises Refused with its error."""
     open_standard_descriptors()
-    try:
-        log_fd = open_log(log)
-    except OSError as error:
-        raise Refused(f"cannot write the log {log} ({error.strerror}): give another --log") from error
+    log_fd = open_log(log)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

@@ -17,6 +17,7 @@ from typing import Final
 
 from tmemfs.errors import NO_THREADS, Refused
 from tmemfs.host.memory import prepare_thread
+from tmemfs.host.ownership import open_log
 
 #: Messages that wait to be written, at most; further ones are counted and not kept.
 MOST_WAITING: Final = 1000
@@ -38,11 +39,6 @@ class Log:
         """Write to the file of that name from now on: the old one may have been renamed. Nothing, if the log is no file of ours."""
         if self._path is not None:
             self._messages.put(self._path)
-
-
-def open_log(path: Path) -> int:
-    """A descriptor that appends to the file `path`, which is created if it is not there. Raises OSError."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o640)
 
 
 class _Queued(logging.Handler):
@@ -107,8 +103,8 @@ def _write(messages: _Messages, handlers: list[logging.Handler]) -> None:
 def _reopen(path: Path) -> None:
     try:
         fd = open_log(path)
-    except OSError as error:
-        log.error("the log %s cannot be reopened (%s): the old file is still written to", path, error.strerror)
+    except Refused as error:
+        log.error("the log cannot be reopened (%s): the old file is still written to", error)
         return
     for standard in (1, 2):
         os.dup2(fd, standard)

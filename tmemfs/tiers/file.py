@@ -6,7 +6,8 @@
     2 MiB + n * 1 MiB extent n, of the layout of a segment (store/record.py)
 
 The file is locked (flock) while it is used, so a second daemon is refused; a file or device without our header is never written
-to, unless the file does not exist yet, or the first and the last 2 MiB of the device are zeros. Contents do not outlive the
+to, unless the file does not exist yet, or the first and the last 2 MiB of the device are zeros. A file that others than root may
+read, write or replace is refused (host/ownership.py), and so is one in RAM. Contents do not outlive the
 daemon: nothing is fsynced, and the file is cut back to its header at start and end. Freed extents are punched out of the file
 or discarded from the device.
 
@@ -32,6 +33,7 @@ from typing import Final
 
 from tmemfs.errors import BackingFull, Busy, Refused, TierError
 from tmemfs.host.memory import allocate, direct_alignment, punch
+from tmemfs.host.ownership import backing_place, create_backing, open_backing, refuse_ram
 from tmemfs.tiers.tier import Extent
 from tmemfs.units import BLOCK_BYTES, SEGMENT_BYTES, format_size
 
@@ -52,14 +54,15 @@ class FileTier:
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
-        is_new = not path.exists()
-        self._fd = _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL if is_new else os.O_RDWR)
+        path = backing_place(path)
+        is_new = not os.path.lexists(path)
+        self._fd = _create(path) if is_new else _open(path, os.O_RDWR)
         self.can_discard = True
         try:
             self.is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
             _lock(self._fd, path)
+            self.capacity_bytes = _capacity(path, self._fd)
             self._claim(path, is_new)
-            self.capacity_bytes = self._capacity()
             self.sector_bytes = min(direct_alignment(self._fd) or BLOCK_BYTES, BLOCK_BYTES)
             self._reserve_used = True
             self._keep_reserve()
@@ -193,17 +196,6 @@ class FileTier:
             self._punch(BLOCK_BYTES, HEADER_BYTES - BLOCK_BYTES)
         return True
 
-    def _capacity(self) -> int:
-        if self.is_device:
-            capacity = _device_bytes(self._fd) - HEADER_BYTES
-        else:
-            space = os.fstatvfs(self._fd)
-            capacity = space.f_bavail * space.f_frsize
-        whole = capacity // SEGMENT_BYTES * SEGMENT_BYTES
-        if whole <= 0:
-            raise Refused(f"{self.name} has room for {format_size(capacity)}, not even one segment: free space there")
-        return whole
-
     def _punch(self, offset: int, length: int) -> None:
         if self.is_device:
             fcntl.ioctl(self._fd, _BLKDISCARD, struct.pack("QQ", offset, length))
@@ -213,24 +205,47 @@ class FileTier:
 
 def check_backing(path: Path) -> None:
     """Raise what FileTier would raise for `path`, creating and changing nothing."""
-    if not path.exists():
-        directory = path.parent
-        if not directory.is_dir():
-            raise Refused(f"{directory} does not exist: create it (mkdir -p {directory}) or give another --backing")
-        if not os.access(directory, os.W_OK) or os.statvfs(directory).f_flag & os.ST_RDONLY:
-            raise Refused(f"{directory} cannot be written to: give a --backing on a writable file system")
-        space = os.statvfs(directory)
-        if space.f_bavail * space.f_frsize < 2 * SEGMENT_BYTES:
-            raise Refused(f"the file system of {directory} is full: free space there or give another --backing")
+    path = backing_place(path)
+    if not os.path.lexists(path):
+        _check_new(path)
         return
-    if path.is_dir():
-        raise Refused(f"{path} is a directory: give the path of a file in it, for example {path / 'backing'}")
     fd = _open(path, os.O_RDONLY)
     try:
         _lock(fd, path)
         _refuse_foreign(path, fd)
+        _capacity(path, fd)
     finally:
         os.close(fd)
+
+
+def _check_new(path: Path) -> None:
+    """Raise Refused where no file can be created at `path`, or none that may be a backing."""
+    directory = path.parent
+    if not os.access(directory, os.W_OK) or os.statvfs(directory).f_flag & os.ST_RDONLY:
+        raise Refused(f"{directory} cannot be written to: give a --backing on a writable file system")
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        refuse_ram(path, fd, "--backing")
+        if len(os.fsencode(path.name)) > os.fpathconf(fd, "PC_NAME_MAX"):
+            raise Refused(f"the name of {path} is too long: give another --backing")
+    finally:
+        os.close(fd)
+    space = os.statvfs(directory)
+    if space.f_bavail * space.f_frsize < 2 * SEGMENT_BYTES:
+        raise Refused(f"the file system of {directory} is full: free space there or give another --backing")
+
+
+def _capacity(path: Path, fd: int) -> int:
+    """Bytes of whole extents that a device has, or that are free on a file's file system. Raises Refused if that is none."""
+    if stat.S_ISBLK(os.fstat(fd).st_mode):
+        capacity, instead = _device_bytes(fd) - HEADER_BYTES, "give a larger device as --backing"
+    else:
+        space = os.fstatvfs(fd)
+        capacity, instead = space.f_bavail * space.f_frsize, "free space there"
+    whole = capacity // SEGMENT_BYTES * SEGMENT_BYTES
+    if whole <= 0:
+        raise Refused(f"{path} has room for {format_size(max(capacity, 0))}, not even one segment: {instead}")
+    return whole
 
 
 def _refuse_foreign(path: Path, fd: int) -> None:
@@ -248,19 +263,36 @@ def _refuse_foreign(path: Path, fd: int) -> None:
         raise Refused(f"{path} was not made by tmemfs: give another --backing, or move it away yourself")
 
 
-def _open(path: Path, mode: int) -> int:
-    if path.is_block_device():
-        mode |= os.O_EXCL
+def _create(path: Path) -> int:
+    """A new file for a backing. Raises Refused, and leaves none behind then."""
     try:
-        return os.open(path, mode | os.O_DIRECT | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:
-        raise Refused(f"{path.parent} does not exist: create it or give another --backing") from None
+        fd = create_backing(path, os.O_RDWR)
     except OSError as error:
-        if error.errno == errno.EBUSY:
-            raise Busy(f"{path} is in use (mounted or swap): give another --backing") from error
-        if error.errno == errno.EINVAL:
-            raise Refused(f"the file system of {path} has no direct I/O: give a --backing on another one") from error
-        raise Refused(f"cannot open {path} ({error.strerror}): give another --backing") from error
+        raise _cannot_open(path, error) from error
+    try:
+        refuse_ram(path, fd, "--backing")
+        # not with open(2): a file system without direct I/O would create the file before it says so
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT)
+    except (OSError, Refused) as error:
+        os.close(fd)
+        path.unlink(missing_ok=True)
+        raise (_cannot_open(path, error) if isinstance(error, OSError) else error) from error
+    return fd
+
+
+def _open(path: Path, mode: int) -> int:
+    try:
+        return open_backing(path, mode | os.O_DIRECT)
+    except OSError as error:
+        raise _cannot_open(path, error) from error
+
+
+def _cannot_open(path: Path, error: OSError) -> Refused | Busy:
+    if error.errno == errno.EBUSY:
+        return Busy(f"{path} is in use (mounted or swap): give another --backing")
+    if error.errno == errno.EINVAL:
+        return Refused(f"the file system of {path} has no direct I/O: give a --backing on another one")
+    return Refused(f"cannot open {path} ({error.strerror}): give another --backing")
 
 
 def _lock(fd: int, path: Path) -> None:
