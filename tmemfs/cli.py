@@ -15,10 +15,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from tmemfs import __version__
-from tmemfs.errors import BadValue, FellShort, Refused, TmemfsError
+from tmemfs import __version__, usage
+from tmemfs.errors import BadValue, Busy, FellShort, Refused, TmemfsError
 from tmemfs.host.memory import total_ram_bytes
 from tmemfs.units import PAGE_BYTES, parse_size
 
@@ -26,21 +26,33 @@ MOUNTPOINT: Final = Path("/run/tmemfs")
 BACKING: Final = Path("/var/lib/tmemfs/backing")
 LOG: Final = Path("/var/log/tmemfs.log")
 
+_Commands: TypeAlias = "argparse._SubParsersAction[usage.Parser]"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code."""
     _print_any_name()
-    arguments = _parser().parse_args(argv)
     try:
+        arguments = _parse(sys.argv[1:] if argv is None else argv)
         run: Callable[[argparse.Namespace], int] = arguments.run
-        return run(arguments)
+        code = run(arguments)
+        sys.stdout.flush()  # here, where an error can still be said
+        return code
     except TmemfsError as error:
-        print(f"tmemfs: {error}", file=sys.stderr)
-        return 1 if isinstance(error, FellShort) else 2
+        return _failed(str(error), 1 if isinstance(error, FellShort) else 2)
     except BrokenPipeError:
+        with suppress(OSError):  # or the interpreter flushes again at its end, and complains
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (OSError, MemoryError) as error:
+        return _failed(f"the system refused something ({error}): see 'tmemfs doctor'", 2)
     except KeyboardInterrupt:
         return 130
+
+
+def _failed(message: str, code: int) -> int:
+    print(f"tmemfs: {usage.one_line(message)}", file=sys.stderr)
+    return code
 
 
 def _print_any_name() -> None:
@@ -49,14 +61,33 @@ def _print_any_name() -> None:
         sys.stdout.reconfigure(errors="surrogateescape")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tmemfs", description="Compressed swap that gives memory back: RAM first, then disk.")
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """The arguments, `mountpoint` being the one given in either way. Raises BadValue."""
+    parser, commands = _parser()
+    arguments = usage.parse(parser, commands, list(words))
+    if "mountpoint_option" in arguments:
+        given = {arguments.mountpoint_option, getattr(arguments, "mountpoint", None)} - {None}
+        if len(given) > 1:
+            raise BadValue("two mountpoints are given: give one, as an argument or as --mountpoint")
+        arguments.mountpoint = given.pop() if given else MOUNTPOINT
+    return arguments
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and those of the commands."""
+    parser = usage.Parser(prog="tmemfs", description="Compressed swap that gives memory back: RAM first, then disk.")
     parser.add_argument("--version", action="version", version=f"tmemfs {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_mount_commands(commands)
+    _add_control_commands(commands)
+    _add_other_commands(commands)
+    return parser, dict(commands.choices)
 
+
+def _add_mount_commands(commands: _Commands) -> None:
     up = _command(commands, "up", _up, "mount, attach a loop device and turn the swap on")
     _add_mount_options(up)
-    up.add_argument("--priority", type=int, default=100, help="swap priority (100); swaps with a lower one are filled after it")
+    up.add_argument("--priority", type=usage.priority, default=100, help="swap priority (100); lower ones are filled after it")
     down = _command(commands, "down", _down, "swap off, detach and unmount, or clean up after a crash")
     down.add_argument("--force", action="store_true", help="even if RAM may not take the pages back")
     mount = _command(commands, "mount", _mount, "mount the file system only")
@@ -64,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     mount.add_argument("--foreground", action="store_true", help="stay in front, for a supervisor; log to stderr")
     _command(commands, "umount", _umount, "unmount, if nobody uses the image")
 
+
+def _add_control_commands(commands: _Commands) -> None:
     stat = _command(commands, "stat", _stat, "show what the pool holds and has done")
     form = stat.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="every figure as JSON")
@@ -77,9 +110,16 @@ def _parser() -> argparse.ArgumentParser:
     compact = _command(commands, "compact", _compact, "merge sparse segments, in RAM and on disk")
     compact.add_argument("factor", metavar="FACTOR", nargs="?", default="1.10", help="bytes occupied by live byte to reach (1.10)")
     compact.add_argument("--deadline", metavar="S", help="give up after this many seconds")
-    _command(commands, "get", _get, "read a control file").add_argument("key", metavar="KEY")
-    _command(commands, "set", _set, "write a control file").add_argument("assignment", metavar="KEY=VALUE")
+    for command in (shrink, compact):
+        command.add_argument("--raw", action="store_true", help="the answer as 'key value' lines, also on a terminal")
+    get = _command(commands, "get", _get, "read a control file, or all that hold one value")
+    get.add_argument("key", metavar="KEY", nargs="?", help="its name (all of them, 'key value' a line)")
+    set_ = _command(commands, "set", _set, "write a control file: set KEY VALUE, or KEY=VALUE")
+    set_.add_argument("key", metavar="KEY", help="its name, or KEY=VALUE")
+    set_.add_argument("value", metavar="VALUE", nargs="?", help="what to write")
 
+
+def _add_other_commands(commands: _Commands) -> None:
     demo = commands.add_parser("demo", help="the store alone, on real memory pages; needs neither root nor FUSE")
     demo.add_argument("--size", default="256M", help="pages to store (256M)")
     demo.add_argument("--codec", default="lz4", help="lz4, zstd, zstd:LEVEL or none")
@@ -88,18 +128,17 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine has of what tmemfs needs")
     doctor.add_argument("--backing", type=_place, default=BACKING, help=f"where the backing would be ({BACKING})")
     doctor.set_defaults(run=_doctor)
-    return parser
 
 
-def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: Callable[[argparse.Namespace], int],
-             text: str) -> argparse.ArgumentParser:  # fmt: skip
-    """A command on a mount; those with an argument of their own take the mountpoint as an option."""
+def _command(commands: _Commands, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    """A command on a mount: all take --mountpoint, those without an argument of their own also the mountpoint alone."""
     command = commands.add_parser(name, help=text, description=text)
     command.register("action", None, _Given)
-    if name in ("shrink", "compact", "get", "set"):
-        command.add_argument("--mountpoint", type=_place, default=MOUNTPOINT)
-    else:
-        command.add_argument("mountpoint", nargs="?", type=_place, default=MOUNTPOINT, metavar="MOUNTPOINT")
+    if name not in ("shrink", "compact", "get", "set"):
+        command.add_argument("mountpoint", nargs="?", type=_place, metavar="MOUNTPOINT", help=f"where it is ({MOUNTPOINT})")
+    command.add_argument(
+        "--mountpoint", dest="mountpoint_option", type=_place, metavar="MOUNTPOINT", help=f"where it is ({MOUNTPOINT})"
+    )
     command.set_defaults(run=run, given={})
     return command
 
@@ -116,7 +155,7 @@ class _Given(argparse._StoreAction):
 def _place(text: str) -> Path:
     """A path, made absolute at once: a daemon works in another directory."""
     try:
-        return Path(text).absolute()
+        return Path(usage.not_empty(text)).absolute()
     except FileNotFoundError:
         raise argparse.ArgumentTypeError(f"{text}: the current directory has gone: give a path that begins with /") from None
 
@@ -220,7 +259,7 @@ def _up(arguments: argparse.Namespace) -> int:
 
     serve = _serve(arguments)
     require_root()
-    given = {name.replace("_", "-"): text for name, text in arguments.given.items() if name != "mountpoint"}
+    given = {name.replace("_", "-"): text for name, text in arguments.given.items() if not name.startswith("mountpoint")}
     with lifecycle.of(arguments.mountpoint, "up") as target:
         done = lifecycle.up(target, arguments.priority, lambda: refuse_differences(target, given), lambda: _start(arguments, serve))
         print(f"{target.mountpoint}: {done}")
@@ -299,7 +338,7 @@ def _stat(arguments: argparse.Namespace) -> int:
         view.print_json(mountpoint)
     elif arguments.raw:
         print(view.read_control(mountpoint, "stat"), end="")
-    elif arguments.output:
+    elif arguments.output is not None:
         view.print_columns(mountpoint, arguments.output.split(","), arguments.bytes, not arguments.noheadings)
     else:
         view.print_stat(mountpoint, arguments.bytes, not arguments.noheadings)
@@ -311,7 +350,7 @@ def _shrink(arguments: argparse.Namespace) -> int:
     from tmemfs.view import shrink
 
     seconds = None if arguments.deadline is None else parse_seconds(arguments.deadline)
-    return shrink(arguments.mountpoint, arguments.size, seconds)
+    return shrink(arguments.mountpoint, arguments.size, seconds, arguments.raw)
 
 
 def _compact(arguments: argparse.Namespace) -> int:
@@ -319,22 +358,27 @@ def _compact(arguments: argparse.Namespace) -> int:
     from tmemfs.view import compact
 
     seconds = None if arguments.deadline is None else parse_seconds(arguments.deadline)
-    return compact(arguments.mountpoint, arguments.factor, seconds)
+    return compact(arguments.mountpoint, arguments.factor, seconds, arguments.raw)
 
 
 def _get(arguments: argparse.Namespace) -> int:
-    from tmemfs.view import read_control
+    from tmemfs.view import print_settings, read_control
 
-    print(read_control(arguments.mountpoint, arguments.key), end="")
+    if arguments.key is None:
+        print_settings(arguments.mountpoint)
+    else:
+        print(read_control(arguments.mountpoint, arguments.key), end="")
     return 0
 
 
 def _set(arguments: argparse.Namespace) -> int:
     from tmemfs.view import write_control
 
-    key, equals, value = arguments.assignment.partition("=")
-    if not equals:
-        raise BadValue(f"{arguments.assignment!r} sets nothing: write for example pool.max=2G")
+    key, value = arguments.key, arguments.value
+    if value is None:
+        key, equals, value = key.partition("=")
+        if not equals:
+            raise BadValue(f"{key!r} sets nothing: write for example 'tmemfs set pool.max 2G'")
     write_control(arguments.mountpoint, key, value)
     return 0
 
@@ -349,10 +393,32 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from tmemfs.host.doctor import examine
-    from tmemfs.store.hot import WHY_NOT
 
     words = {True: "ok", False: "FAILS", None: "limited"}
-    checks = examine(arguments.backing, WHY_NOT)
+    checks = examine(arguments.backing, _backing_refused(arguments.backing), _not_compiled())
     for check in checks:
         print(f"{check.name:22} {words[check.ok]:8} {check.found}" + (f"\n{'':31} -> {check.advice}" if check.advice else ""))
     return 1 if any(check.ok is False for check in checks) else 0
+
+
+def _backing_refused(path: Path) -> str:
+    """Why `path` cannot be the backing; nothing if it can, or is one that is in use."""
+    from tmemfs.tiers.file import check_backing
+
+    if os.geteuid():  # another user may not look there
+        return ""
+    with suppress(Busy):
+        try:
+            check_backing(path)
+        except Refused as error:
+            return "" if path == BACKING and not path.parent.exists() else str(error)
+    return ""
+
+
+def _not_compiled() -> str:
+    """Why the store's compiled functions are not used."""
+    try:
+        from tmemfs.store.hot import WHY_NOT
+    except ImportError as error:
+        return str(error)
+    return WHY_NOT

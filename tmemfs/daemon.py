@@ -44,6 +44,7 @@ from tmemfs.host import memory
 from tmemfs.host.doctor import require_root
 from tmemfs.host.kernel_settings import KernelSettings
 from tmemfs.host.lifecycle import loops_of_own, unmount_own
+from tmemfs.host.limits import raise_limits
 from tmemfs.host.log import Log, log_in_background
 from tmemfs.host.notify import notify
 from tmemfs.host.posix_signals import REOPEN_LOG, SignalInbox
@@ -51,13 +52,13 @@ from tmemfs.host.swap_watch import SwapWatch
 from tmemfs.host.swapdev import is_mounted, unmount
 from tmemfs.store.arena import KEPT_FRAMES, SPARE_FRAMES, Arena
 from tmemfs.store.codec import parse_codec
-from tmemfs.store.segments import CLEANING_RESERVE_BYTES, Extents, SegmentTable
-from tmemfs.store.slots import SlotTable
+from tmemfs.store.segments import CLEANING_RESERVE_BYTES, RECORD_BYTES, Extents, SegmentTable
+from tmemfs.store.slots import SLOT_BYTES, SlotTable
 from tmemfs.store.tmem import Tmem
 from tmemfs.tiers.file import FileTier, check_backing
 from tmemfs.tiers.memory import MemoryTier
 from tmemfs.tiers.tier import Tier
-from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES, parse_size
+from tmemfs.units import MIB, PAGE_BYTES, SEGMENT_BYTES, format_size, parse_size
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ def serve(options: Options, ready: Callable[[], None], make_pager: MakePager = P
     `make_pager` is for those who record what a pager is asked.
     """
     check(options)
+    raise_limits()
     outcomes = _prepare_process()
     try:
         tier = FileTier(options.backing) if options.backing else MemoryTier(0)
@@ -134,19 +136,40 @@ def _check_values(options: Options) -> None:
         raise BadValue(f"a swap of {size} bytes is not a positive multiple of the page ({PAGE_BYTES}): give for example 8G")
     if size > _MOST_SWAP_BYTES:
         raise BadValue(f"a swap of {size} bytes has more than 2^32 pages: give at most {_MOST_SWAP_BYTES}")
+    _check_tables(size, memory.total_ram_bytes())
     parse_codec(options.codec)
     parse_pool_max(options.pool_max, memory.total_ram_bytes())
     parse_size(options.backing_max, 1 << 60)
     parse_tuning(options.kernel_tuning)
 
 
+def _check_tables(swap_bytes: int, ram: int) -> None:
+    """Raise BadValue where the tables, which are locked whole, would take more than an eighth of RAM."""
+    frames, extents = _frames_and_extents(swap_bytes, ram)
+    tables = swap_bytes // PAGE_BYTES * SLOT_BYTES + (frames + extents) * RECORD_BYTES
+    if tables > ram // 8:
+        most = swap_bytes * (ram // 8) // tables * 99 // 100  # part of the segment table does not grow with the size
+        raise BadValue(
+            f"a swap of {format_size(swap_bytes)} needs tables of {format_size(tables)}, more than an eighth of RAM "
+            f"({format_size(ram)}): give a --size of at most {most // MIB}M"
+        )
+
+
+def _frames_and_extents(swap_bytes: int, ram: int) -> tuple[int, int]:
+    """How many the segment table has to have records for."""
+    return min(ram, swap_bytes + swap_bytes // 8) // SEGMENT_BYTES + 64, swap_bytes * 2 // SEGMENT_BYTES + 64
+
+
 def _check_mountpoint(mountpoint: Path) -> None:
     if is_mounted(mountpoint):
         raise Busy(f"{mountpoint} is taken by a mount: run 'tmemfs down {mountpoint}' first, or give another mountpoint")
-    if not mountpoint.is_dir():
-        raise Refused(f"{mountpoint} is not a directory: create it (mkdir -p {mountpoint})")
-    if any(mountpoint.iterdir()):
-        raise Refused(f"{mountpoint} is not empty: give an empty directory")
+    try:
+        if not mountpoint.is_dir():
+            raise Refused(f"{mountpoint} is not a directory: create it (mkdir -p {mountpoint})")
+        if any(mountpoint.iterdir()):
+            raise Refused(f"{mountpoint} is not empty: give an empty directory")
+    except OSError as error:
+        raise Refused(f"cannot use {mountpoint} ({error.strerror}): give another mountpoint") from error
 
 
 def _prepare_process() -> dict[str, int]:
@@ -176,8 +199,7 @@ def _build(options: Options, tier: Tier, outcomes: dict[str, int], make_pager: M
     ram = memory.total_ram_bytes()
     pool_bytes = parse_pool_max(options.pool_max, ram)
     backing_bytes = parse_size(options.backing_max, tier.capacity_bytes)
-    frames = min(ram, options.swap_bytes + options.swap_bytes // 8) // SEGMENT_BYTES + 64
-    extents = options.swap_bytes * 2 // SEGMENT_BYTES + 64
+    frames, extents = _frames_and_extents(options.swap_bytes, ram)
     if isinstance(tier, FileTier) and tier.is_device:
         extents = min(extents, tier.capacity_bytes // SEGMENT_BYTES)
     locked = [memory.lock_current()]

@@ -19,6 +19,7 @@ from tmemfs.engine.engine import Engine
 from tmemfs.engine.pager import Deferred
 from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import Corrupt, NoRoom, Refused
+from tmemfs.host.memory import available_ram_bytes
 from tmemfs.samples import RealPages
 from tmemfs.store.arena import RESERVE_FRAMES, Arena
 from tmemfs.store.census import check
@@ -38,6 +39,7 @@ def run(size_bytes: int, codec: Codec, directory: Path) -> None:
 
     Raises Refused where the directory cannot hold a backing, Corrupt should a byte be wrong.
     """
+    _refuse_too_large(size_bytes, directory)
     pages = size_bytes // PAGE_BYTES
     supply = RealPages()
     with _backing(directory) as tier:
@@ -49,6 +51,19 @@ def run(size_bytes: int, codec: Codec, directory: Path) -> None:
         check(engine.tmem)
 
 
+def _refuse_too_large(size_bytes: int, directory: Path) -> None:
+    """Raise Refused where RAM or disk may not hold the pages, however badly they compress."""
+    if not directory.is_dir() or not os.access(directory, os.W_OK | os.X_OK):
+        raise Refused(f"{directory} cannot be written to: give another --directory")
+    needed, space = size_bytes // 8 * 9, os.statvfs(directory)
+    for free, where in ((available_ram_bytes(), "RAM"), (space.f_bavail * space.f_frsize, f"disk at {directory}")):
+        if needed > free:
+            raise Refused(
+                f"a demonstration of {format_size(size_bytes)} may need {format_size(needed)} of {where}, and "
+                f"{format_size(free)} are free: give a smaller --size"
+            )
+
+
 def _tmem_for(pages: int) -> Tmem:
     """A store that holds `pages` in RAM, however badly they compress."""
     frames = pages * PAGE_BYTES // SEGMENT_BYTES * 9 // 8 + 2 * RESERVE_FRAMES
@@ -57,8 +72,6 @@ def _tmem_for(pages: int) -> Tmem:
 
 @contextmanager
 def _backing(directory: Path) -> Iterator[FileTier]:
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise Refused(f"{directory} cannot be written to: give another --directory")
     with tempfile.TemporaryDirectory(prefix="tmemfs-demo-", dir=directory) as place:
         tier = FileTier(Path(place) / "backing")
         try:

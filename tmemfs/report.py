@@ -10,6 +10,7 @@ import os
 import time
 from typing import Final
 
+from tmemfs import __version__
 from tmemfs.engine.services import Services
 from tmemfs.host.kernel_settings import SHARES
 from tmemfs.host.memory import resident_bytes
@@ -35,6 +36,7 @@ def stat(services: Services) -> Values:
     resident = resident_bytes()
     tmem = services.engine.tmem
     return {
+        "version": __version__,
         "daemon_pid": os.getpid(),
         "datapath": services.datapath,
         "codec": services.engine.pager.codec.name,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +17,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from tmemfs import __version__
 from tmemfs.errors import BadValue, Busy, FellShort, OutOfRange, Refused, TmemfsError
 from tmemfs.units import PAGE_BYTES, format_size, parse_size
+from tmemfs.usage import suggestion
 
 _BAR_AFTER_S: Final = 1.0
 _BAR_CELLS: Final = 30
 _POLL_S: Final = 0.1
+_LINE_CELLS: Final = 80
+_NAME_CELLS: Final = 13
+#: More than the daemon says of a value that it refused.
+_REASON_BYTES: Final = 4096
+#: Control files that are more than one value.
+_DOCUMENTS: Final = frozenset(("stat", "events", "metrics", "segments", "shrink", "compact"))
 _SIZES: Final = frozenset(
     ("swap_size", "compressed_bytes", "pool_current", "pool_used", "pool_peak", "pool_max", "pool_resident", "backing_current",
      "backing_max", "bytes_written", "bytes_released", "disk_read_bytes", "table_bytes", "resident_anon", "resident_file",
@@ -30,26 +40,55 @@ _SIZES: Final = frozenset(
 _ADMINISTRATORS: Final = "_administrators"
 
 Values = dict[str, int | float | str]
+InWords = Callable[[dict[str, str]], str]
 
 
 def read_control(mountpoint: Path, key: str) -> str:
     """Text of a control file. Raises Refused, BadValue."""
     try:
-        return _path(mountpoint, key).read_text()
+        return _path(mountpoint, key).read_text(errors="surrogateescape")  # a path in it may be any bytes
     except OSError as error:
         raise _translated(error, mountpoint, key) from error
 
 
 def write_control(mountpoint: Path, key: str, value: str) -> None:
-    """Write one value. Raises what the errno says."""
+    """Write one value. Raises the error that the daemon raised, with its own words where it says them."""
+    reason: list[str] = []
     try:
-        fd = os.open(_path(mountpoint, key), os.O_WRONLY)
+        fd = os.open(_path(mountpoint, key), os.O_RDWR)
         try:
-            os.write(fd, f"{value}\n".encode())
+            _write(fd, f"{value}\n".encode(errors="surrogateescape"), reason)
         finally:
             os.close(fd)
     except OSError as error:
-        raise _translated(error, mountpoint, key, value) from error
+        raise _translated(error, mountpoint, key, value, *reason) from error
+
+
+def _write(fd: int, value: bytes, reason: list[str]) -> None:
+    """Write `value`; where that is refused, `reason` gets what the daemon says of it on the same descriptor."""
+    before = os.pread(fd, _REASON_BYTES, 0)
+    try:
+        os.write(fd, value)
+    except OSError:
+        with suppress(OSError):
+            said = os.pread(fd, _REASON_BYTES, 0)
+            # a daemon of another version answers with the file's text, as before
+            if said != before and said.strip() and b"\n" not in said.rstrip(b"\n"):
+                reason.append(said.decode(errors="replace").strip())
+        raise
+
+
+def print_settings(mountpoint: Path) -> None:
+    """Every control file that holds one value, 'key value' a line; of the state its first line."""
+    try:
+        keys = sorted(os.listdir(mountpoint / "control"))
+    except OSError as error:
+        raise _translated(error, mountpoint, "control") from error
+    for key in keys:
+        if key not in _DOCUMENTS:
+            first, _, more = read_control(mountpoint, key).partition("\n")
+            if not more or key == "state":
+                print(f"{key} {first}")
 
 
 def read_stat(mountpoint: Path) -> Values:
@@ -72,27 +111,53 @@ def _value(text: str) -> int | float | str:
 def print_stat(mountpoint: Path, in_bytes: bool = False, headings: bool = True) -> None:
     """The lines that matter to a person."""
     stat = read_stat(mountpoint)
-    stored, compressed = int(stat["pages_stored"]) * PAGE_BYTES, int(stat["compressed_bytes"])
-    ratio = f" (ratio {stored / compressed:.2f})" if compressed else ""
     show = str if in_bytes else format_size
-    rows = [
-        ("state", _state(mountpoint)),
+    rows = [*_memory_rows(stat, show), *_activity_rows(stat, show)]
+    rows.insert(1, ("state", _state(mountpoint)))
+    if stat.get("version", __version__) != __version__:
+        rows.insert(2, ("version", f"{stat['version']}; this command is {__version__}: 'tmemfs down' and 'up' start the new one"))
+    for key, value in rows:
+        name = f"{key + ':':{_NAME_CELLS}}" if headings else ""
+        lines = textwrap.wrap(value, _LINE_CELLS - len(name), break_long_words=False, break_on_hyphens=False) or [""]
+        print("\n".join((name if at == 0 else " " * len(name)) + line for at, line in enumerate(lines)))
+
+
+def _memory_rows(stat: Values, show: Callable[[int], str]) -> list[tuple[str, str]]:
+    """Where the pages are and what they take."""
+    stored, compressed, pool = int(stat["pages_stored"]) * PAGE_BYTES, int(stat["compressed_bytes"]), int(stat["pool_current"])
+    ratio = f" (ratio {stored / compressed:.2f})" if compressed else ""
+    return [
+        ("RAM saved", f"{show(stored - pool)}: {show(stored)} of pages swapped out, {show(pool)} of RAM in the pool"),
         ("swapped out", f"{show(stored)} of {show(int(stat['swap_size']))}"),
         ("compressed", f"{show(compressed)}{ratio}, {stat['codec']}"),
-        ("pool", f"{show(int(stat['pool_current']))} of {show(int(stat['pool_max']))}, peak {show(int(stat['pool_peak']))}"),
+        ("pool", f"{show(pool)} of {show(int(stat['pool_max']))}, peak {show(int(stat['pool_peak']))}"),
         ("backing", f"{show(int(stat['backing_current']))} of {show(int(stat['backing_max']))}"),
-        ("pages", f"{stat['pages_in_ram']} in RAM, {stat['pages_on_disk']} on disk, {stat['same_filled_pages']} same-filled, "
-            f"{stat['incompressible_pages']} incompressible"),
-        ("density", f"{stat['ram_amplification']:.2f} bytes a live byte in RAM, {stat['disk_amplification']:.2f} on disk; "
-            f"{stat['write_amplification']:.2f} bytes written a byte stored"),
-        ("pressure", f"{stat['pressure_zone']}, {show(int(stat['pressure_room']))} of room"),
+        (
+            "pages",
+            f"{stat['pages_in_ram']} in RAM, {stat['pages_on_disk']} on disk; "
+            f"{stat['same_filled_pages']} same-filled, {stat['incompressible_pages']} incompressible",
+        ),
+    ]
+
+
+def _activity_rows(stat: Values, show: Callable[[int], str]) -> list[tuple[str, str]]:
+    """How the pages lie, what happens to them, and how the daemon is protected."""
+    return [
+        (
+            "density",
+            f"space amplification {stat['ram_amplification']:.2f} in RAM, {stat['disk_amplification']:.2f} on disk; "
+            f"write amplification {stat['write_amplification']:.2f}",
+        ),
+        ("pressure", f"{stat['pressure_zone']}, {show(int(stat['pressure_room']))} of headroom"),
         *(("kernel", text) for text in _kernel_settings(stat)),
         ("loads", f"{stat['loads_ram']} from RAM, {stat['loads_disk']} from disk"),
-        ("protection", f"memory locked {stat['memory_locked']}, I/O flusher {stat['io_flusher']}, "
-            f"OOM score {stat['oom_score_adj_set']}, real-time {stat['realtime']}"),
-    ]  # fmt: skip
-    for key, value in rows:
-        print(f"{key + ':':13}{value}" if headings else value)
+        (
+            "protection",
+            f"memory: {'locked' if stat['memory_locked'] else 'not locked'}, "
+            f"OOM killer: {'protected' if stat['oom_score_adj_set'] else 'not protected'}, "
+            f"I/O flusher: {'yes' if stat['io_flusher'] else 'no'}, real-time priority: {'yes' if stat['realtime'] else 'no'}",
+        ),
+    ]
 
 
 def _kernel_settings(stat: Values) -> list[str]:
@@ -111,7 +176,8 @@ def print_columns(mountpoint: Path, columns: list[str], in_bytes: bool, headings
     stat = read_stat(mountpoint)
     unknown = [column for column in columns if column not in stat]
     if unknown:
-        raise BadValue(f"no column {', '.join(unknown)}: choose from {', '.join(stat)}")
+        near = suggestion(unknown[0], stat)
+        raise BadValue(f"no column {unknown[0]!r}{near}: 'tmemfs stat --raw' lists all")
     values = [stat[column] for column in columns]
     cells = [
         format_size(int(value)) if column in _SIZES and not in_bytes else str(value)
@@ -124,15 +190,13 @@ def print_columns(mountpoint: Path, columns: list[str], in_bytes: bool, headings
 
 def print_what_next(mountpoint: Path) -> None:
     """What to try on a fresh swap."""
-    place = "" if mountpoint == Path("/run/tmemfs") else f" {mountpoint}"
-    option = f" --mountpoint {mountpoint}" if place else ""
-    print(
-        f"\nTry next:\n  tmemfs stat{place}\n  tmemfs shrink 64M{option}\n  cat {mountpoint}/control/mm_stat\n  tmemfs down{place}"
-    )
+    option = "" if mountpoint == Path("/run/tmemfs") else f" --mountpoint {shlex.quote(str(mountpoint))}"
+    commands = "\n".join(f"  tmemfs {command}{option}" for command in ("stat", "shrink 64M", "get", "down"))
+    print(f"\nTry next:\n{commands}")
 
 
-def shrink(mountpoint: Path, size: str, deadline_s: float | None) -> int:
-    """Ask for a shrink and show its answer; gives the exit code."""
+def shrink(mountpoint: Path, size: str, deadline_s: float | None, raw: bool = False) -> int:
+    """Ask for a shrink and show its answer, in words on a terminal unless `raw`; gives the exit code."""
 
     def pool() -> int:
         return int(read_control(mountpoint, "pool.current"))
@@ -142,13 +206,29 @@ def shrink(mountpoint: Path, size: str, deadline_s: float | None) -> int:
     except BadValue:  # all of it; or no size at all, which the daemon says
         floor = 0
     value = size if deadline_s is None else f"{size} deadline={deadline_s:f}s"
-    return _ask(mountpoint, "shrink", value, "shrinking", lambda: max(pool() - floor, 0))
+    in_words = None if raw else _shrink_in_words
+    return _ask(mountpoint, "shrink", value, "shrinking", lambda: max(pool() - floor, 0), in_words)
 
 
-def compact(mountpoint: Path, factor: str, deadline_s: float | None = None) -> int:
-    """Ask for a compaction and show its answer; gives the exit code."""
+def compact(mountpoint: Path, factor: str, deadline_s: float | None = None, raw: bool = False) -> int:
+    """Ask for a compaction and show its answer, in words on a terminal unless `raw`; gives the exit code."""
     value = factor if deadline_s is None else f"{factor} deadline={deadline_s:f}s"
-    return _ask(mountpoint, "compact", value, "compacting", lambda: _above_factor(read_stat(mountpoint), factor))
+    in_words = None if raw else _compact_in_words
+    return _ask(mountpoint, "compact", value, "compacting", lambda: _above_factor(read_stat(mountpoint), factor), in_words)
+
+
+def _shrink_in_words(answer: dict[str, str]) -> str:
+    pages, seconds = answer["pages"], float(answer["seconds"])
+    freed, written = (format_size(int(answer[key])) for key in ("freed", "written"))
+    return f"freed {freed} of RAM in {seconds:.2f} s: {pages} pages, {written} written to disk"
+
+
+def _compact_in_words(answer: dict[str, str]) -> str:
+    written, seconds = format_size(int(answer["written"])), float(answer["seconds"])
+    return (
+        f"space amplification on disk was {answer['before']} and is {answer['after']}: {answer['segments']} segments cleaned, "
+        f"{answer['frames']} MiB of RAM freed, {written} written in {seconds:.2f} s"
+    )
 
 
 def _above_factor(stat: Values, factor: str) -> int:
@@ -160,8 +240,10 @@ def _above_factor(stat: Values, factor: str) -> int:
         return 0
 
 
-def _ask(mountpoint: Path, key: str, value: str, title: str, left: Callable[[], int]) -> int:
+def _ask(mountpoint: Path, key: str, value: str, title: str, left: Callable[[], int], in_words: InWords | None) -> int:
     """Write a request that takes its time and show its answer, with a bar of the bytes that are `left` to do.
+
+    The answer is shown as it is; on a terminal `in_words`, if that is given.
 
     A signal ends the request, not the command, which shows how far the request came; a second one ends the command.
     """
@@ -171,7 +253,8 @@ def _ask(mountpoint: Path, key: str, value: str, title: str, left: Callable[[], 
             write_control(mountpoint, key, value)
         except FellShort as error:
             failed = error
-    print(read_control(mountpoint, key), end="")
+    answer = read_control(mountpoint, key)
+    print(in_words(_flat(answer)) + "\n" if in_words and sys.stdout.isatty() else answer, end="")
     if failed:
         raise failed
     return 0
@@ -214,6 +297,10 @@ def _signals_noted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _flat(answer: str) -> dict[str, str]:
+    return dict(line.split(" ", 1) for line in answer.splitlines())
+
+
 class Bar:
     """A progress bar on a terminal, once something has taken longer than a second; silent elsewhere."""
 
@@ -240,31 +327,44 @@ class Bar:
 
 
 def _path(mountpoint: Path, key: str) -> Path:
-    if "/" in key or not key:
+    if "/" in key or "\0" in key or key in ("", ".", ".."):
         raise BadValue(f"{key!r} is not a control file: see 'ls {mountpoint}/control'")
     return mountpoint / "control" / key
 
 
-def _translated(error: OSError, mountpoint: Path, key: str, value: str | None = None) -> TmemfsError:
-    """What an errno of a control file means, and what to do."""
-    control = mountpoint / "control"
-    if error.errno == errno.ENOENT:
-        if not control.is_dir():
-            return Refused(f"nothing is mounted at {mountpoint}: run 'tmemfs up' or give the mountpoint")
-        return BadValue(f"no control file {key!r}: choose from {', '.join(sorted(os.listdir(control)))}")
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return Refused(f"{key} cannot be {'read' if value is None else 'written'}: see 'ls -l {control}', and run as root")
-    if error.errno == errno.EINVAL:
-        return BadValue(f"{value!r} is not a value of {key}: see docs/control.md for what it takes")
-    if error.errno == errno.ERANGE:
-        return OutOfRange(f"{value} is out of range for {key}: it now is {_current(control / key)}, see docs/control.md")
-    if error.errno == errno.EBUSY:
-        return Busy(f"{key} cannot become {value} now: see {control}/state and {control}/shrink for why")
-    if error.errno == errno.EAGAIN:
-        return FellShort(f"{key} {str(value).split()[0]} fell short: the reason is in {control / key}")
+def _translated(error: OSError, mountpoint: Path, key: str, value: str | None = None, reason: str = "") -> TmemfsError:
+    """The error that the errno of a control file stands for: in the daemon's words (`reason`), or in our own."""
+    if error.errno in (errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTDIR):
+        return _not_there(mountpoint, key, error)
     if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
         return Refused(f"the daemon of {mountpoint} has gone: run 'tmemfs down {mountpoint}' to clean up")
-    return Refused(f"{control / key}: {error.strerror}: see 'tmemfs doctor'")
+    kind, ours = _meaning(error, mountpoint / "control", key, value)
+    return kind(f"{key}: {reason}" if reason else ours)
+
+
+def _not_there(mountpoint: Path, key: str, error: OSError) -> TmemfsError:
+    try:
+        known = sorted(os.listdir(mountpoint / "control"))
+    except FileNotFoundError:
+        return Refused(f"nothing is mounted at {mountpoint}: run 'tmemfs up' or give the mountpoint")
+    except OSError as cannot:
+        return Refused(f"cannot use the mountpoint {mountpoint} ({cannot.strerror}): run 'tmemfs up' or give another one")
+    return BadValue(f"no control file {key!r}{suggestion(key, known)}: choose from {', '.join(known)}")
+
+
+def _meaning(error: OSError, control: Path, key: str, value: str | None) -> tuple[type[TmemfsError], str]:
+    """What an errno of a control file means, and what to do."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return Refused, f"{key} cannot be {'read' if value is None else 'written'}: see 'ls -l {control}', and run as root"
+    if error.errno == errno.EINVAL:
+        return BadValue, f"{value!r} is not a value of {key}: see docs/control.md for what it takes"
+    if error.errno == errno.ERANGE:
+        return OutOfRange, f"{value} is out of range for {key}: it now is {_current(control / key)}, see docs/control.md"
+    if error.errno == errno.EBUSY:
+        return Busy, f"{key} cannot become {value} now: see {control}/state and {control}/shrink for why"
+    if error.errno == errno.EAGAIN:
+        return FellShort, f"{key} {' '.join(str(value).split()[:1])} fell short: the reason is in {control / key}"
+    return Refused, f"{control / key}: {error.strerror}: see 'tmemfs doctor'"
 
 
 def _current(path: Path) -> str:

@@ -82,13 +82,24 @@ def test_a_backing_that_is_a_directory(place: Place) -> None:
     refused(place, "--backing", place.directory, says="is a directory: give the path of a file in it")
 
 
-@pytest.mark.parametrize(("options", "says"), [("ro", "cannot be written to"), ("size=64K", "is full: free space")])
-def test_a_backing_directory_that_is_read_only_or_full(place: Place, tmp_path: Path, options: str, says: str) -> None:
+def test_a_backing_directory_that_is_read_only(place: Place, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", other], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", other], check=True)
     try:
-        refused(place, "--backing", other / "backing", says=says)
+        refused(place, "--backing", other / "backing", says="cannot be written to")
+    finally:
+        swapdev.unmount(other)
+
+
+def test_a_backing_directory_on_a_file_system_that_is_full(place: Place, tmp_path: Path) -> None:
+    other, disk = tmp_path / "other", tmp_path / "disk"
+    other.mkdir()
+    disk.write_bytes(bytes(1 << 20))
+    subprocess.run(["mkfs.ext2", "-q", disk], check=True)
+    subprocess.run(["mount", "-o", "loop", disk, other], check=True)
+    try:
+        refused(place, "--backing", other / "backing", says="is full: free space")
     finally:
         swapdev.unmount(other)
 
@@ -151,3 +162,88 @@ def test_an_unknown_control_file(tmp_path: Path) -> None:
             done = tmemfs(*command, "--mountpoint", place.mountpoint, check=False)
             assert done.returncode == 2 and "control file" in done.stderr
         assert tmemfs("set", "pool.max", "--mountpoint", place.mountpoint, check=False).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [("-n 18", "the limit on open files is 18"), ("-f 100", "the limit on the size of a file"), ("-v 4000000", "address space")],
+)
+def test_a_resource_limit_that_is_too_low_leaves_no_dead_mount(place: Place, limit: str, says: str) -> None:
+    for command in ("mount", "up"):
+        words = [*TMEMFS, command, *map(str, place.options)]
+        inside = ["bash", "-c", f'ulimit {limit}; exec "$@"', "bash", *words]
+        done = subprocess.run(inside, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert not swapdev.is_mounted(place.mountpoint) and not place.backing.exists() and not place.log.exists()
+
+
+@pytest.mark.parametrize("step", ["Relay.start", "Relay.__init__", "pyfuse3.init", "Pager.warm"])
+@pytest.mark.parametrize("datapath", ["relay", "pyfuse3"])
+def test_a_start_that_fails_after_the_mount_leaves_no_dead_mount(place: Place, step: str, datapath: str) -> None:
+    script = (
+        "import sys, pyfuse3, tmemfs.cli, tmemfs.daemon\n"
+        "from tmemfs.daemon import Pager, Relay\n"
+        "def fails(*_):\n    raise MemoryError('no memory for it')\n"
+        f"{step} = fails\n"
+        f"sys.exit(tmemfs.cli.main(sys.argv[1:]))\n"
+    )
+    words = ["mount", *map(str, place.options), "--datapath", datapath]
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=60, check=False)
+    if datapath == "pyfuse3" and step.startswith("Relay"):
+        assert done.returncode == 0
+        tmemfs("umount", place.mountpoint)
+    else:
+        assert done.returncode == 2 and "the kernel refused what the daemon needs (no memory for it)" in done.stderr
+    assert not swapdev.is_mounted(place.mountpoint)
+
+
+def test_a_block_device_of_one_mib_is_refused_before_anything_is_written(place: Place) -> None:
+    small = place.directory / "small"
+    small.write_bytes(bytes(1 << 20))
+    device = subprocess.run(["losetup", "--find", "--show", small], capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        refused(place, "--backing", device, says="has room for 0 B, not even one segment: give a larger device as --backing")
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+    assert small.read_bytes() == bytes(1 << 20)
+
+
+def test_a_link_to_a_block_device_is_followed_and_one_in_ram_is_refused(place: Place) -> None:
+    device = swapdev_over(Path("/dev/shm/tmemfs-test-disk"))
+    link = place.directory / "by-id"
+    link.symlink_to(device)
+    try:
+        refused(place, "--backing", link, says=f"{device} is in RAM (a file on tmpfs)")
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+        Path("/dev/shm/tmemfs-test-disk").unlink()
+
+
+def swapdev_over(file: Path) -> str:
+    """A loop device over a new file of 8 MiB."""
+    file.write_bytes(bytes(8 << 20))
+    return subprocess.run(["losetup", "--find", "--show", file], capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("option", ["--backing", "--log"])
+def test_what_is_no_file_is_refused_at_once(place: Place, option: str) -> None:
+    fifo = place.directory / "fifo"
+    subprocess.run(["mkfifo", "-m", "600", fifo], check=True)
+    for path, kind in ((fifo, "a FIFO"), (Path("/dev/null"), "a character device"), (Path("/dev/tty"), "a character device")):
+        refused(place, option, path, says=f"{path} is {kind}")
+
+
+def test_a_backing_in_ram_is_refused(place: Place) -> None:
+    refused(place, "--backing", "/dev/shm/tmemfs-backing", says="is in RAM (tmpfs), which would free nothing")
+
+
+def test_tables_that_would_take_more_than_an_eighth_of_ram(place: Place) -> None:
+    refused(place, "--size=16T", says="more than an eighth of RAM")
+
+
+def test_the_doctor_serves_an_ordinary_user(place: Place) -> None:
+    script = "import os, sys, tmemfs.cli, tmemfs.host.doctor, tmemfs.tiers.file, tmemfs.store.hot; os.setuid(65534)"
+    for backing in ("/root/x/backing", "/dev/loop0", "/var/lib/tmemfs/backing", place.backing):
+        words = [sys.executable, "-c", f"{script}; sys.exit(tmemfs.cli.main(['doctor', '--backing', {str(backing)!r}]))"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1 and done.stderr == "" and "root                   FAILS" in done.stdout, done.stderr

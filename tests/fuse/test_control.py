@@ -150,7 +150,7 @@ def test_a_shrink_that_falls_short_says_how_far_it_came(tmp_path: Path) -> None:
         answer = place.flat("shrink")
         assert answer["reason"] == "the pool holds no more pages" and int(answer["freed"]) > 0
         done = tmemfs("shrink", "60M", "--mountpoint", place.mountpoint, check=False)
-        assert done.returncode == 1 and "shrink 60M fell short" in done.stderr and "reason" in done.stdout
+        assert done.returncode == 1 and done.stderr.startswith("tmemfs: shrink") and "reason" in done.stdout
 
 
 def test_a_full_backing_is_said_and_ends(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.settings_place import Machine
-from tmemfs import __version__, cli, daemon, errors, view
+from tmemfs import __version__, cli, daemon, demo, errors, view
 from tmemfs.errors import FellShort, TmemfsError
 from tmemfs.host import background, doctor, memory, runtime
 from tmemfs.host.doctor import Check
+from tmemfs.units import parse_size
 
 ERRORS = [
     found
@@ -86,22 +88,57 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "says"),
     [
-        [],
-        ["unheard"],
-        ["shrink"],
-        ["set"],
-        ["stat", "a", "b"],
-        ["stat", "--json", "--raw"],
-        ["up", "--priority", "high"],
-        ["mount", "--datapath", "fast"],
-        ["mount", "--size", "-5M"],
+        ([], "the following arguments are required: COMMAND: see 'tmemfs --help'"),
+        (["unheard"], "no command 'unheard': see 'tmemfs --help'"),
+        (["strink", "1M"], "no command 'strink', did you mean shrink?: see 'tmemfs --help'"),
+        (["shrink"], "the following arguments are required: SIZE: see 'tmemfs shrink --help'"),
+        (["set"], "the following arguments are required: KEY: see 'tmemfs set --help'"),
+        (["stat", "a", "b"], "no use for 'b': see 'tmemfs stat --help'"),
+        (["stat", "--json", "--raw"], "argument --raw: not allowed with argument --json: see 'tmemfs stat --help'"),
+        (["stat", "--noheadings=1"], "argument --noheadings: ignored explicit argument '1'"),
+        (["up", "--codek", "lz4"], "no option '--codek', did you mean --codec?: see 'tmemfs up --help'"),
+        (["up", "--priority", "high"], "argument --priority: 'high' is not a swap priority (-1 to 32767): see 'tmemfs up --help'"),
+        (["up", "--priority", "32768"], "argument --priority: '32768' is not a swap priority (-1 to 32767)"),
+        (["up", "--priority", "-2"], "argument --priority: '-2' is not a swap priority (-1 to 32767)"),
+        (["mount", "--datapath", "fast"], "argument --datapath: invalid choice: 'fast'"),
+        (["mount", "--size", "-5M"], "argument --size: expected one argument: see 'tmemfs mount --help'"),
+        (["mount", ""], "argument MOUNTPOINT: '' is not a path: see 'tmemfs mount --help'"),
+        (["mount", "--backing", ""], "argument --backing: '' is not a path"),
+        (["mount", "--log", ""], "argument --log: '' is not a path"),
+        (["stat", "/a", "--mountpoint", "/b"], "two mountpoints are given: give one, as an argument or as --mountpoint"),
     ],
 )
-def test_arguments_that_are_not_understood_end_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert exits(*arguments) == 2
-    assert capsys.readouterr().err.startswith("usage: tmemfs")
+def test_arguments_that_are_not_understood_are_refused_in_a_line(refused: Said, arguments: list[str], says: str) -> None:
+    code, said = refused(*arguments)
+    assert code == 2 and said.startswith(says) and "\n" not in said
+
+
+@pytest.mark.parametrize("word", ["line\nbreak", "bell\a", "\udcff", "\u2028", "\x1b[2J"])
+def test_what_a_terminal_cannot_show_is_escaped(refused: Said, word: str) -> None:
+    code, said = refused("stat", f"/nowhere/{word}")
+    assert code == 2 and said.isprintable()
+
+
+def test_a_message_that_is_very_long_keeps_its_beginning_and_its_end(refused: Said) -> None:
+    code, said = refused("stat", "/nowhere/" + "x/" * 5000)
+    assert code == 2 and len(said) < 700
+    assert said.startswith("cannot use the mountpoint /nowhere/x/")
+    assert said.endswith("(File name too long): run 'tmemfs up' or give another one")
+
+
+@pytest.mark.parametrize("command", [["stat", "--raw"], ["get", "codec"], ["get"]])
+def test_a_mountpoint_is_an_option_of_every_command(mount: Path, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    (mount / "control" / "codec").write_text("lz4\n")
+    assert cli.main([*command, "--mountpoint", str(mount)]) == 0
+    assert "lz4" in capsys.readouterr().out
+
+
+def test_a_mountpoint_is_an_argument_where_there_is_no_other(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([str(mount)], ["--mountpoint", str(mount)], [str(mount), "--mountpoint", str(mount)]):
+        assert cli.main(["stat", "--raw", *words]) == 0
+        assert capsys.readouterr().out == "codec lz4\npool_max 67108864\n"
 
 
 @pytest.mark.parametrize("command", ["up", "down", "mount", "umount", "stat", "shrink", "get", "set", "demo", "doctor"])
@@ -131,7 +168,7 @@ def test_where_nothing_is_mounted_that_is_said_with_the_next_step(tmp_path: Path
 def test_a_mountpoint_that_is_a_file_is_refused(tmp_path: Path, refused: Said) -> None:
     (tmp_path / "file").write_text("")
     code, said = refused("stat", tmp_path / "file")
-    assert code == 2 and said.endswith("Not a directory: see 'tmemfs doctor'")
+    assert code == 2 and "(Not a directory): run 'tmemfs up' or give another one" in said
 
 
 def test_a_figure_is_shown_and_set(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,6 +176,8 @@ def test_a_figure_is_shown_and_set(mount: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == "67108864\n"
     assert cli.main(["set", "pool.max=a=b", "--mountpoint", str(mount)]) == 0
     assert (mount / "control" / "pool.max").read_text().splitlines()[0] == "a=b"
+    assert cli.main(["set", "pool.max", "2G", "--mountpoint", str(mount)]) == 0
+    assert (mount / "control" / "pool.max").read_text().splitlines()[0] == "2G"
     assert capsys.readouterr().out == ""
 
 
@@ -154,11 +193,14 @@ def test_statistics_have_their_forms(mount: Path, capsys: pytest.CaptureFixture[
 
 
 def test_an_unknown_column_ends_with_2(mount: Path, refused: Said) -> None:
-    assert refused("stat", "--output", "pool_max,nothing", mount) == (2, "no column nothing: choose from codec, pool_max")
+    assert refused("stat", "--output", "pool_max,nothing", mount) == (2, "no column 'nothing': 'tmemfs stat --raw' lists all")
 
 
 def test_an_assignment_without_a_value_is_refused_with_an_example(mount: Path, refused: Said) -> None:
-    assert refused("set", "pool.max", "--mountpoint", mount) == (2, "'pool.max' sets nothing: write for example pool.max=2G")
+    assert refused("set", "pool.max", "--mountpoint", mount) == (
+        2,
+        "'pool.max' sets nothing: write for example 'tmemfs set pool.max 2G'",
+    )
 
 
 @pytest.mark.parametrize("assignment", ["=2G", "../swap=2G", "control/pool.max=2G"])
@@ -240,6 +282,68 @@ def test_a_demonstration_with_a_codec_there_is_none_of_is_refused(tmp_path: Path
 def test_a_demonstration_in_a_directory_that_is_not_there_is_refused(tmp_path: Path, refused: Said) -> None:
     code, said = refused("demo", "--size", "64K", "--directory", tmp_path / "deeper")
     assert (code, said) == (2, f"{tmp_path}/deeper cannot be written to: give another --directory")
+
+
+@pytest.mark.parametrize(("free", "where"), [("available_ram_bytes", "RAM"), ("statvfs", "disk at ")])
+def test_a_demonstration_that_may_not_fit_is_refused_with_the_figures(
+    tmp_path: Path, refused: Said, monkeypatch: pytest.MonkeyPatch, free: str, where: str
+) -> None:
+    class Space:
+        f_bavail, f_frsize = 2048, 4096
+
+    if free == "statvfs":
+        monkeypatch.setattr(os, "statvfs", lambda path: Space)
+    else:
+        monkeypatch.setattr(demo, "available_ram_bytes", lambda: 8 << 20)
+    code, said = refused("demo", "--size", "8M", "--directory", tmp_path)
+    assert code == 2 and said.startswith(f"a demonstration of 8 MiB may need 9 MiB of {where}")
+    assert said.endswith("and 8 MiB are free: give a smaller --size")
+
+
+def test_a_demonstration_of_900_tib_is_refused(tmp_path: Path, refused: Said) -> None:
+    code, said = refused("demo", "--size", "900T", "--directory", tmp_path)
+    assert code == 2 and said.startswith("a demonstration of 900 TiB may need") and list(tmp_path.iterdir()) == []
+
+
+def test_a_swap_whose_tables_take_more_than_an_eighth_of_ram_is_refused_with_the_figure(
+    places: Path, refused: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "total_ram_bytes", lambda: 1 << 30)
+    code, said = refused("mount", "--foreground", "--size", "100G")
+    assert code == 2
+    assert said.startswith(
+        "a swap of 100 GiB needs tables of 206 MiB, more than an eighth of RAM (1 GiB): give a --size of at most"
+    )
+    assert list(places.iterdir()) == []
+
+
+def test_a_size_that_the_refusal_names_is_taken() -> None:
+    ram = 1 << 30
+    with pytest.raises(errors.BadValue) as caught:
+        daemon._check_tables(100 << 30, ram)
+    daemon._check_tables(parse_size(str(caught.value).rpartition("at most ")[2]), ram)
+    daemon._check_tables(2 * ram, ram)
+
+
+@pytest.mark.parametrize("digits", [3, 30, 5000])
+@pytest.mark.parametrize("command", ["mount --foreground", "demo"])
+def test_a_level_of_any_number_of_digits_is_refused(places: Path, refused: Said, command: str, digits: int) -> None:
+    code, said = refused(*command.split(), "--size", "64K", "--codec", f"zstd:{'9' * digits}")
+    assert code == 2 and said.startswith("zstd has no level '999") and said.endswith("give zstd:1 to zstd:19")
+
+
+def test_standard_output_that_is_full_is_no_trace() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tmemfs", "doctor"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "No space left on device" in done.stderr
+
+
+def test_a_reader_that_stops_early_is_no_trace() -> None:
+    command = f"{sys.executable} -m tmemfs doctor | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
 
 
 def raising(error: BaseException) -> Callable[..., None]:

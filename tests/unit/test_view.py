@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.parts import FaultyTier, Regions, new_pressure, page_of
-from tmemfs import view
+from tmemfs import __version__, view
 from tmemfs.control import Control, errno_of
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.jobs import Jobs
@@ -78,16 +78,19 @@ def test_numbers_are_read_as_numbers(mount: Path) -> None:
 def test_the_lines_for_people(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
     view.print_stat(mount)
     assert lines(capsys) == [
+        "RAM saved:   928 KiB: 3.91 MiB of pages swapped out, 3 MiB of RAM in the pool",
         "state:       running",
         "swapped out: 3.91 MiB of 8 GiB",
         "compressed:  1.95 MiB (ratio 2.00), zstd:3",
         "pool:        3 MiB of 64 MiB, peak 5 MiB",
         "backing:     1 MiB of 80 GiB",
-        "pages:       700 in RAM, 200 on disk, 110 same-filled, 30 incompressible",
-        "density:     1.02 bytes a live byte in RAM, 1.25 on disk; 0.50 bytes written a byte stored",
-        "pressure:    holding, 48 MiB of room",
+        "pages:       700 in RAM, 200 on disk; 110 same-filled, 30 incompressible",
+        "density:     space amplification 1.02 in RAM, 1.25 on disk; write amplification",
+        "             0.50",
+        "pressure:    holding, 48 MiB of headroom",
         "loads:       12 from RAM, 34 from disk",
-        "protection:  memory locked 1, I/O flusher 0, OOM score 1, real-time 1",
+        "protection:  memory: locked, OOM killer: protected, I/O flusher: no, real-time",
+        "             priority: yes",
     ]
 
 
@@ -101,10 +104,47 @@ def test_a_setting_of_the_kernel_is_shown_while_it_is_not_the_administrators(
     assert [line for line in lines(capsys) if "kernel" in line] == ["kernel:      vm.min_free_kbytes 33792 (yours: 67584)"]
 
 
+def change(mount: Path, **figures: int | str) -> None:
+    """Have control/stat say `figures`."""
+    (mount / "control" / "stat").write_text("".join(f"{key} {value}\n" for key, value in {**STAT, **figures}.items()))
+
+
+def test_a_protection_that_is_missing_is_said_in_words(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(mount, memory_locked=0, oom_score_adj_set=0, realtime=0)
+    view.print_stat(mount)
+    said = " ".join(capsys.readouterr().out.partition("protection:")[2].split())
+    assert said == "memory: not locked, OOM killer: not protected, I/O flusher: no, real-time priority: no"
+
+
+def test_no_line_is_longer_than_80_columns(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(mount, version="9.9.9", **{key: 10**19 - 1 for key, value in STAT.items() if isinstance(value, int)})
+    (mount / "control" / "state").write_text("degraded: " + "why so many words are needed here " * 10 + "\nsignals: psi\n")
+    for in_bytes in (False, True):
+        for headings in (False, True):
+            view.print_stat(mount, in_bytes, headings)
+            assert max(map(len, lines(capsys))) <= 80
+
+
+def test_a_pool_that_holds_more_than_it_saves_says_so(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(mount, pages_stored=0, pool_current=10 * MIB)
+    view.print_stat(mount)
+    assert lines(capsys)[0] == "RAM saved:   -10 MiB: 0 B of pages swapped out, 10 MiB of RAM in the pool"
+
+
+def test_the_version_of_a_daemon_is_shown_where_it_is_another(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(mount, version=__version__)
+    view.print_stat(mount)
+    assert "version" not in capsys.readouterr().out
+    change(mount, version="0.0.9")
+    view.print_stat(mount)
+    assert lines(capsys)[2] == f"version:     0.0.9; this command is {__version__}: 'tmemfs down' and 'up' start the new"
+
+
 def test_the_lines_for_people_in_bytes_and_without_headings(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
     view.print_stat(mount, in_bytes=True, headings=False)
     shown = lines(capsys)
-    assert shown[:5] == [
+    assert shown[:6] == [
+        "950272: 4096000 of pages swapped out, 3145728 of RAM in the pool",
         "running",
         "4096000 of 8589934592",
         "2048000 (ratio 2.00), zstd:3",
@@ -117,7 +157,7 @@ def test_an_empty_pool_has_no_ratio(mount: Path, capsys: pytest.CaptureFixture[s
     stat = mount / "control" / "stat"
     stat.write_text(stat.read_text().replace("compressed_bytes 2048000", "compressed_bytes 0"))
     view.print_stat(mount)
-    assert lines(capsys)[2] == "compressed:  0 B, zstd:3"
+    assert lines(capsys)[3] == "compressed:  0 B, zstd:3"
 
 
 def test_json_has_the_state_and_every_figure(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,7 +182,7 @@ def test_columns_without_names_are_as_wide_as_their_figures(mount: Path, capsys:
 def test_a_column_there_is_none_of_is_refused_with_those_there_are(
     mount: Path, capsys: pytest.CaptureFixture[str], columns: list[str]
 ) -> None:
-    with pytest.raises(BadValue, match=r"no column .*: choose from daemon_pid, codec, swap_size"):
+    with pytest.raises(BadValue, match=r"no column '.*: 'tmemfs stat --raw' lists all"):
         view.print_columns(mount, columns, in_bytes=False, headings=True)
     assert capsys.readouterr().out == ""
 
@@ -158,7 +198,8 @@ def test_what_a_daemon_says_can_be_shown(tmp_path: Path, capsys: pytest.CaptureF
         assert attribute.read is not None
         (tmp_path / "control" / attribute.name).write_text(attribute.read())
     view.print_stat(tmp_path)
-    assert lines(capsys)[:2] == ["state:       running", "swapped out: 4 KiB of 256 KiB"]
+    assert lines(capsys)[1:3] == ["state:       running", "swapped out: 4 KiB of 256 KiB"]
+    assert view.read_stat(tmp_path)["version"] == __version__
     assert view.read_stat(tmp_path).keys() >= view._SIZES
     regions.close()
 
@@ -169,7 +210,8 @@ def test_what_to_try_next_names_a_mountpoint_that_is_not_the_usual_one(capsys: p
     view.print_what_next(Path("/mnt/other"))
     other = capsys.readouterr().out
     assert "  tmemfs stat\n  tmemfs shrink 64M\n" in usual and "  tmemfs down\n" in usual
-    assert "  tmemfs stat /mnt/other\n  tmemfs shrink 64M --mountpoint /mnt/other\n" in other and "down /mnt/other\n" in other
+    option = "--mountpoint /mnt/other\n"
+    assert f"  tmemfs stat {option}  tmemfs shrink 64M {option}" in other and f"  tmemfs down {option}" in other
 
 
 @pytest.mark.parametrize("key", ["stat", "pool.max"])
@@ -191,6 +233,86 @@ def test_a_name_that_leaves_the_directory_is_refused(mount: Path, key: str) -> N
         view.read_control(mount, key)
     with pytest.raises(BadValue, match="is not a control file"):
         view.write_control(mount, key, "1")
+
+
+def test_an_unknown_file_is_said_with_the_nearest(mount: Path) -> None:
+    with pytest.raises(BadValue, match=r"no control file 'pol.current', did you mean pool\.current\?: choose from"):
+        view.read_control(mount, "pol.current")
+
+
+def test_a_column_there_is_none_of_is_said_with_the_nearest(mount: Path) -> None:
+    with pytest.raises(BadValue, match=r"no column 'pool_curent', did you mean pool_current\?: 'tmemfs stat --raw' lists all"):
+        view.print_columns(mount, ["pool_curent"], in_bytes=False, headings=True)
+
+
+def refusing(patch: pytest.MonkeyPatch, file: Path, number: int, said: str) -> None:
+    """A write fails with `number`, and what is read on the same descriptor then is `said`."""
+    written: set[int] = set()
+    pread = os.pread
+
+    def write(fd: int, data: bytes) -> int:
+        written.add(fd)
+        raise OSError(number, os.strerror(number))
+
+    patch.setattr(os, "write", write)
+    patch.setattr(os, "pread", lambda fd, size, offset: said.encode() if fd in written else pread(fd, size, offset))
+
+
+@pytest.mark.parametrize("kind", [BadValue, OutOfRange, Busy, Refused, FellShort])
+def test_the_daemons_own_reason_reaches_the_user(mount: Path, monkeypatch: pytest.MonkeyPatch, kind: type[TmemfsError]) -> None:
+    (mount / "control" / "pool.max").write_text("67108864\n")
+    with monkeypatch.context() as patch:
+        refusing(patch, mount, errno_of(kind("")), "a pool limit of 1M is too small: give 10 MiB or more\n")
+        with pytest.raises(kind) as caught:
+            view.write_control(mount, "pool.max", "1M")
+    assert str(caught.value) == "pool.max: a pool limit of 1M is too small: give 10 MiB or more"
+
+
+@pytest.mark.parametrize("said", ["67108864\n", "", "\n", "requested 1\nfreed 1\n"])
+def test_a_daemon_that_says_no_reason_has_its_errno_explained(mount: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    (mount / "control" / "pool.max").write_text("67108864\n")
+    with monkeypatch.context() as patch:
+        refusing(patch, mount, errno.EINVAL, said)
+        with pytest.raises(BadValue, match=r"'1M' is not a value of pool\.max: see docs/control\.md"):
+            view.write_control(mount, "pool.max", "1M")
+
+
+def test_every_setting_is_listed_on_a_line(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (mount / "control" / "codec").write_text("[lz4] zstd none\n")
+    view.print_settings(mount)
+    assert lines(capsys) == ["codec [lz4] zstd none", "pool.current 3145728", "state running"]
+
+
+def test_settings_of_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=f"nothing is mounted at {tmp_path}: run 'tmemfs up' or give the mountpoint"):
+        view.print_settings(tmp_path)
+
+
+SHRUNK = "requested 67108864\nfreed 8388608\nwritten 2097152\npages 5016\nseconds 0.01234\nreason -\n"
+COMPACTED = "requested 1.10\nbefore 1.500\nafter 1.099\nframes 3\nsegments 12\nwritten 10485760\nseconds 1.5\nreason -\n"
+
+
+@pytest.mark.parametrize(("key", "answer"), [("shrink", SHRUNK), ("compact", COMPACTED)])
+def test_an_answer_is_in_words_on_a_terminal_and_in_figures_elsewhere(
+    mount: Path, monkeypatch: pytest.MonkeyPatch, key: str, answer: str
+) -> None:
+    words = {
+        "shrink": "freed 8 MiB of RAM in 0.01 s: 5016 pages, 2 MiB written to disk\n",
+        "compact": "space amplification on disk was 1.500 and is 1.099: 12 segments cleaned, 3 MiB of RAM freed, "
+        "10 MiB written in 1.50 s\n",
+    }[key]
+    (mount / "control" / key).write_text(answer)
+    monkeypatch.setattr(view, "write_control", lambda *_: None)
+
+    def shown(stream: io.StringIO, raw: bool) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stream)
+            view.shrink(mount, "64M", None, raw) if key == "shrink" else view.compact(mount, "1.10", raw=raw)
+        return stream.getvalue()
+
+    assert shown(Terminal(), raw=False) == words
+    assert shown(Terminal(), raw=True) == answer
+    assert shown(io.StringIO(), raw=False) == answer
 
 
 def test_a_value_is_written_as_a_line(mount: Path) -> None:

@@ -38,6 +38,7 @@ def run_in_background(serve: Callable[[Callable[[], None]], None], log: Path) ->
     with os.fdopen(reader, "rb") as pipe:
         said = pipe.read()
     if said != _READY:
+        _remove_empty(log)
         raise Refused(os.fsdecode(said) or f"the daemon ended at once: see {log}")
 
 
@@ -58,6 +59,23 @@ def close_inherited(*kept: int) -> None:
                 os.close(fd)
 
 
+def _said_of(error: BaseException) -> str:
+    if isinstance(error, TmemfsError):
+        return str(error)
+    if isinstance(error, OSError | MemoryError):
+        return f"the kernel refused what the daemon needs ({error}): free memory or raise its limits; the log has more"
+    if isinstance(error, ImportError):
+        return f"a Python package is missing ({error}): run 'make setup', or pip install tmemfs"
+    return f"bug in tmemfs ({error!r}): see the log and report it"
+
+
+def _remove_empty(log: Path) -> None:
+    """Remove a log in which nothing was written: what was refused leaves nothing behind."""
+    with suppress(OSError):
+        if not log.stat().st_size:
+            log.unlink()
+
+
 def _serve_detached(serve: Callable[[Callable[[], None]], None], log_fd: int, writer: int) -> None:
     """In the child: never returns."""
     status = 1
@@ -75,10 +93,9 @@ def _serve_detached(serve: Callable[[Callable[[], None]], None], log_fd: int, wr
         serve(ready)
         status = 0
     except BaseException as error:
-        expected = isinstance(error, TmemfsError)
-        if not expected:
+        if not isinstance(error, TmemfsError):
             traceback.print_exc()
-        message = str(error) if expected else f"bug in tmemfs ({error!r}): see the log and report it"
+        message = _said_of(error)
         try:
             os.write(writer, os.fsencode(message))
         except OSError:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +20,7 @@ from tmemfs.host.swapdev import swap_entries
 from tmemfs.units import format_size
 
 _CAP_IPC_LOCK, _CAP_SYS_ADMIN, _CAP_SYS_NICE, _CAP_SYS_RESOURCE = 14, 21, 23, 24
+_PACKAGES: Final = ("trio", "pyfuse3", "lz4", "zstandard", "xxhash")
 _PROGRAMS: Final = ("losetup", "mkswap", "swapon", "swapoff")
 
 
@@ -31,26 +34,45 @@ class Check:
     advice: str = ""
 
 
-def examine(backing: Path, not_compiled: str = "") -> list[Check]:
-    """Every check, the essential ones first; `not_compiled` says why the store's compiled functions are not used."""
-    return [
-        _root(),
-        _kernel(),
-        _fuse(),
-        _loop(),
-        _programs(),
-        _disk(backing),
-        _capability("lock memory", _CAP_IPC_LOCK, "the pool may be swapped out itself: run with CAP_IPC_LOCK"),
-        _capability("io_flusher, oom score", _CAP_SYS_RESOURCE, "run with CAP_SYS_RESOURCE, or protect the daemon from outside"),
-        _capability("real-time", _CAP_SYS_NICE, "the daemon gets no memory that others do not: run with CAP_SYS_NICE"),
-        _compiled(not_compiled),
-        _pressure(),
-        _cgroup(),
-        _zswap(),
-        _other_swaps(),
-        _kernel_settings(),
-        Check("RAM", True, format_size(total_ram_bytes())),
-    ]
+def examine(backing: Path, backing_refused: str = "", not_compiled: str = "") -> list[Check]:
+    """Every check, the essential ones first.
+
+    `backing_refused` says why the backing cannot be used, `not_compiled` why the store's compiled functions are not.
+    """
+    lock, resource, nice = (
+        "the pool may be swapped out itself: run with CAP_IPC_LOCK",
+        "run with CAP_SYS_RESOURCE, or protect the daemon from outside",
+        "the daemon gets no memory that others do not: run with CAP_SYS_NICE",
+    )
+    checks: tuple[tuple[str, Callable[[str], Check]], ...] = (
+        ("root", _root),
+        ("kernel", _kernel),
+        ("FUSE", _fuse),
+        ("loop", _loop),
+        ("programs", _programs),
+        ("Python packages", _packages),
+        ("backing", lambda name: _backing(name, backing, backing_refused)),
+        ("free disk", lambda name: _disk(name, backing)),
+        ("lock memory", lambda name: _capability(name, _CAP_IPC_LOCK, lock)),
+        ("io_flusher, oom score", lambda name: _capability(name, _CAP_SYS_RESOURCE, resource)),
+        ("real-time", lambda name: _capability(name, _CAP_SYS_NICE, nice)),
+        ("compiled store", lambda name: _compiled(name, not_compiled)),
+        ("pressure signals", _pressure),
+        ("memory cgroups", _cgroup),
+        ("zswap", _zswap),
+        ("other swaps", _other_swaps),
+        ("kernel settings", _kernel_settings),
+        ("RAM", lambda name: Check(name, True, format_size(total_ram_bytes()))),
+    )
+    return [_tried(name, check) for name, check in checks]
+
+
+def _tried(name: str, check: Callable[[str], Check]) -> Check:
+    """What `check` finds, or that it could not look: an ordinary user may not read everything."""
+    try:
+        return check(name)
+    except OSError as error:
+        return Check(name, None, f"unknown ({error.strerror})", "run it as root")
 
 
 def require_root() -> None:
@@ -63,45 +85,61 @@ def _is_root() -> bool:
     return os.geteuid() == 0 and _has_capability(_CAP_SYS_ADMIN)
 
 
-def _root() -> Check:
+def _root(name: str) -> Check:
     ok = _is_root()
-    return Check("root", ok, "yes" if ok else "no", "" if ok else "mounting and swapon need root: run with sudo")
+    return Check(name, ok, "yes" if ok else "no", "" if ok else "mounting and swapon need root: run with sudo")
 
 
-def _kernel() -> Check:
+def _kernel(name: str) -> Check:
     release = os.uname().release
     major, minor = (int("".join(c for c in part if c.isdigit()) or 0) for part in release.split(".")[:2])
     ok = (major, minor) >= (5, 14)
-    return Check("kernel", ok, release, "" if ok else "the reserve is faulted in by MADV_POPULATE_WRITE: use Linux 5.14 or later")
+    return Check(name, ok, release, "" if ok else "the reserve is faulted in by MADV_POPULATE_WRITE: use Linux 5.14 or later")
 
 
-def _fuse() -> Check:
+def _fuse(name: str) -> Check:
     ok = Path("/dev/fuse").exists() and b"\tfuse\n" in Path("/proc/filesystems").read_bytes()
-    return Check("FUSE", ok, "yes" if ok else "no", "" if ok else "load the module: modprobe fuse")
+    return Check(name, ok, "yes" if ok else "no", "" if ok else "load the module: modprobe fuse")
 
 
-def _loop() -> Check:
+def _loop(name: str) -> Check:
     ok = Path("/dev/loop-control").exists()
     found = "yes, discard reaches the store with the relay" if ok else "no"
-    return Check("loop", ok, found, "" if ok else "load the module: modprobe loop")
+    return Check(name, ok, found, "" if ok else "load the module: modprobe loop")
 
 
-def _programs() -> Check:
-    missing = [name for name in _PROGRAMS if not shutil.which(name)]
+def _programs(name: str) -> Check:
+    missing = [program for program in _PROGRAMS if not shutil.which(program)]
     advice = "apt-get install util-linux mount" if missing else ""
-    return Check("programs", not missing, "missing: " + " ".join(missing) if missing else " ".join(_PROGRAMS), advice)
+    return Check(name, not missing, "missing: " + " ".join(missing) if missing else " ".join(_PROGRAMS), advice)
 
 
-def _disk(backing: Path) -> Check:
-    place = next(parent for parent in (backing, *backing.parents) if parent.exists())
-    if place.is_block_device():
-        with open(place, "rb") as device:
-            free = device.seek(0, os.SEEK_END)
-    else:
-        space = os.statvfs(place)
-        free = space.f_bavail * space.f_frsize
+def _packages(name: str) -> Check:
+    missing = [package for package in _PACKAGES if not find_spec(package)]
+    advice = "run 'make setup', or pip install tmemfs" if missing else ""
+    return Check(name, not missing, "missing: " + " ".join(missing) if missing else " ".join(_PACKAGES), advice)
+
+
+def _backing(name: str, path: Path, refused: str) -> Check:
+    """A refusal as the daemon words it: what is wrong, and after a colon what to do."""
+    found, _, advice = refused.partition(": ")
+    return Check(name, not refused, found or str(path), advice)
+
+
+def _disk(name: str, backing: Path) -> Check:
+    place, free = _free_bytes(backing)
     ok = True if free > 1 << 30 else None
-    return Check("free disk", ok, f"{format_size(free)} at {place}", "" if ok else "little to shrink to: give another --backing")
+    return Check(name, ok, f"{format_size(free)} at {place}", "" if ok else "little to shrink to: give another --backing")
+
+
+def _free_bytes(backing: Path) -> tuple[Path, int]:
+    """The part of `backing` that is there, and the bytes free on it. Raises OSError."""
+    place = next(parent for parent in (backing, *backing.absolute().parents) if os.path.lexists(parent))
+    if not place.is_block_device():
+        space = os.statvfs(place)
+        return place, space.f_bavail * space.f_frsize
+    with open(place, "rb") as device:
+        return place, device.seek(0, os.SEEK_END)
 
 
 def _capability(name: str, number: int, advice: str) -> Check:
@@ -114,64 +152,60 @@ def _has_capability(number: int) -> bool:
     return bool(int(status["CapEff"], 16) >> number & 1)
 
 
-def _compiled(why_not: str) -> Check:
+def _compiled(name: str, why_not: str) -> Check:
     if not why_not:
-        return Check("compiled store", True, "yes")
+        return Check(name, True, "yes")
     advice = "a store takes a third more CPU: apt-get install gcc python3-dev liblz4-dev libxxhash-dev, and install tmemfs again"
-    return Check("compiled store", None, f"no ({why_not})", "" if why_not.startswith("TMEMFS_") else advice)
+    return Check(name, None, f"no ({why_not})", "" if why_not.startswith("TMEMFS_") else advice)
 
 
-def _pressure() -> Check:
+def _pressure(name: str) -> Check:
     """The signals of memory pressure, tried as the daemon does."""
     signals = Signals()
     try:
         ok = True if signals.stalls else None
-        return Check(
-            "pressure signals", ok, ", ".join(signals.live), "" if ok else f"no {'; '.join(signals.missing)}: boot with psi=1"
-        )
+        return Check(name, ok, ", ".join(signals.live), "" if ok else f"no {'; '.join(signals.missing)}: boot with psi=1")
     finally:
         signals.close()
 
 
-def _cgroup() -> Check:
+def _cgroup(name: str) -> Check:
     if Path("/sys/fs/cgroup/cgroup.controllers").exists():
-        return Check("memory cgroups", True, "v2")
+        return Check(name, True, "v2")
     if Path("/sys/fs/cgroup/memory").is_dir():
-        return Check("memory cgroups", True, "v1")
-    return Check("memory cgroups", None, "none", "only needed to limit programs and for the system tests")
+        return Check(name, True, "v1")
+    return Check(name, None, "none", "only needed to limit programs and for the system tests")
 
 
-def _zswap() -> Check:
+def _zswap(name: str) -> Check:
     switch = Path("/sys/module/zswap/parameters/enabled")
     on = switch.exists() and proctext.word_of(switch.read_bytes()) == "Y"
-    return Check(
-        "zswap", None if on else True, "on" if on else "off", f"pages are compressed twice: echo N > {switch}" if on else ""
-    )
+    return Check(name, None if on else True, "on" if on else "off", f"pages are compressed twice: echo N > {switch}" if on else "")
 
 
-def _other_swaps() -> Check:
+def _other_swaps(name: str) -> Check:
     others = [entry for entry in swap_entries() if "/loop" not in entry.path]
     found = ", ".join(f"{entry.path} (priority {entry.priority})" for entry in others) or "none"
     high = [entry for entry in others if entry.priority >= 100]
-    return Check("other swaps", None if high else True, found, "they are filled first: give a higher --priority" if high else "")
+    return Check(name, None if high else True, found, "they are filled first: give a higher --priority" if high else "")
 
 
-def _kernel_settings() -> Check:
+def _kernel_settings(name: str) -> Check:
     """What is changed of the machine's settings now, and the administrator's values."""
     try:
         with closing(KernelSettings()) as settings:
             found = settings.findings()
     except OSError as error:
         is_secret = isinstance(error, PermissionError)
-        return Check("kernel settings", None, "unknown", "only root may see: run with sudo" if is_secret else str(error))
-    return _judged(found)
+        return Check(name, None, "unknown", "only root may see: run with sudo" if is_secret else str(error))
+    return _judged(name, found)
 
 
-def _judged(found: Findings) -> Check:
+def _judged(name: str, found: Findings) -> Check:
     said = [f"vm.{change.name} {change.now} (yours: {change.administrators})" for change in found.changed]
     said += [f"{found.workers} kernel workers with real-time priority"] if found.workers else []
     if not said:
-        return Check("kernel settings", True, "none is changed")
+        return Check(name, True, "none is changed")
     left = not found.is_in_use
     advice = "left by a daemon that was killed: run 'tmemfs down'" if left else ""
-    return Check("kernel settings", None if left else True, ", ".join(said), advice)
+    return Check(name, None if left else True, ", ".join(said), advice)

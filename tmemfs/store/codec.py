@@ -68,7 +68,7 @@ def parse_codec(text: str) -> Codec:
 
 def parse_level(text: str) -> int:
     """A level of zstd. Raises BadValue."""
-    level = int(text) if text.isdecimal() else 0
+    level = int(text) if len(text) <= 2 and text.isdecimal() else 0  # int() refuses thousands of digits in words of its own
     if level not in ZSTD_LEVELS:
         raise BadValue(f"zstd has no level {text!r}: give zstd:1 to zstd:{ZSTD_LEVELS[-1]}")
     return level
