@@ -39,8 +39,11 @@ def parse(
         command = commands[words[0]]
         options = [option for action in command._actions for option in action.option_strings]
         word = unknown[0].partition("=")[0]
-        kind = "option" if word.startswith("-") else "use for"
-        raise BadValue(f"no {kind} {word!r}{suggestion(word, options)}: see '{command.prog} --help'")
+        said = f"no option {word!r}{suggestion(word, options)}" if word.startswith("-") else f"no use for {word!r}"
+        raise BadValue(f"{said}: see '{command.prog} --help'")
+    empty = next((name for name, value in vars(arguments).items() if value == []), None)
+    if empty:  # what argparse makes of '--size=--'
+        raise BadValue(f"argument --{empty}: expected one argument: see '{commands[words[0]].prog} --help'")
     return arguments
 
 
