@@ -38,7 +38,11 @@ class MemoryCgroup:
             (_V2 / "cgroup.subtree_control").write_text("+memory")
         self.path.mkdir()
         limit = "memory.limit_in_bytes" if self._is_v1 else "memory.max"
-        (self.path / limit).write_text(str(self._limit_bytes))
+        try:
+            (self.path / limit).write_text(str(self._limit_bytes))
+        except BaseException:
+            self.path.rmdir()
+            raise
         return self
 
     @property

@@ -23,6 +23,7 @@ from tests.parts import FaultyTier, Regions, new_pressure
 from tmemfs import cli, daemon, demo, view
 from tmemfs.control import Control
 from tmemfs.engine.engine import Engine
+from tmemfs.engine.jobs import Jobs
 from tmemfs.engine.services import Limits, Services
 from tmemfs.host import background, doctor, lifecycle
 from tmemfs.host.ownership import open_log
@@ -121,7 +122,7 @@ def _fill_control(directory: Path) -> None:
     regions = Regions.new(slots=64, frames=10, extents=10)
     engine = Engine.over(regions.start(10, 64), FaultyTier(), parse_codec("lz4"))
     outcomes = {"memory_locked": 1, "io_flusher": 1, "oom_score_adj_set": 1, "realtime": 1}
-    services = Services(engine, Limits(engine, 64 * MIB, 10 * MIB), new_pressure(engine), "none", outcomes)
+    services = Services(engine, Limits(engine, 64 * MIB, 10 * MIB), new_pressure(engine), Jobs(), "none", outcomes)
     for attribute in Control(services).attributes:
         assert attribute.read is not None
         (directory / attribute.name).write_text(attribute.read())
@@ -231,7 +232,7 @@ def test_what_was_found_once_is_refused_in_a_line(place: Path, words: list[str])
     assert left_in(place) == before
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_any_command_line_is_done_or_refused_in_a_line(place: Path) -> None:
     seed = os.environ.get("TMEMFS_FUZZ_SEED", "1")
     before = left_in(place)

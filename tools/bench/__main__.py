@@ -16,9 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
+from tmemfs.errors import TmemfsError
 from tmemfs.host.doctor import require_root
 from tmemfs.units import MIB, format_size
 from tools.bench import cleaning, core, page_path
+from tools.interrupts import interruptible
 from tools.warm import use_memory
 
 POOL_BYTES = 512 * MIB
@@ -31,7 +33,17 @@ def main() -> int:
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where backing files and fio's file go")
     parser.add_argument("--output", type=Path, default=Path("build/bench"), help="where core.json and core.png go")
     arguments = parser.parse_args()
-    require_root()
+    try:
+        require_root()
+        with interruptible("taking everything down"):
+            _measure(arguments)
+    except TmemfsError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _measure(arguments: argparse.Namespace) -> None:
     rounds = 3 if arguments.quick else 7
     pool_bytes = POOL_BYTES // 4 if arguments.quick else POOL_BYTES
     with tempfile.TemporaryDirectory(prefix="tmemfs-bench-", dir=arguments.directory) as place:
@@ -54,7 +66,6 @@ def main() -> int:
     (arguments.output / "core.json").write_text(json.dumps(results, indent=2) + "\n")
     print(_table(paths, done, reads, footprint, ways, busy, pool_bytes))
     _plot(arguments.output / "core.png", paths, done, ways)
-    return 0
 
 
 def _machine() -> dict[str, str]:

@@ -29,6 +29,7 @@ from tmemfs.errors import Refused
 from tmemfs.host import swapdev
 from tmemfs.host.proctext import SwapEntry
 from tools.bench.accounts import cpu_s, disk_of, parse_flat, parse_mm_stat
+from tools.bench.mounts import processes_with, take_down
 from tools.bench.native import FLOOR, compiled
 from tools.interrupts import uninterrupted
 
@@ -122,13 +123,13 @@ class Tmemfs:
         pool = "8G" if limits.pool_percent is None else f"{limits.pool_percent}%"
         options = ["--size", str(limits.swap_bytes), "--pool-max", pool, "--datapath", self.datapath,
                    "--backing", str(directory / "backing"), "--log", str(directory / "log")]  # fmt: skip
-        undo.callback(_tmemfs_down, mountpoint)
+        undo.callback(take_down, mountpoint)
         _run(sys.executable, "-m", "tmemfs", "mount", str(mountpoint), *options)
         device = _attach(undo, mountpoint / "swap")
         if swap:
             _swap_on(undo, device, discard=True)
         control = mountpoint / "control"
-        pids = _processes_with(os.fspath(mountpoint))
+        pids = processes_with(os.fspath(mountpoint))
         return Swap(
             device,
             pids,
@@ -306,24 +307,8 @@ def _swap_on(undo: ExitStack, device: str, discard: bool) -> None:
     _run("swapon", *(["--discard"] if discard else []), "--priority", str(_PRIORITY), device)
 
 
-def _tmemfs_down(mountpoint: Path) -> None:
-    subprocess.run([sys.executable, "-m", "tmemfs", "down", str(mountpoint), "--force"], check=False,
-                   stdout=subprocess.DEVNULL, timeout=_COMMAND_S)  # fmt: skip
-
-
 def _written(control: Path, value: str) -> None:
     control.write_text(value)
-
-
-def _processes_with(argument: str) -> tuple[int, ...]:
-    """Processes that have `argument` in their command line, this one's threads not: a daemon and who watches over it."""
-    found = []
-    for place in Path("/proc").iterdir():
-        if place.name.isdigit() and int(place.name) != os.getpid():
-            with suppress(OSError):
-                if argument.encode() in (place / "cmdline").read_bytes().split(b"\0"):
-                    found.append(int(place.name))
-    return tuple(sorted(found))
 
 
 def _remove_zram(number: int) -> None:

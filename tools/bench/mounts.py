@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from tmemfs.host import swapdev
 
 _COMMAND = (sys.executable, "-m", "tmemfs")
+#: How long what was started may take to end.
+_DOWN_S: Final = 60.0
+_POLL_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +52,35 @@ def mounted(directory: Path, name: str, *options: str) -> Iterator[Mount]:
     mountpoint = directory / name
     mountpoint.mkdir()
     backing, log = directory / f"{name}.backing", directory / f"{name}.log"
-    subprocess.run(
-        [*_COMMAND, "mount", mountpoint, "--backing", backing, "--log", log, *options], check=True, stdout=subprocess.DEVNULL
-    )
     try:
+        subprocess.run(
+            [*_COMMAND, "mount", mountpoint, "--backing", backing, "--log", log, *options], check=True, stdout=subprocess.DEVNULL
+        )
         device = swapdev.attach(mountpoint / "swap")
         yield Mount(mountpoint, device)
     finally:
-        subprocess.run([*_COMMAND, "down", mountpoint, "--force"], check=False, stdout=subprocess.DEVNULL)
+        take_down(mountpoint)
+
+
+def take_down(mountpoint: Path) -> None:
+    """`tmemfs down` until nothing is left: a daemon whose `mount` was interrupted may mount a moment later."""
+    deadline = time.monotonic() + _DOWN_S
+    while True:
+        done = subprocess.run([*_COMMAND, "down", mountpoint, "--force"], check=False, capture_output=True, text=True)
+        if not done.returncode and not processes_with(os.fspath(mountpoint)):
+            return
+        if time.monotonic() > deadline:
+            print(f"bench: {mountpoint} is left behind: {done.stderr.strip() or done.stdout.strip()}", file=sys.stderr)
+            return
+        time.sleep(_POLL_S)
+
+
+def processes_with(argument: str) -> tuple[int, ...]:
+    """Processes that have `argument` in their command line, but not this one: a daemon and what watches over it."""
+    found = []
+    for place in Path("/proc").iterdir():
+        if place.name.isdigit() and int(place.name) != os.getpid():
+            with suppress(OSError):
+                if os.fsencode(argument) in (place / "cmdline").read_bytes().split(b"\0"):
+                    found.append(int(place.name))
+    return tuple(sorted(found))
