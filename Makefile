@@ -16,9 +16,9 @@ $(VENV)/.installed: pyproject.toml tools/setup.sh tmemfs/store/compiled.pyx
 up: setup
 	$(TMEMFS) up $(ARGS)
 
+# Also where the virtual environment is gone: `down` needs the standard library only.
 down:
-	@test -x $(TMEMFS) || { echo "tmemfs is not installed here: run 'sudo make up' first"; exit 2; }
-	$(TMEMFS) down $(ARGS)
+	@if $(TMEMFS) --version >/dev/null 2>&1; then $(TMEMFS) down $(ARGS); else $(PYTHON) -m tmemfs down $(ARGS); fi
 
 # Neither root nor FUSE: without `make setup` only what the store itself imports is installed.
 demo:
@@ -64,4 +64,5 @@ docs: setup
 	$(VENV)/bin/python -m tmemfs.control > docs/control.md
 
 clean:
+	@$(PYTHON) tools/in_use.py .
 	rm -rf $(VENV) build *.egg-info tmemfs/store/compiled.c tmemfs/store/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
