@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -14,12 +15,25 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tmemfs.errors import Refused
 from tmemfs.host.kernel_settings import KernelSettings
+from tmemfs.host.ownership import refuse_ram
 from tmemfs.store import hot
 from tools.cgroup import memory_controller
 
 settings.register_profile("tmemfs", deadline=None, print_blob=True)
 settings.load_profile("tmemfs")
+
+
+def pytest_configure() -> None:
+    """Temporary files go to a disk: where /tmp is in RAM, no backing may lie there."""
+    place = os.open(tempfile.gettempdir(), os.O_PATH)
+    try:
+        refuse_ram(Path(tempfile.gettempdir()), place, "--basetemp")
+    except Refused:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/var/tmp")
+    finally:
+        os.close(place)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -233,7 +233,7 @@ def _default_places(arguments: argparse.Namespace) -> Iterator[None]:
     created = [place for place in assumed if _make_directory(place)]
     try:
         yield
-    except TmemfsError:
+    except BaseException:
         for place in created:
             with suppress(OSError):
                 place.rmdir()

@@ -243,6 +243,16 @@ def test_a_mount_in_the_foreground_that_is_refused_creates_nothing(places: Path,
     assert list(places.iterdir()) == []
 
 
+@pytest.mark.parametrize("error", [MemoryError("no memory"), OSError(24, "Too many open files")])
+def test_a_mount_that_the_kernel_refuses_creates_nothing(
+    places: Path, refused: Said, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(daemon, "serve", raising(error))
+    code, said = refused("mount", "--foreground", "--size", "8M")
+    assert code == 2 and said == f"the system refused something ({error}): see 'tmemfs doctor'"
+    assert list(places.iterdir()) == []
+
+
 def test_a_mount_in_the_foreground_is_served_with_what_was_given(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[daemon.Options] = []
     monkeypatch.setattr(daemon, "serve", lambda options, ready: served.append(options))
