@@ -12,7 +12,8 @@ import io
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -95,6 +96,13 @@ FOUND: Final = (
 )
 
 
+@dataclass(frozen=True)
+class Target:
+    """What the steps of the life cycle work on."""
+
+    mountpoint: Path
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with a mount that is none, and one of each kind of file; what would change the machine is left out."""
@@ -138,10 +146,14 @@ def _leave_out_effects(patch: pytest.MonkeyPatch) -> None:
             background._remove_empty(log)
 
     def up(*arguments: object, **_: object) -> str:
-        for argument in arguments:
-            if callable(argument):
-                argument()
+        starts = arguments[-1]
+        assert callable(starts)
+        starts()
         return "up"
+
+    @contextlib.contextmanager
+    def target_of(mountpoint: Path, _: str) -> Iterator[Target]:
+        yield Target(mountpoint)
 
     def try_demo(size_bytes: int, codec: object, directory: Path) -> None:
         demo._refuse_too_large(size_bytes, directory)
@@ -152,6 +164,10 @@ def _leave_out_effects(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(daemon, "serve", lambda options, ready: daemon.check(options))
     patch.setattr(doctor, "require_root", lambda: None)
     patch.setattr(daemon, "require_root", lambda: None)
+    patch.setattr(background, "open_standard_descriptors", lambda: None)
+    patch.setattr(background, "close_inherited", lambda: None)
+    patch.setattr(lifecycle, "of", target_of)
+    patch.setattr(lifecycle, "refuse_taken", lambda target: None)
     patch.setattr(lifecycle, "up", up)
     patch.setattr(lifecycle, "down", lambda *_, **__: "nothing is up")
     patch.setattr(lifecycle, "umount", lambda *_, **__: None)
