@@ -422,7 +422,7 @@ def test_the_doctor_says_what_is_changed_of_the_kernels_settings(
         monkeypatch.setattr(doctor, "KernelSettings", machine.user)
         if left == "secret":
             monkeypatch.setattr(Path, "read_bytes", _refuse)
-        check = doctor._kernel_settings()
+        check = doctor._kernel_settings("kernel settings")
         assert (check.ok, check.found) == (word, said)
         assert ("tmemfs down" in check.advice) == (left == "killed") and ("sudo" in check.advice) == (left == "secret")
 

@@ -52,7 +52,8 @@ HOSTILE: Final = (
     "--size=--",
 )  # fmt: skip
 _MOUNT_OPTIONS: Final = (
-    "--size=8M", "--pool-max=64M", "--backing=none", "--backing-max=50%", "--codec=zstd:3", "--datapath=pyfuse3", "--log=./log",
+    "--size=8M", "--pool-max=64M", "--backing=none", "--backing-max=50%", "--codec=zstd:3", "--datapath=pyfuse3",
+    "--kernel-tuning=off", "--log=./log",
 )  # fmt: skip
 #: Options of each command, with words that are right.
 OPTIONS: Final[dict[str, tuple[str, ...]]] = {
@@ -62,7 +63,7 @@ OPTIONS: Final[dict[str, tuple[str, ...]]] = {
     "umount": (),
     "stat": ("--json", "--raw", "--output=codec", "--bytes", "--noheadings"),
     "shrink": ("--deadline=2s", "--raw"),
-    "compact": ("--raw",),
+    "compact": ("--raw", "--deadline=2s"),
     "get": (),
     "set": (),
     "demo": ("--size=64K", "--codec=none", "--directory=."),
