@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.signals import usual_signals
 from tmemfs.errors import Refused
 from tmemfs.host.kernel_settings import KernelSettings
 from tmemfs.host.ownership import refuse_ram
 from tmemfs.store import hot
+from tmemfs.store.region import Region
 from tools.cgroup import memory_controller
 
 settings.register_profile("tmemfs", deadline=None, print_blob=True)
@@ -34,6 +36,34 @@ def pytest_configure() -> None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/var/tmp")
     finally:
         os.close(place)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals() -> Iterator[None]:
+    """None ignored or blocked, whatever the caller of the tests does with them."""
+    with usual_signals():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def descriptors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close the regions that a test leaves: an ordinary limit is 1024 descriptors, and there are more tests than that."""
+    opened = set[int]()  # not the regions, whose mappings would stay
+    make, close = Region.__init__, Region.close
+
+    def noted(region: Region, name: str, size_bytes: int) -> None:
+        make(region, name, size_bytes)
+        opened.add(region.fd)
+
+    def forgotten(region: Region) -> None:
+        close(region)
+        opened.discard(region.fd)
+
+    monkeypatch.setattr(Region, "__init__", noted)
+    monkeypatch.setattr(Region, "close", forgotten)
+    yield
+    for descriptor in opened:
+        os.close(descriptor)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import os
-import select
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tests.waiting import HANG_S
+from tests.waiting import readable as readable  # these two are looked for here by most tests
+from tests.waiting import wait_until as wait_until
 from tmemfs.host import swapdev
 from tmemfs.host.kernel_settings import KernelSettings
 
 TMEMFS: Final = (sys.executable, "-m", "tmemfs")
-_COMMAND_S: Final = 120
+#: After that a mount that is still in use is detached.
+_UNMOUNTED_S: Final = 60.0
 
 
 def tmemfs(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run the command."""
     done = subprocess.run(
-        [*TMEMFS, *map(str, arguments)], capture_output=True, text=True, errors="surrogateescape", timeout=_COMMAND_S, check=False
+        [*TMEMFS, *map(str, arguments)], capture_output=True, text=True, errors="surrogateescape", timeout=HANG_S, check=False
     )
     assert not check or done.returncode == 0, f"tmemfs {arguments}: {done.returncode} {done.stdout} {done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
@@ -104,7 +107,7 @@ class Place:
         ended = None
         with suppress(OSError, KeyError):
             ended = os.pidfd_open(self.pid)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + _UNMOUNTED_S
         while swapdev.is_mounted(self.mountpoint):
             with suppress(OSError):
                 swapdev.unmount(self.mountpoint, lazy=time.monotonic() > deadline)
@@ -114,13 +117,6 @@ class Place:
         if ended is not None:
             readable(ended)
             os.close(ended)
-
-
-def readable(fd: int, seconds: float = 10) -> bool:
-    """Wait until `fd` can be read. Not by select(2): in a long test run a descriptor may be above 1024."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
 
 
 @contextmanager
@@ -157,11 +153,3 @@ def place_for(command: str, directory: Path, *options: str) -> Iterator[Place]:
         place.end()
         log = place.log.read_text() if place.log.exists() else ""
     assert "bug in tmemfs" not in log and "Traceback" not in log, log
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
-    """Poll `condition` until it is true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)

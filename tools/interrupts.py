@@ -10,6 +10,8 @@ from types import FrameType
 from typing import Final
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+#: What a caller may ignore, and its children with it: nohup does so with SIGHUP, a shell with SIGINT in its background jobs.
+_INHERITED: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD)
 
 
 @contextmanager
@@ -28,6 +30,13 @@ def interruptible(does: str) -> Iterator[None]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+def usual_signals() -> None:
+    """No signal ignored or blocked. For a child (`preexec_fn`) that is ended by one: our own caller may ignore it."""
+    for one in _INHERITED:
+        signal.signal(one, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 @contextmanager

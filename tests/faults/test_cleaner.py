@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from tests.parts import FaultyTier, Regions, page_of, run_jobs
+from tests.waiting import HANG_S
 from tmemfs.engine.compaction import CompactRequest
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.pager import Deferred
@@ -194,8 +195,8 @@ async def test_a_record_damaged_in_ram_does_not_hold_a_shrink_up() -> None:
     handle = place.tmem.slots.handles[0]
     at = place.tmem.segments.base[handle >> 34] + handle_offset(handle) + 500
     place.tmem.arena.view[at] ^= 0xFF
-    with trio.fail_after(10):
-        await place.engine.shrinker.shrink(ShrinkRequest(4 * SEGMENT_BYTES, deadline_s=5.0))
+    with trio.fail_after(HANG_S):
+        await place.engine.shrinker.shrink(ShrinkRequest(4 * SEGMENT_BYTES, deadline_s=HANG_S / 2))
     assert place.tmem.merges.counts.damaged_records == 1
     del place.pages[0]
     await place.verify()
@@ -367,7 +368,7 @@ def _nothing() -> None:
 
 
 async def _until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_S):
         while not condition():
             await trio.sleep(0.005)
 
@@ -382,7 +383,7 @@ async def test_room_that_a_merge_in_the_background_makes_meanwhile_counts(nurser
         await trio.sleep(0.05)
         assert not made
         engine.tmem.merges.counts.compactions += 1
-    with trio.fail_after(5):
+    with trio.fail_after(HANG_S):
         while not made:
             await trio.sleep(0.005)
     assert made == [0]
@@ -465,7 +466,7 @@ async def test_the_background_comes_to_rest(nursery: trio.Nursery, monkeypatch: 
     await place.engine.shrinker.shrink(ALL)
     counts = place.tmem.merges.counts
     seen = -1
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_S):
         while counts.cleanings + counts.compactions != seen:
             seen = counts.cleanings + counts.compactions
             await trio.sleep(0.3)
@@ -488,7 +489,7 @@ async def test_a_small_segment_with_a_dictionary_is_written_as_it_is() -> None:
     assert merge is not None
     place.tmem.merges.commit(merge, place.tmem.merges.copy_in_ram(merge))
     place.forget(*range(20))
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_S):
         assert (await place.engine.shrinker.shrink(ShrinkRequest(64 * SEGMENT_BYTES, deadline_s=5))).written
     await place.verify()
 
@@ -540,7 +541,7 @@ async def test_a_compaction_that_waits_for_one_on_request_can_be_interrupted() -
 
     def hold() -> None:
         reading.set()
-        assert go_on.wait(20)
+        assert go_on.wait(HANG_S)
 
     place.tier.before["read"] = hold
     async with trio.open_nursery() as nursery:

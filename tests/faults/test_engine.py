@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from tests.parts import FaultyTier, Kind, new_pressure, new_tmem, page_of
+from tests.waiting import HANG_S
 from tmemfs.engine import shrinker as shrinker_module
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.jobs import Jobs
@@ -100,7 +101,7 @@ async def verify(engine: Engine, count: int) -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_S):
         while not condition():
             await trio.sleep(0.005)
 
@@ -306,7 +307,7 @@ async def test_memory_that_cannot_be_given_back_stays_counted(engine: Engine, mo
 async def test_memory_goes_only_after_its_write_completed(engine: Engine, tier: FaultyTier, nursery: trio.Nursery) -> None:
     await store(engine, 0, 2048)
     release, region = threading.Event(), engine.tmem.arena.region
-    tier.before["write"] = lambda: (release.wait(10), None)[1]
+    tier.before["write"] = lambda: (release.wait(HANG_S), None)[1]
     resident = region.resident_bytes()
     nursery.start_soon(engine.shrinker.shrink, ALL)
     await until(lambda: _being_written(engine) == 1)
@@ -326,7 +327,7 @@ async def test_a_slow_tier_holds_up_no_load_from_ram(engine: Engine, tier: Fault
     await engine.shrinker.shrink(ALL)
     await store(engine, 1024, 16)
     release = threading.Event()
-    tier.before["read"] = lambda: (release.wait(10), None)[1]
+    tier.before["read"] = lambda: (release.wait(HANG_S), None)[1]
     loaded: list[bytes | None] = []
 
     async def load_from_disk() -> None:
@@ -334,9 +335,8 @@ async def test_a_slow_tier_holds_up_no_load_from_ram(engine: Engine, tier: Fault
 
     nursery.start_soon(load_from_disk)
     await until(lambda: engine.tmem.segments.pins)
-    began = time.monotonic()
     assert engine.pager.read(1024 * PAGE_BYTES, PAGE_BYTES) == raw(1024)
-    assert time.monotonic() - began < 1 and not loaded
+    assert not loaded  # the one before it still waits for the tier
     release.set()
     await until(lambda: loaded)
     assert loaded == [raw(0)]
@@ -385,7 +385,7 @@ async def test_a_shrink_that_tries_nothing_leaves_the_state(engine: Engine, tier
 async def test_a_full_pool_is_shrunk_whatever_the_watermarks(background: None, engine: Engine, services: Services) -> None:
     services.limits.set_pool_high(str(LIMIT * SEGMENT_BYTES))
     services.limits.set_pool_low(str(LIMIT * SEGMENT_BYTES))
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_S):
         await store(engine, 0, 6000)
     await verify(engine, 6000)
 
@@ -395,7 +395,7 @@ async def test_a_lower_limit_is_not_shown_before_it_is_reached(
 ) -> None:
     await store(engine, 0, 2560)
     release = threading.Event()
-    tier.before["write"] = lambda: (release.wait(10), None)[1]
+    tier.before["write"] = lambda: (release.wait(HANG_S), None)[1]
     nursery.start_soon(services.limits.set_pool_max, "10M")
     await until(lambda: _being_written(engine))
     assert services.limits.pool.max == LIMIT * SEGMENT_BYTES
@@ -413,7 +413,6 @@ async def test_a_deadline_ends_a_shrink(engine: Engine, tier: FaultyTier) -> Non
     await verify(engine, 2560)
 
 
-@pytest.mark.timeout(20)
 async def test_a_shrink_that_is_cancelled_as_it_begins_ends(background: None, engine: Engine) -> None:
     """Between its two threads, in whichever order they start: neither may wait for one that never runs."""
     for steps in range(100):
@@ -593,7 +592,7 @@ async def test_a_shrink_that_waits_for_another_one_can_be_interrupted(engine: En
 
     def hold() -> None:
         writing.set()
-        assert go_on.wait(20)
+        assert go_on.wait(HANG_S)
 
     tier.before["write"] = hold
     async with trio.open_nursery() as nursery:

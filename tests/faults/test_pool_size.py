@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from tests.parts import FaultyTier, FixedSignals, new_pressure, new_tmem, page_of, run_jobs
+from tests.waiting import HANG_S
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.pager import Deferred
 from tmemfs.engine.pool_size import PoolSize
@@ -75,7 +76,7 @@ async def test_a_limit_is_not_exceeded_while_memory_is_short(
     for task in (partial(run_jobs, place.engine), place.pressure.run, place.churn, place.press):
         nursery.start_soon(task)
     counts = place.tmem.merges.counts
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_S):
         while place.tmem.pool_bytes < 30 * MIB:
             await trio.sleep(0.01)
         await place.limits.set_pool_max(f"{mib}M")
@@ -163,7 +164,7 @@ async def test_a_shrink_of_all_waits_for_a_merge_that_holds_segments() -> None:
     assert merge is not None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(place.engine.shrinker.shrink, ShrinkRequest.parse("all"))
-        with trio.fail_after(20):
+        with trio.fail_after(HANG_S):
             while place.tmem.has_victims:
                 await trio.sleep(0.005)
         await trio.sleep(0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from random import Random
 
@@ -9,6 +10,7 @@ import pytest
 import trio
 
 from tests.parts import FaultyTier, Regions, page_of
+from tests.waiting import HANG_S
 from tmemfs.engine.compaction import CompactRequest
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.pager import Deferred
@@ -17,6 +19,7 @@ from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import BadValue, Corrupt
 from tmemfs.store.census import check, statistics
 from tmemfs.store.codec import decode, parse_codec
+from tmemfs.store.dictionary import Encoder
 from tmemfs.store.recompression import SAMPLES, Recompression, Use
 from tmemfs.store.record import handle_offset, handle_segment
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
@@ -38,6 +41,7 @@ class Place:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("tmemfs.engine.recompressor.LOOK_S", 0.01)
         monkeypatch.setattr("tmemfs.engine.recompressor._REST", 0)
+        self._patch = monkeypatch
         self.tier = FaultyTier()
         self.regions = Regions.new(SLOTS, 32, 32)
         self.pages: dict[int, bytes] = {}
@@ -48,6 +52,19 @@ class Place:
         self.tmem = self.regions.start(28, SLOTS, spare=1)
         self.engine = Engine.over(self.tmem, self.tier, parse_codec("lz4"))
         self.recompressor = self.engine.recompressor
+        self.looks = 0
+        look = self.recompressor._recompression.look
+
+        def counted(encoder: Encoder | None) -> deque[Use]:
+            self.looks += 1
+            return look(encoder)
+
+        self._patch.setattr(self.recompressor._recompression, "look", counted)
+
+    async def looked_at(self, times: int) -> None:
+        """Let it look for idle segments so often, and do what it finds."""
+        before = self.looks
+        await _until(lambda: self.looks > before + times)
 
     def store(self, first: int, count: int, page: Callable[[int], bytes] = language) -> None:
         for slot in range(first, first + count):
@@ -122,9 +139,9 @@ async def test_what_saves_less_than_a_tenth_is_left_and_not_tried_again(place: P
     place.recompressor.set_level(DEFAULT_LEVEL)
     nursery.start_soon(place.recompressor.run)
     await _until(lambda: place.recompressor.counts.not_worth)
-    await trio.sleep(0.2)
+    await place.looked_at(5)  # at all there is
     tried = place.recompressor.counts.not_worth
-    await trio.sleep(0.2)
+    await place.looked_at(10)
     assert place.recompressor.counts.not_worth == tried <= 6 and place.recompressor.counts.segments == 0
     assert [handle for handle in place.tmem.slots.handles if handle] == before
     await place.verify()
@@ -264,7 +281,7 @@ def test_another_way_is_refused(text: str) -> None:
 
 
 async def _until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_S):
         while not condition():
             await trio.sleep(0.005)
 

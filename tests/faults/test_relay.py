@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.mounted import readable
 from tests.parts import FaultyTier, new_tmem, page_of
+from tests.waiting import HANG_S, readable
 from tmemfs.engine.engine import Engine
 from tmemfs.fuse import relay as relay_module
 from tmemfs.fuse import turns, wire
@@ -44,14 +44,14 @@ class Kernel:
             if slot == ON_TIER[-1]:
                 self._write_back(engine)
         self.end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.end.settimeout(10)
+        self.end.settimeout(HANG_S)
         self.device = theirs
         self.relay = Relay(theirs.fileno(), engine.pager, INODE)
         warmed = threading.Semaphore(0)
         tier.before["read"] = warmed.release
         self.relay.start()
         for _ in range(READERS + 2):  # those that take turns, and the one for stores, try a read at their start
-            assert warmed.acquire(timeout=10)
+            assert warmed.acquire(timeout=HANG_S)
         tier.fail()
 
     def _write_back(self, engine: Engine) -> None:

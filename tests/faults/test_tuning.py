@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from tests.settings_place import Machine
+from tests.waiting import HANG_S
 from tmemfs.engine import tuning
 from tmemfs.engine.tuning import Tuning, parse_tuning
 from tmemfs.errors import BadValue, Refused
@@ -216,6 +217,6 @@ def test_modes() -> None:
 
 
 async def _until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_S):
         while not condition():
             await trio.sleep(0.005)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounted import TMEMFS, Place, mounted, tmemfs
+from tests.waiting import HANG_S
 from tmemfs.host import swapdev
 
 pytestmark = pytest.mark.fuse
@@ -136,14 +137,14 @@ def test_not_root(place: Place) -> None:
     become_nobody = "import os, sys, tmemfs.cli, tmemfs.host.doctor, tmemfs.host.lifecycle, tmemfs.view; os.setuid(65534)"
     for command in ("mount", "up", "down", "umount"):
         script = f"{become_nobody}; sys.exit(tmemfs.cli.main([{command!r}, {str(place.mountpoint)!r}]))"
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=HANG_S, check=False)
         assert done.returncode == 2 and "need root: run it with sudo" in done.stderr, done.stderr
 
 
 def test_no_fuse_device(place: Place) -> None:
     inside = 'mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec "$@"'
     command = ["unshare", "--mount", "sh", "-c", inside, "sh", *TMEMFS, "mount", *map(str, place.options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.returncode == 2 and "modprobe fuse" in done.stderr
     assert not place.backing.exists()
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.mounted import Place, wait_until
 from tests.parts import page_of
+from tests.waiting import HANG_S
 from tmemfs.units import PAGE_BYTES
 
 pytestmark = pytest.mark.fuse
@@ -48,7 +49,7 @@ def test_handlers_that_fail_do_not_end_the_daemon(tmp_path: Path) -> None:
         ]
         daemon = subprocess.Popen(command, stderr=log, stdout=log)
         try:
-            wait_until(lambda: (place.mountpoint / "control" / "state").exists(), 60)
+            wait_until(lambda: (place.mountpoint / "control" / "state").exists())
             for act in (
                 lambda: os.statvfs(place.mountpoint), lambda: os.listdir(place.mountpoint), lambda: os.chmod(place.image, 0o644),
                 lambda: os.unlink(place.image), lambda: os.mkdir(place.mountpoint / "x"), lambda: place.write("codec", "zstd"),
@@ -67,7 +68,7 @@ def test_handlers_that_fail_do_not_end_the_daemon(tmp_path: Path) -> None:
             assert daemon.poll() is None
         finally:
             subprocess.run(["umount", "--lazy", place.mountpoint], check=True)
-            daemon.wait(30)
+            daemon.wait(HANG_S)
     text = place.log.read_text()
     assert text.count("bug in tmemfs") == text.count("RuntimeError: injected") == 1  # all of them are one place
     assert daemon.returncode == 0

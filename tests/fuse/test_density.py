@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted import mounted, wait_until
+from tests.mounted import mounted
+from tests.waiting import wait_until
 from tmemfs.host.memory import punch
 from tmemfs.samples import RealPages
 from tmemfs.units import MIB, PAGE_BYTES
@@ -23,7 +24,6 @@ CLUSTERS = 192
 AT_ONCE = 32
 
 
-@pytest.mark.timeout(120)
 def test_a_few_clusters_that_stay_do_not_keep_the_memory_of_the_others(tmp_path: Path) -> None:
     pages = RealPages(1)
     with mounted(tmp_path, size="1G", pool_max="64M") as place:
@@ -43,7 +43,7 @@ def test_a_few_clusters_that_stay_do_not_keep_the_memory_of_the_others(tmp_path:
             for cluster in range(CLUSTERS):
                 if cluster % STAYS:
                     punch(image, cluster * CLUSTER_BYTES, CLUSTER_BYTES)
-            wait_until(lambda: taken() - before - place.number("compressed_bytes") < 0.02 * 1024 * MIB, 2)
+            wait_until(lambda: taken() - before - place.number("compressed_bytes") < 0.02 * 1024 * MIB)
             assert place.number("pages_stored") == CLUSTERS // STAYS * CLUSTER_PAGES
         finally:
             os.close(image)

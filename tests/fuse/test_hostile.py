@@ -9,8 +9,9 @@ from typing import Final
 
 import pytest
 
-from tests.mounted import directory_for_all, mounted, readable, wait_until
+from tests.mounted import directory_for_all, mounted, wait_until
 from tests.parts import page_of
+from tests.waiting import readable
 from tmemfs.fuse.forwards import BURST_S, IDLE_GAP_S
 from tmemfs.units import MIB, PAGE_BYTES
 from tools.hostile import unprivileged, use_many
@@ -30,7 +31,7 @@ def test_open_files_of_an_ordinary_user_take_next_to_no_memory() -> None:
         before = place.number("resident_anon")
         with unprivileged(1, lambda: use_many(names, HANDLES, tell, wait)):
             for _ in range(4):
-                assert readable(told, 60)
+                assert readable(told)
                 os.read(told, 1)
                 assert place.number("resident_anon") - before < 2 * MIB
                 os.write(go, b".")

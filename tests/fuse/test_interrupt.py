@@ -14,6 +14,7 @@ import pytest
 
 from tests.mounted import TMEMFS, Place, mounted, wait_until
 from tests.parts import page_of
+from tests.waiting import HANG_S
 from tmemfs.units import PAGE_BYTES
 
 pytestmark = pytest.mark.fuse
@@ -65,7 +66,7 @@ def test_a_signal_to_the_writer_ends_a_compaction_which_says_how_far_it_came(pla
     with writing(place, "compact", "1.0001") as writer:
         wait_until(lambda: place.number("cleanings") > 0)
         writer.send_signal(number)
-        assert writer.wait(10) == -number
+        assert writer.wait(HANG_S) == -number
     wait_until(lambda: place.flat("compact")["reason"] == "interrupted")
     assert 1.0001 < float(place.flat("compact")["after"]) < before
     cleanings = place.number("cleanings")
@@ -84,11 +85,11 @@ def test_the_command_says_how_far_it_came_when_it_is_interrupted(place: Place) -
     compact = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: place.number("cleanings") > 0)
     compact.send_signal(signal.SIGINT)
-    out, errors = compact.communicate(timeout=10)
+    out, errors = compact.communicate(timeout=HANG_S)
     assert (compact.returncode, "reason interrupted" in out, "Traceback" in errors) == (1, True, False), errors
 
 
 def test_a_deadline_may_be_given_to_the_command(place: Place) -> None:
     command = [*TMEMFS, "compact", "1.0001", "--deadline", "200ms", "--mountpoint", str(place.mountpoint)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG_S)
     assert done.returncode == 1 and "reason the deadline passed" in done.stdout

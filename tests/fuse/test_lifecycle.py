@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounted import TMEMFS, Place, mounted, tmemfs, wait_until
+from tests.waiting import HANG_S
 from tmemfs.host import runtime, swapdev
 
 pytestmark = pytest.mark.fuse
@@ -41,7 +42,7 @@ def other(tmp_path: Path) -> Iterator[Path]:
 def test_mounts_at_once_mount_once(place: Place) -> None:
     command = [*TMEMFS, "mount", *map(str, place.options), *SMALL]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    answers = [(process.communicate(timeout=100)[1], process.returncode) for process in processes]
+    answers = [(process.communicate(timeout=HANG_S)[1], process.returncode) for process in processes]
     assert sorted(code for _, code in answers) == [0, 2, 2], answers
     assert all("is taken by a mount: run" in said for said, code in answers if code)
     assert place.state == "running"
@@ -101,7 +102,7 @@ def test_a_mount_that_a_namespace_holds_is_not_said_to_be_unmounted(tmp_path: Pa
             done = tmemfs("stat", place.mountpoint, check=False)
             assert done.returncode == 2 and f"(process {pid}) lives" in done.stderr
         finally:
-            holder.communicate("\n", timeout=20)
+            holder.communicate("\n", timeout=HANG_S)
         wait_until(lambda: runtime.process_started(pid) is None)
         assert "nothing is up" in tmemfs("down", place.mountpoint).stdout
         assert runtime.read_record(place.mountpoint) is None
@@ -121,12 +122,16 @@ def test_relative_paths_are_those_of_the_command(place: Place) -> None:
     options = ["mnt", "--backing", "sub/../backing", "--log", "log", *SMALL]
     (place.directory / "sub").mkdir()
     subprocess.run(
-        [*TMEMFS, "mount", *options], cwd=place.directory, check=True, timeout=100, env={**os.environ, "PYTHONPATH": os.getcwd()}
+        [*TMEMFS, "mount", *options], cwd=place.directory, check=True, timeout=HANG_S, env={**os.environ, "PYTHONPATH": os.getcwd()}
     )
     assert place.state == "running" and place.backing.exists() and place.log.exists()
     assert not Path("/backing").exists() and not Path("/log").exists()
     subprocess.run(
-        [*TMEMFS, "umount", "./mnt/"], cwd=place.directory, check=True, timeout=100, env={**os.environ, "PYTHONPATH": os.getcwd()}
+        [*TMEMFS, "umount", "./mnt/"],
+        cwd=place.directory,
+        check=True,
+        timeout=HANG_S,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
     )
     assert not swapdev.is_mounted(place.mountpoint)
 
@@ -135,7 +140,7 @@ def test_a_command_in_a_directory_that_has_gone_says_so(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     inside = ["sh", "-c", 'cd "$0" && rmdir "$0" && exec "$@"', str(gone), *TMEMFS, "stat", "mnt"]
-    done = subprocess.run(inside, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    done = subprocess.run(inside, capture_output=True, text=True, timeout=HANG_S, env={**os.environ, "PYTHONPATH": os.getcwd()})
     assert done.returncode == 2 and "mnt: the current directory has gone" in done.stderr, done.stderr
 
 
@@ -152,15 +157,17 @@ def test_a_lock_and_a_pipe_of_the_caller_are_not_kept(place: Place, in_front: bo
         with os.fdopen(reader, "rb") as pipe:
             assert pipe.read() == b""
         with open(place.directory / "lock", "rb") as again:
-            fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(again, fcntl.LOCK_EX)  # it closes one after the other; a lock that is kept ends the test as one that hangs
         wait_until(lambda: swapdev.is_mounted(place.mountpoint) and runtime.read_record(place.mountpoint))
         assert place.state == "running"
     finally:
         tmemfs("umount", place.mountpoint, check=False)
-        process.communicate(timeout=20)
+        process.communicate(timeout=HANG_S)
 
 
 def test_what_a_substituted_command_says_comes_at_once(place: Place) -> None:
     command = " ".join([*TMEMFS, "mount", *map(str, place.options), *SMALL])
-    done = subprocess.run(["bash", "-c", f'x=$({command} 3>&1 4>&2); echo "got $x"'], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", f'x=$({command} 3>&1 4>&2); echo "got $x"'], capture_output=True, text=True, timeout=HANG_S
+    )
     assert done.stdout == f"got {place.mountpoint}: mounted\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -15,10 +14,11 @@ from typing import Final
 import pytest
 
 from tests.mounted import Place, mounted, swap_up, tmemfs, wait_until
+from tests.waiting import readable
 from tmemfs.host import swapdev
 from tmemfs.host.kernel_settings import BOOST, MINIMUM, KernelSettings
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.system
 
 SMALL: Final = {"size": "64M", "pool_max": "32M"}
 VM: Final = Path("/proc/sys/vm")
@@ -70,7 +70,7 @@ def kill(place: Place) -> None:
     pid = place.pid
     ended = os.pidfd_open(pid)
     os.kill(pid, signal.SIGKILL)
-    select.select([ended], [], [], 20)
+    readable(ended)
     os.close(ended)
 
 

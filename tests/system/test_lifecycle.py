@@ -15,6 +15,7 @@ from typing import Final
 import pytest
 
 from tests.mounted import TMEMFS, Place, mounted, place_for, swap_up, tmemfs, wait_until
+from tests.waiting import HANG_S
 from tmemfs.host import runtime, swapdev
 from tmemfs.units import MIB
 from tools.cgroup import MemoryCgroup
@@ -44,7 +45,7 @@ def started(*arguments: str | Path) -> subprocess.Popen[str]:
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit code of the command, and all that it said."""
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=HANG_S)
     assert "Traceback" not in err and "bug in tmemfs" not in err, err
     return process.returncode, out + err
 
@@ -60,12 +61,12 @@ def holding(cgroup: MemoryCgroup, size_bytes: int) -> Iterator[subprocess.Popen[
         yield process
     finally:
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=HANG_S)
 
 
 def is_whole(process: subprocess.Popen[str]) -> bool:
     """Whether what a holder holds is what it was."""
-    process.communicate("\n", timeout=100)
+    process.communicate("\n", timeout=HANG_S)
     return process.returncode == 0
 
 
@@ -179,7 +180,7 @@ def test_a_swap_is_found_and_taken_down_from_a_namespace_without_its_mount(tmp_p
         def without_the_mount(command: str) -> subprocess.CompletedProcess[str]:
             at = str(place.mountpoint)
             inside = ("unshare", "--mount", "sh", "-c", 'umount "$0" && exec "$@"', at)
-            return subprocess.run([*inside, *TMEMFS, command, at], capture_output=True, text=True, timeout=100)
+            return subprocess.run([*inside, *TMEMFS, command, at], capture_output=True, text=True, timeout=HANG_S)
 
         stat = without_the_mount("stat")
         assert stat.returncode == 0 and "running" in stat.stdout, stat.stderr
@@ -220,14 +221,14 @@ def test_down_waits_for_a_swapoff_that_is_under_way(tmp_path: Path) -> None:
             (cgroup.path / ("memory.limit_in_bytes" if cgroup.tasks.name == "tasks" else "memory.max")).write_text("1G")
             other = subprocess.Popen(["swapoff", device], stderr=subprocess.PIPE, text=True)
             again = ["swapoff", device]
-            wait_until(lambda: "Invalid argument" in subprocess.run(again, capture_output=True, text=True, timeout=60).stderr)
+            wait_until(lambda: "Invalid argument" in subprocess.run(again, capture_output=True, text=True, timeout=HANG_S).stderr)
             down = started("down", place.mountpoint)
             lock = runtime.DIRECTORY / runtime.lock_of(place.mountpoint)
             wait_until(lambda: lock.exists() and f"{down.pid} " in lock.read_text())
         finally:
             os.kill(pid, signal.SIGCONT)
         assert ended(down) == (0, f"{place.mountpoint}: down\n")
-        assert (other.communicate(timeout=60)[1], other.returncode) == ("", 0)
+        assert (other.communicate(timeout=HANG_S)[1], other.returncode) == ("", 0)
         assert is_whole(holder)
 
 

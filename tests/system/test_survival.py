@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted import TMEMFS, Place, swap_up, tmemfs, wait_until
+from tests.mounted import TMEMFS, Place, swap_up, tmemfs
 from tests.system.test_swap import hog, limited, meanwhile
+from tests.waiting import HANG_S, wait_until
 from tmemfs.host import swapdev
 from tools.cgroup import MemoryCgroup
 
@@ -41,7 +42,7 @@ def failing_swap(directory: Path) -> Iterator[Place]:
                 with suppress(Exception):
                     swapdev.swap_off(device)
                     swapdev.detach(device)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + HANG_S / 4
             while process.poll() is None and time.monotonic() < deadline:
                 with suppress(OSError):
                     swapdev.unmount(place.mountpoint)
@@ -59,7 +60,6 @@ def threads_of(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))
 
 
-@pytest.mark.timeout(400)
 def test_no_failure_beside_the_page_path_costs_a_byte(tmp_path: Path) -> None:
     with failing_swap(tmp_path) as place, limited("failing", "64M") as cgroup:
         pid = int(read_patiently(place, "stat").split("daemon_pid ")[1].split()[0])
@@ -80,7 +80,7 @@ def test_no_failure_beside_the_page_path_costs_a_byte(tmp_path: Path) -> None:
             assert threads_of(pid) <= threads
 
         with meanwhile(disturb, 0.2):
-            answer = hog(cgroup, "192M", rounds=1, timeout_s=300)
+            answer = hog(cgroup, "192M", rounds=1)
         assert answer["wrong"] == 0 and asked[0] > 0
         events = read_patiently(place, "events")
         assert int(events.split("job_failures ")[1].split()[0]) > 10
@@ -95,7 +95,7 @@ def test_no_failure_beside_the_page_path_costs_a_byte(tmp_path: Path) -> None:
 
 def read_patiently(place: Place, name: str) -> str:
     """A control file, though the job that serves it fails now and then."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_S
     while True:
         try:
             return place.read(name)
@@ -104,7 +104,6 @@ def read_patiently(place: Place, name: str) -> str:
             time.sleep(0.05)
 
 
-@pytest.mark.timeout(200)
 def test_a_cgroup_that_is_removed_takes_its_signals_and_not_the_daemon(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.mountpoint.mkdir()
@@ -113,11 +112,11 @@ def test_a_cgroup_that_is_removed_takes_its_signals_and_not_the_daemon(tmp_path:
             outside = memory_cgroup_of(os.getpid())
             inside = f'echo $$ > {removed.tasks}; exec "$@"'
             command = [*TMEMFS, "up", *map(str, place.options), "--size", "1G", "--pool-max", "64M"]
-            subprocess.run(["sh", "-c", inside, "sh", *command], check=True, timeout=60, stdout=subprocess.DEVNULL)
+            subprocess.run(["sh", "-c", inside, "sh", *command], check=True, timeout=HANG_S, stdout=subprocess.DEVNULL)
             assert "limit of cgroup" in place.read("state")
             (outside / "cgroup.procs").write_text(str(place.pid))
         with limited("after", "64M") as cgroup:
-            hog(cgroup, "160M", rounds=1, timeout_s=150)
+            hog(cgroup, "160M", rounds=1)
         wait_until(lambda: "limit of cgroup" not in place.read("state"))
         assert place.state == "running" and "cannot be read any more" in place.log.read_text()
     finally:
@@ -132,11 +131,10 @@ def memory_cgroup_of(pid: int) -> Path:
     return Path("/sys/fs/cgroup")
 
 
-@pytest.mark.timeout(200)
 def test_no_thread_is_created_once_the_mount_answers(tmp_path: Path) -> None:
     with swap_up(tmp_path, pool_max="64M", size="1G") as place, limited("threads", "64M") as cgroup:
         threads = threads_of(place.pid)
-        hog(cgroup, "160M", rounds=1, timeout_s=150)
+        hog(cgroup, "160M", rounds=1)
         for name, value in (("shrink", "8M"), ("compact", "1.05"), ("recompress", "zstd"), ("pool.max", "48M")):
             with suppress(BlockingIOError):
                 place.write(name, value)
@@ -145,7 +143,6 @@ def test_no_thread_is_created_once_the_mount_answers(tmp_path: Path) -> None:
         assert threads_of(place.pid) == threads
 
 
-@pytest.mark.timeout(200)
 def test_only_sigkill_ends_a_daemon_whose_swap_is_on(tmp_path: Path) -> None:
     with swap_up(tmp_path, size="1G") as place:
         pid = place.pid

@@ -16,15 +16,18 @@ from typing import Any
 
 import pytest
 
-from tests.mounted import Place, mounted, place_for, swap_up, tmemfs, wait_until
+from tests.mounted import Place, mounted, place_for, swap_up, tmemfs
+from tests.waiting import HANG_S, wait_until
 from tmemfs.host import swapdev
-from tmemfs.units import MIB, PAGE_BYTES
+from tmemfs.units import GIB, MIB, PAGE_BYTES
 from tools.cgroup import MemoryCgroup
 
 pytestmark = pytest.mark.system
 
 #: What the kernel discards at once.
 CLUSTER_PAGES = 512
+#: Ends a program that hangs; a busy machine is many times slower than an idle one.
+LONG_S = 3 * HANG_S
 HOG = (sys.executable, str(Path(__file__).parents[2] / "tools" / "hog.py"))
 
 
@@ -57,7 +60,7 @@ def limited(name: str, limit: str) -> Iterator[MemoryCgroup]:
         yield cgroup
 
 
-def hog(cgroup: MemoryCgroup, size: str, rounds: int, timeout_s: float) -> dict[str, Any]:
+def hog(cgroup: MemoryCgroup, size: str, rounds: int, timeout_s: float = LONG_S) -> dict[str, Any]:
     """Run a hog to its end; what it measured."""
     command = [*HOG, "--size", size, "--rounds", str(rounds), "--tasks", str(cgroup.tasks)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
@@ -72,7 +75,7 @@ def shrink_now(place: Place, size: str) -> None:
         place.write("shrink", size)
 
 
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(2 * LONG_S)
 def test_a_hog_of_1_gib_in_256_mib_comes_back_right_while_the_pool_shrinks(tmp_path: Path) -> None:
     with swap_up(tmp_path) as place, limited("right", "256M") as cgroup:
         stores = 0
@@ -84,7 +87,7 @@ def test_a_hog_of_1_gib_in_256_mib_comes_back_right_while_the_pool_shrinks(tmp_p
                 stores = now
 
         with meanwhile(shrink_a_quarter, 0.05):
-            hog(cgroup, "1G", rounds=2, timeout_s=900)
+            hog(cgroup, "1G", rounds=2)
         stat = place.flat()
         assert int(stat["loads_ram"]) > 10_000 and int(stat["loads_disk"]) > 10_000
         assert int(stat["pages_written"]) > 10_000
@@ -93,7 +96,6 @@ def test_a_hog_of_1_gib_in_256_mib_comes_back_right_while_the_pool_shrinks(tmp_p
         assert place.state == "running"
 
 
-@pytest.mark.timeout(400)
 def test_the_limit_of_the_pool_is_never_passed(tmp_path: Path) -> None:
     limit = 64 * MIB
     with swap_up(tmp_path, pool_max="64M") as place, limited("limit", "64M") as cgroup:
@@ -104,17 +106,17 @@ def test_the_limit_of_the_pool_is_never_passed(tmp_path: Path) -> None:
             stat = place.flat()
             seen.append((int(stat["pool_current"]), int(stat["pool_resident"]), int(stat["resident_shmem"]) - resident))
 
-        with meanwhile(sample, 0.02):
-            hog(cgroup, "256M", rounds=1, timeout_s=300)
-        assert len(seen) > 50 and max(current for current, _, _ in seen) > limit // 2
+        while len(seen) <= 50:
+            with meanwhile(sample, 0.02):
+                hog(cgroup, "256M", rounds=1)
+        assert max(current for current, _, _ in seen) > limit // 2
         assert max(max(sampled) for sampled in seen) <= limit
         assert int(place.read("pool.peak")) <= limit
 
 
-@pytest.mark.timeout(300)
 def test_a_dead_hog_leaves_nothing_behind(tmp_path: Path) -> None:
     with swap_up(tmp_path) as place, limited("dead", "64M") as cgroup:
-        hog(cgroup, "256M", rounds=0, timeout_s=200)
+        hog(cgroup, "256M", rounds=0)
         cgroup.reclaim()  # one page left in the swap cache keeps its whole cluster from being discarded
         [device] = swapdev.loop_devices_of(place.image)
 
@@ -123,54 +125,54 @@ def test_a_dead_hog_leaves_nothing_behind(tmp_path: Path) -> None:
             assert entry is not None
             return entry.used_bytes // PAGE_BYTES * CLUSTER_PAGES
 
-        wait_until(lambda: place.number("pages_stored") - kept() < 1000, 30)
-        wait_until(lambda: place.number("pool_resident") - kept() * PAGE_BYTES <= 10 * MIB, 30)
+        wait_until(lambda: place.number("pages_stored") - kept() < 1000)
+        wait_until(lambda: place.number("pool_resident") - kept() * PAGE_BYTES <= 10 * MIB)
 
 
-@pytest.mark.timeout(400)
-def test_what_a_hog_of_1_gib_had_is_given_back_within_2_s_of_its_end(tmp_path: Path) -> None:
+def test_what_a_hog_of_1_gib_stored_is_given_back_in_less_than_half_the_time_that_it_took_to_store(tmp_path: Path) -> None:
     with swap_up(tmp_path, pool_max="128M") as place, limited("ended", "128M") as cgroup:
 
         def taken() -> int:
             return place.number("pool_resident") + place.backing.stat().st_blocks * 512
 
         before = taken()
-        hog(cgroup, "1G", rounds=0, timeout_s=300)
+        stored_s = GIB / 1e6 / hog(cgroup, "1G", rounds=0)["fill_mb_per_s"]
+        ended = time.monotonic()
         assert place.number("pages_written") > 10_000
         cgroup.reclaim()
         # what the kernel still keeps, it has not discarded: a page in its swap cache keeps a whole cluster
-        wait_until(lambda: taken() - before - place.number("compressed_bytes") < 0.02 * 1024 * MIB, 2)
+        wait_until(lambda: taken() - before - place.number("compressed_bytes") < 0.02 * GIB)
+        given_back_s = time.monotonic() - ended
+        print(f"stored in {stored_s:.2f} s, given back in {given_back_s:.2f} s")
+        assert given_back_s < stored_s / 2
 
 
-@pytest.mark.timeout(300)
 def test_fio_verifies_what_it_wrote_to_the_loop_device(tmp_path: Path) -> None:
     with mounted(tmp_path, size="256M", pool_max="32M") as place:
         device = swapdev.attach(place.image)
         command = ["fio", "--name=verify", f"--filename={device}", "--size=192M", "--rw=randwrite", "--bsrange=4k-128k",
                    "--direct=1", "--ioengine=libaio", "--iodepth=8", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1",
                    "--buffer_compress_percentage=50", "--refill_buffers", "--output-format=json"]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=tmp_path, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, cwd=tmp_path, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert json.loads(done.stdout)["jobs"][0]["error"] == 0
         assert place.number("loads_disk") > 1000
         assert place.number("pool_peak") <= 32 * MIB
 
 
-@pytest.mark.timeout(300)
 def test_stress_ng_verifies_its_memory(tmp_path: Path) -> None:
     with swap_up(tmp_path, pool_max="64M") as place, limited("stress", "96M") as cgroup:
         inside = f"echo $$ > {cgroup.tasks}; exec stress-ng --vm 2 --vm-bytes 256M --vm-keep --verify --timeout 20s --metrics-brief"
         with meanwhile(lambda: shrink_now(place, "8M"), 0.5):
-            done = subprocess.run(["sh", "-c", inside], capture_output=True, text=True, timeout=200, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert place.number("stores") > 10_000
+            while place.number("stores") <= 10_000:
+                done = subprocess.run(["sh", "-c", inside], capture_output=True, text=True, timeout=LONG_S, check=False)
+                assert done.returncode == 0, done.stdout + done.stderr
         assert place.flat("events")["corrupt_records"] == "0"
 
 
-@pytest.mark.timeout(200)
 def test_the_plain_data_path_swaps_too(tmp_path: Path) -> None:
     with swap_up(tmp_path, "--datapath", "pyfuse3", pool_max="32M") as place, limited("plain", "48M") as cgroup:
-        hog(cgroup, "128M", rounds=1, timeout_s=150)
+        hog(cgroup, "128M", rounds=1)
         assert place.number("loads_disk") + place.number("loads_ram") > 1000
         assert "down" in tmemfs("down", place.mountpoint).stdout
 
@@ -244,19 +246,19 @@ def test_a_backing_that_fills_up_degrades_and_recovers(tmp_path: Path) -> None:
         command = [*HOG, "--size", "512M", "--rounds", "0", "--tasks", str(cgroup.tasks)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            wait_until(lambda: place.state.startswith("degraded: the backing is full"), 60)
+            wait_until(lambda: place.state.startswith("degraded: the backing is full"))
             assert place.number("backing_current") <= 16 * MIB
         finally:
             process.kill()
-            process.wait(60)
+            process.wait(HANG_S)
         place.write("backing.max", "max")
         wait_until(lambda: place.state == "running")
-        hog(cgroup, "160M", rounds=1, timeout_s=100)
+        hog(cgroup, "160M", rounds=1)
 
 
 def test_the_daemon_stays_small(tmp_path: Path) -> None:
     with swap_up(tmp_path, pool_max="64M") as place, limited("small", "64M") as cgroup:
-        hog(cgroup, "128M", rounds=1, timeout_s=100)
+        hog(cgroup, "128M", rounds=1)
         stat = {key: int(value) for key, value in place.flat().items() if value.isdigit()}
         resident = sum(stat[f"resident_{kind}"] for kind in ("anon", "file", "shmem"))
         beyond = resident - stat["pool_resident"] - stat["table_bytes"]
@@ -270,7 +272,7 @@ def test_the_foreground_daemon_notifies_its_supervisor(tmp_path: Path) -> None:
     place.mountpoint.mkdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
         supervisor.bind(str(tmp_path / "notify"))
-        supervisor.settimeout(20)
+        supervisor.settimeout(HANG_S)
         process = subprocess.Popen(
             [sys.executable, "-m", "tmemfs", "mount", "--foreground", *map(str, place.options), "--size", "64M"],
             env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}, stderr=subprocess.DEVNULL,
@@ -280,13 +282,15 @@ def test_the_foreground_daemon_notifies_its_supervisor(tmp_path: Path) -> None:
             assert place.state == "running"
             process.terminate()
             assert supervisor.recv(100) == b"STOPPING=1"
-            assert process.wait(20) == 0
+            assert process.wait(HANG_S) == 0
         finally:
             place.end()
             process.kill()
 
 
 def test_an_idle_daemon_is_quiet(tmp_path: Path) -> None:
+    """There is a time in which no thread of it wakes up. It looks at the machine when the kernel tells of a stall, which it counts,
+    so a time in which it did says nothing."""
     with place_for("up", tmp_path, "--size", "1G") as place:
         tasks = Path(f"/proc/{place.pid}/task")
 
@@ -294,9 +298,15 @@ def test_an_idle_daemon_is_quiet(tmp_path: Path) -> None:
             lines = [line for task in tasks.iterdir() for line in (task / "status").read_text().splitlines()]
             return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt"))
 
-        windows = []
-        for _ in range(4):  # the machine may look at a new mount of its own accord
-            before = switches()
+        def counted() -> tuple[str, str]:
+            stat = place.flat()
+            return stat["requests"], stat["pressure_looks"]
+
+        def is_quiet() -> bool:
+            reasons, before = counted(), switches()
             time.sleep(2)
-            windows.append(switches() - before)
-        assert min(windows) <= 2, windows
+            woken = switches() - before
+            time.sleep(0.5)  # what woke it may not have been counted yet
+            return counted() == reasons and woken <= 2
+
+        wait_until(is_quiet)

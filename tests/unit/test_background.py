@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import HANG_S
+
 #: Runs in the background and writes down which descriptors it has, and to what.
 LISTED = """
 import os, sys
@@ -31,7 +33,7 @@ def descriptors(tmp_path: Path, shell: str) -> dict[int, str]:
     """What a daemon has open that is started by `shell`, with the command as "$@"."""
     listed = tmp_path / "listed"
     command = [sys.executable, "-c", LISTED, str(tmp_path / "log"), str(listed)]
-    subprocess.run(["bash", "-c", shell, "bash", *command], check=True, timeout=60)
+    subprocess.run(["bash", "-c", shell, "bash", *command], check=True, timeout=HANG_S)
     found: dict[int, str] = eval(listed.read_text())
     return found
 
@@ -58,7 +60,7 @@ def test_a_pipe_of_the_caller_ends_when_the_command_does(tmp_path: Path) -> None
     reader, writer = os.pipe()
     code = LISTED.replace("ready()", "ready(); import time; time.sleep(60)")
     command = [sys.executable, "-c", code, str(tmp_path / "log"), str(tmp_path / "listed")]
-    subprocess.run(command, check=True, timeout=60, pass_fds=[writer])
+    subprocess.run(command, check=True, timeout=HANG_S, pass_fds=[writer])
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         assert pipe.read() == b""  # waits for ever, if the daemon still has the other end
@@ -73,4 +75,4 @@ def test_an_error_that_names_a_path_which_is_not_utf8_reaches_the_process_in_fro
         f"try: run_in_background(serve, Path({str(tmp_path / 'log')!r}))\n"
         "except Refused as error: assert os.fsencode(str(error)) == b'no \\xff here', error\nelse: raise SystemExit(1)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=HANG_S)

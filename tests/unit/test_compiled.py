@@ -167,8 +167,9 @@ def test_a_store_that_is_killed_at_any_instant_loses_nothing() -> None:
         for version in range(1, VERSIONS + 1)
         for first in range(0, STORED, BATCH)
     ]
-    seen = []
-    for _ in range(12):
+    seen = list[set[int]]()
+    while len(seen) < 12 or not _was_caught_at_it(seen):
+        assert len(seen) < 500, "every kill came between two versions"
         reader, writer = os.pipe()
         child = os.fork()
         if not child:
@@ -186,7 +187,11 @@ def test_a_store_that_is_killed_at_any_instant_loses_nothing() -> None:
         assert pages[:STORED] == [_version_of(slot, version) for slot, version in enumerate(versions[:STORED])]
         assert pages[STORED:] == [ZERO_PAGE] * (SLOTS - STORED)
         seen.append({*versions[:STORED]})
-    assert max(map(len, seen)) > 1 and len(set.union(*seen)) > 1  # it was in the middle, and not always in the same place
+
+
+def _was_caught_at_it(seen: list[set[int]]) -> bool:
+    """Whether a child was killed in the middle of a version, and not always of the same one."""
+    return max(map(len, seen)) > 1 and len(set.union(*seen)) > 1
 
 
 @cache

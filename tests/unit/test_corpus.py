@@ -15,6 +15,7 @@ from random import Random
 
 import pytest
 
+from tests.waiting import HANG_S
 from tmemfs.errors import BadValue, Refused
 from tmemfs.units import PAGE_BYTES
 from tools.corpus import __main__ as command
@@ -199,7 +200,7 @@ def python(program: str) -> Iterator[subprocess.Popen[str]]:
 
 def wait_until_it_sleeps(pid: int) -> None:
     """Neither stopped nor at work any more."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + HANG_S
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -207,7 +208,7 @@ def wait_until_it_sleeps(pid: int) -> None:
 
 def capture_twice_the_same(pid: int, most: int) -> Capture:
     """What two captures in a row agree on, once the programs have come to rest."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + HANG_S
     got = capture(pid, most)
     while (again := capture(pid, most)).pages != got.pages:
         assert time.monotonic() < deadline, "every capture takes other pages"

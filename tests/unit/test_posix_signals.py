@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import HANG_S
 from tmemfs.host.posix_signals import REOPEN_LOG, STOP
 
 #: Reports what it receives, a line each; begins with a line that says that it is ready.
@@ -61,7 +62,7 @@ def test_no_signal_ends_it_and_those_that_are_obeyed_arrive(process: subprocess.
 
 def test_a_fault_of_its_own_still_ends_a_process() -> None:
     program = PROGRAM.split("async def")[0] + "import ctypes\nctypes.string_at(0)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=HANG_S, check=False)
     assert done.returncode == -signal.SIGSEGV
 
 
@@ -73,7 +74,7 @@ def test_signals_between_two_event_loops_are_kept() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         trio.run(report, 2)
     """)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG_S, check=True)
     assert done.stdout.split() == ["ready", "ready", "SIGHUP", "SIGTERM"]
 
 

@@ -128,6 +128,11 @@ class Place:
         self.tmem, self.tier = new_tmem(slots=SLOTS), MemoryTier(32 * MIB)
         self.pager = Engine.over(self.tmem, self.tier, LZ4, make_pager).pager
 
+    def close(self) -> None:
+        """Give the descriptors back: a test of many examples would run out of them."""
+        for region in (self.tmem.slots.region, self.tmem.segments.region, self.tmem.arena.region):
+            region.close()
+
     def ask(self, what: Ask) -> bytes | None:
         operation, slot, count, seed = what
         count = min(count, SLOTS - slot)
@@ -183,6 +188,8 @@ def test_what_is_asked_is_recorded_and_answered_as_by_any_pager(asks: list[Ask])
     assert asked(recording) == [expected(what) for what in asks if what[0] != "shrink"]
     assert list(recording.columns.times_us) == sorted(recording.columns.times_us)
     assert recording.left_out == 0
+    plain.close()
+    recorded.close()
 
 
 def test_a_load_that_goes_to_the_tier_is_recorded_once() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.waiting import HANG_S
 from tmemfs.fuse import turns
 from tmemfs.fuse.turns import LEAVE_ASKED, PATIENCE_S, Turns
 
@@ -60,16 +61,16 @@ class Crew:
             self.requests.put(request)
 
     def answers(self, count: int) -> list[int]:
-        return [self.answered.get(timeout=5)[0] for _ in range(count)]
+        return [self.answered.get(timeout=HANG_S)[0] for _ in range(count)]
 
     def names(self, count: int) -> set[str]:
-        return {self.answered.get(timeout=5)[1] for _ in range(count)}
+        return {self.answered.get(timeout=HANG_S)[1] for _ in range(count)}
 
     def end(self) -> None:
         self.go.release(1000)
         self.ask(None)
         for thread in self.threads:
-            thread.join(5)
+            thread.join(HANG_S)
         assert not any(thread.is_alive() for thread in self.threads)
 
 
@@ -83,15 +84,15 @@ def crew() -> Iterator[Crew]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
     """Nobody takes the lead from who keeps it, and no work is slow."""
-    monkeypatch.setattr(turns, "SLOW_S", 60.0)
-    made = Crew(patience_s=60)
+    monkeypatch.setattr(turns, "SLOW_S", 10 * HANG_S)
+    made = Crew(patience_s=10 * HANG_S)
     yield made
     made.end()
 
 
 def test_what_can_be_answered_at_once_is_answered_by_one_thread(crew: Crew) -> None:
     crew.ask(*range(50))
-    answers = [crew.answered.get(timeout=5) for _ in range(50)]
+    answers = [crew.answered.get(timeout=HANG_S) for _ in range(50)]
     assert [number for number, _ in answers] == list(range(50)) and len({name for _, name in answers}) == 1
 
 
@@ -180,11 +181,11 @@ def test_only_one_leads_at_any_time(crew: Crew) -> None:
 
 
 def test_the_watch_sleeps_while_nobody_keeps_the_lead(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "SLOW_S", 60.0)
+    monkeypatch.setattr(turns, "SLOW_S", 10 * HANG_S)
     crew.go.release()
     crew.ask(-1)
     assert crew.answers(1) == [-1]
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + HANG_S
     while crew.turns.is_watching and time.monotonic() < deadline:
         time.sleep(PATIENCE_S)
     assert not crew.turns.is_watching
@@ -211,5 +212,5 @@ def test_a_leader_that_fails_ends_it_for_all() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(HANG_S)
     assert not any(thread.is_alive() for thread in threads)

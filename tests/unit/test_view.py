@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.parts import FaultyTier, Regions, new_pressure, page_of
+from tests.waiting import HANG_S
 from tmemfs import __version__, view
 from tmemfs.control import Control, errno_of
 from tmemfs.engine.engine import Engine
@@ -487,7 +488,7 @@ def shown_while(patch: pytest.MonkeyPatch, ask: Callable[[], int]) -> tuple[int,
         looked.set()
 
     patch.setattr(view.Bar, "left", left)
-    patch.setattr(view, "write_control", lambda mountpoint, key, value: looked.wait(10))
+    patch.setattr(view, "write_control", lambda mountpoint, key, value: looked.wait(HANG_S))
     ask()
     return told[0]
 

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import trio
 
+from tests.waiting import HANG_S
 from tmemfs.engine import worker as worker_module
 from tmemfs.engine.worker import Worker
 
@@ -80,7 +81,7 @@ def test_a_thread_survives_an_event_loop_that_ended_before_the_call(worker: Work
 
     async def leave_a_call() -> None:
         finish = partial(trio.lowlevel.current_trio_token().run_sync_soon, begin.set)
-        worker._calls.put(worker_module._Call[object](partial(end.wait, 10), finish))
+        worker._calls.put(worker_module._Call[object](partial(end.wait, HANG_S), finish))
 
     worker.start()
     trio.run(leave_a_call)
@@ -93,7 +94,7 @@ def _refuse(thread: threading.Thread) -> None:
 
 
 async def _until_ended(name: str) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_S):
         while name in _threads():
             await trio.sleep(0.001)
 

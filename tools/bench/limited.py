@@ -21,6 +21,7 @@ from tools.bench.accounts import Meter, Usage, parse_flat
 from tools.bench.contenders import Swap
 from tools.bench.workloads import Figures
 from tools.cgroup import MemoryCgroup
+from tools.interrupts import usual_signals
 
 Result = TypeVar("Result")
 
@@ -97,7 +98,9 @@ def within(cgroup: MemoryCgroup | None, *command: str) -> list[str]:
 def started(command: Sequence[str], log: Path, end: signal.Signals = signal.SIGKILL) -> Iterator[subprocess.Popen[bytes]]:
     """A program that is ended by `end`, and if that does not end it, by SIGKILL. What it says goes to `log`."""
     with log.open("wb") as said:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True, preexec_fn=usual_signals
+        )
     try:
         yield process
     finally:

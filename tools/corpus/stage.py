@@ -26,6 +26,7 @@ from typing import Final
 
 from tmemfs.errors import Refused
 from tools.corpus.pages import family
+from tools.interrupts import usual_signals
 
 START_S: Final = 120.0
 _END_S: Final = 20.0
@@ -80,6 +81,7 @@ class Stage:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, cwd=self.directory,
                 env=self._environment(), start_new_session=True, user=user, group=group, extra_groups=others,
+                preexec_fn=usual_signals,
             )  # fmt: skip
         started = Started(process, log)
         self.started[process.pid] = started
