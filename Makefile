@@ -5,7 +5,7 @@ VENV := .venv
 TMEMFS := $(VENV)/bin/tmemfs
 PYTEST := $(VENV)/bin/python -m pytest
 
-.PHONY: setup up down demo fmt lint test test-system test-vm check bench corpus docs clean
+.PHONY: setup up down demo fmt lint test test-system test-vm soak check bench corpus docs clean
 
 setup: $(VENV)/.installed
 
@@ -44,6 +44,10 @@ test-system: setup
 test-vm: setup
 	tools/setup.sh --vm $(VENV)
 	$(VENV)/bin/python -m tools.vm $(ARGS)
+
+# Two swaps, hogs that verify every byte, and everything else at once: ARGS="--minutes 20 --seed 1".
+soak: setup
+	$(VENV)/bin/python -m tools.soak $(ARGS)
 
 check: lint test
 

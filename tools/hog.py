@@ -1,8 +1,12 @@
 """A memory hog that verifies every byte: touches real pages in random order and compares a hash of each with what it wrote.
 
     python tools/hog.py --size 1G --rounds 2 [--tasks FILE] [--seed N]
+    python tools/hog.py --size 1G --churn 0.2 [--tasks FILE] [--seed N]
 
 Enters the cgroup whose tasks file is given before it allocates. Prints one JSON object; exit 1 if a page was wrong.
+
+With --churn it goes on until its standard input ends: each round verifies all pages, frees that share of them in runs, verifies
+that those are zero, and fills them with other pages. It prints one JSON object per round, and ends at the first wrong page.
 """
 
 from __future__ import annotations
@@ -11,11 +15,13 @@ import argparse
 import json
 import mmap
 import os
+import select
 import sys
 import time
 from array import array
 from pathlib import Path
 from random import Random
+from typing import Final
 
 import xxhash
 
@@ -24,18 +30,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tmemfs.samples import RealPages
 from tmemfs.units import PAGE_BYTES, parse_size
 
+_ZERO_HASH: Final = xxhash.xxh3_64_intdigest(bytes(PAGE_BYTES))
+#: Lengths of what is freed at once: single pages, and clusters of the kernel that are discarded whole.
+_RUNS: Final = (1, 16, 512, 2048)
+
 
 def main() -> int:
     """Fill, then verify as often as asked."""
     parser = argparse.ArgumentParser(description="Touch memory in random order and verify every byte.")
     parser.add_argument("--size", default="256M")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--churn", type=float, metavar="SHARE", help="free and fill this share of the pages per round, until told")
     parser.add_argument("--tasks", type=Path, help="tasks file of the cgroup to enter")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     supply = RealPages(arguments.seed)
     if arguments.tasks:
         arguments.tasks.write_text(str(os.getpid()))
+    if arguments.churn is not None:
+        return churn(Churned(parse_size(arguments.size) // PAGE_BYTES, supply, Random(arguments.seed)), arguments.churn)
     answer = hog(parse_size(arguments.size) // PAGE_BYTES, arguments.rounds, supply, Random(arguments.seed))
     print(json.dumps(answer))
     return 1 if answer["wrong"] else 0
@@ -76,6 +89,61 @@ def _verify(memory: mmap.mmap, order: array[int], hashes: array[int], touches: a
         touches.append(time.perf_counter() - began)
         wrong += xxhash.xxh3_64_intdigest(page) != hashes[number]
     return wrong
+
+
+class Churned:
+    """Pages whose content is known at any time, by a hash of each, that are freed and filled again."""
+
+    def __init__(self, count: int, supply: RealPages, random: Random) -> None:
+        self._count = count
+        self._supply = supply
+        self._random = random
+        self._written = 0
+        self._memory = mmap.mmap(-1, count * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._memory.madvise(mmap.MADV_NOHUGEPAGE)
+        self.hashes = array("Q", [_ZERO_HASH]) * count
+        self._order = array("l", range(count))
+
+    def fill(self) -> int:
+        """Write other pages wherever there are none; how many."""
+        self._random.shuffle(self._order)
+        empty = [number for number in self._order if self.hashes[number] == _ZERO_HASH]
+        for number in empty:
+            page = self._supply.page(self._written)
+            self._written += 1
+            self._memory[number * PAGE_BYTES : (number + 1) * PAGE_BYTES] = page
+            self.hashes[number] = xxhash.xxh3_64_intdigest(page)
+        return len(empty)
+
+    def free(self, share: float) -> int:
+        """Free runs of pages until that share of them is; how many. What is free is zero."""
+        freed = 0
+        while freed < share * self._count:
+            first = self._random.randrange(self._count)
+            pages = min(self._random.choice(_RUNS), self._count - first)
+            self._memory.madvise(mmap.MADV_DONTNEED, first * PAGE_BYTES, pages * PAGE_BYTES)
+            for number in range(first, first + pages):
+                freed += self.hashes[number] != _ZERO_HASH
+                self.hashes[number] = _ZERO_HASH
+        return freed
+
+    def verify(self) -> int:
+        """How many pages are not what they were filled with."""
+        self._random.shuffle(self._order)
+        return _verify(self._memory, self._order, self.hashes, array("d"))
+
+
+def churn(pages: Churned, share: float) -> int:
+    """Rounds until the standard input ends; 1 if a page was wrong."""
+    while True:
+        filled, wrong = pages.fill(), pages.verify()
+        is_last = bool(select.select([sys.stdin], [], [], 0)[0])
+        freed = 0 if is_last or wrong else pages.free(share)
+        wrong += pages.verify() if freed else 0
+        verified = len(pages.hashes) * (2 if freed else 1)
+        print(json.dumps({"verified": verified, "wrong": wrong, "filled": filled, "freed": freed}), flush=True)
+        if wrong or is_last:
+            return 1 if wrong else 0
 
 
 if __name__ == "__main__":

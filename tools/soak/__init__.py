@@ -1,0 +1,1 @@
+"""Hours of everything at once on two swaps, with every byte verified: `make soak`."""
