@@ -370,8 +370,9 @@ def _wait_for_end(target: Target, daemon: int, deadline: float) -> None:
     if not target.places and _is_mounted_for(target):
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(daemon, signal.SIGTERM)
-    ended, _, _ = select.select([daemon], [], [], max(deadline - time.monotonic(), 0))
-    if not ended:
+    ended = select.poll()  # select(2) takes no descriptor above 1023
+    ended.register(daemon, select.POLLIN)
+    if not ended.poll(max(deadline - time.monotonic(), 0) * 1000):
         holders = " ".join(map(str, _holders(target))) or "files that are open there"
         raise Busy(
             f"{target.mountpoint} is unmounted here, but its daemon lives on: it is held by mount namespaces of processes "
