@@ -33,7 +33,6 @@ from tmemfs.engine.pager import Pager
 from tmemfs.engine.pressure import Pressure
 from tmemfs.engine.services import Limits, Services, parse_pool_max
 from tmemfs.engine.tuning import Tuning, parse_tuning
-from tmemfs.engine.worker import Worker
 from tmemfs.errors import NO_THREADS, BadValue, Busy, Refused, TmemfsError
 from tmemfs.fuse.interrupts import Interrupts
 from tmemfs.fuse.mount import FUSE_DEVICE, mount_fuse
@@ -66,8 +65,9 @@ log = logging.getLogger(__name__)
 _STACK_BYTES: Final = 512 << 10
 #: How long a thread keeps the interpreter while another waits: a request should not wait for a report.
 _SWITCH_S: Final = 0.0005
-#: Libraries that imports of imports map, 6 MB of them: locking them would keep what nobody calls.
+#: What imports of imports map, 6 MB of it: locking that would keep what nobody calls. LC_CTYPE is the locale's table of letters.
 _NEVER_CALLED: Final = (
+    "LC_CTYPE",
     "libcrypto.", "libssl.", "_ssl.", "_hashlib.", "liblzma.", "_lzma.", "libbz2.", "_bz2.", "libz.", "libexpat.",
 )  # fmt: skip
 #: Between two runs of an event loop that fails.
@@ -190,7 +190,7 @@ def _prepare_process() -> dict[str, int]:
 def _noted(tried: list[memory.Outcome]) -> dict[str, int]:
     for outcome in tried:
         if not outcome.ok:
-            log.info("%s was not had (%s): see tmemfs doctor", outcome.name, outcome.detail)
+            log.info("%s could not be enabled (%s): see tmemfs doctor", outcome.name, outcome.detail)
     return {outcome.name: int(outcome.ok) for outcome in tried}
 
 
@@ -233,7 +233,7 @@ class _Server:
         self._interrupts = Interrupts()
         self._namespace = Namespace(services.engine.pager, Control(services).attributes, self._space, self._interrupts)
         self._signals = SignalInbox()
-        self._worker = Worker("lifecycle")
+        self._worker = services.pressure.tuning.worker
         self._relay: Relay | None = None
         self._is_ready = False
         self._unmounted = trio.Event()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from typing import Final, NoReturn
 
 from tmemfs.errors import BadValue
@@ -49,6 +48,8 @@ def parse(
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """', did you mean X?' for the nearest of `known`, or nothing if none is near."""
+    from difflib import get_close_matches  # only where a word is wrong: the daemon keeps in RAM what the command has imported
+
     near = get_close_matches(word[:100], list(known), n=1)
     return f", did you mean {near[0]}?" if near else ""
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
 
 from tests.parts import FaultyTier, new_tmem, page_of
 from tmemfs.engine.engine import Engine
@@ -42,24 +45,45 @@ def engine_of(limit: int = 12) -> Engine:
 
 def test_stores_that_wait_are_counted_by_the_page_path_and_by_the_thread_that_ends_them() -> None:
     engine = engine_of(limit=1)
-    engine.room.set_stuck("the test says so")
     for slot in range(256):
         engine.pager.write(slot * PAGE_BYTES, memoryview(page_of("raw", slot)))
     pager = engine.pager
     assert pager._waiting  # the last of them
-    pager._waiting, pager.refused = Slow(0), Slow(0)
+    pager._waiting, pager.refused = Slow(1), Slow(0)  # so that none of them is tried at once
 
     def store() -> None:
         waits = pager.write(0, memoryview(page_of("raw", 1)))
         assert isinstance(waits, Deferred)
-        try:
-            waits.run()
-        except NoRoom:
-            return
+        waiting.append(waits)
 
-    pager._waiting = Slow(1)  # so that none of them is tried at once
+    waiting = list[Deferred]()
     in_threads(store)
+    assert (pager._waiting, pager.refused) == (1 + THREADS * TIMES, 0)
+    engine.room.set_stuck("the test says so")
+    in_threads(lambda: refuse(waiting.pop()))
     assert (pager._waiting, pager.refused) == (1, THREADS * TIMES)
+
+
+def refuse(waits: Deferred) -> None:
+    with pytest.raises(NoRoom):
+        waits.run()
+
+
+def test_stores_that_are_refused_at_once_are_counted_by_any_thread() -> None:
+    engine = engine_of(limit=1)
+    engine.room.set_stuck("the test says so")
+    pager = engine.pager
+    with suppress(NoRoom):
+        for slot in range(512):
+            pager.write(slot * PAGE_BYTES, memoryview(page_of("raw", slot)))
+    pager.refused = Slow(0)
+
+    def store() -> None:
+        with pytest.raises(NoRoom):
+            pager.write(0, memoryview(page_of("raw", 1)))
+
+    in_threads(store)
+    assert pager.refused == THREADS * TIMES
 
 
 def test_failures_and_pauses_of_the_cleaner_are_counted_by_any_thread() -> None:

@@ -128,19 +128,14 @@ def test_an_up_with_other_options_is_refused_and_names_them(tmp_path: Path) -> N
     with swap_up(tmp_path, "--codec", "lz4", size="1G", pool_max="64M") as place:
         same = ["--size", "1024M", "--pool-max", "64M", "--codec", "lz4", "--backing-max", "max", "--datapath", "relay"]
         assert "already up" in tmemfs("up", *place.options, *same, "--priority", "100").stdout
-        other = ["--size", "4K", "--pool-max", "1G", "--codec", "zstd", "--backing", "none", "--priority", "3", "--log", "/x"]
-        done = tmemfs("up", place.mountpoint, *other, "--datapath", "pyfuse3", "--backing-max", "1G", check=False)
-        assert done.returncode == 2 and done.stdout == ""
-        expected = {
-            "size 4K": "1 GiB",
-            "pool-max 1G": "64 MiB",
-            "codec zstd": "lz4",
-            "backing none": place.backing,
-            "log /x": place.log,
-        }
-        expected |= {"priority 3": "100", "datapath pyfuse3": "relay", "backing-max 1G": ""}
-        for given, now in expected.items():
-            assert f"--{given} was given, and it is {now}" in done.stderr
+        files = {"backing none": place.backing, "log /x": place.log}
+        figures = {"size 4K": "1 GiB", "pool-max 1G": "64 MiB", "priority 3": "100", "backing-max 1G": ""}
+        for expected in (files, figures, {"codec zstd": "lz4", "datapath pyfuse3": "relay"}):
+            other = [word for given in expected for word in f"--{given}".split()]
+            done = tmemfs("up", place.mountpoint, *other, check=False)
+            assert done.returncode == 2 and done.stdout == ""
+            for given, now in expected.items():
+                assert f"--{given} was given, and it is {now}" in done.stderr
         assert swapdev.swap_entries() and place.read("codec").startswith("[lz4]")
         done = tmemfs("up", place.mountpoint, "--codec", "zlib", check=False)
         assert done.returncode == 2 and "choose lz4, zstd" in done.stderr

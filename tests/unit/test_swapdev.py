@@ -172,11 +172,11 @@ def test_a_mount_is_dead_when_its_daemon_does_not_answer(
 ) -> None:
     assert not swapdev.mount_is_dead(tmp_path)
 
-    def fails(path: Path) -> os.stat_result:
+    def fails(path: Path) -> os.statvfs_result:
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "stat", fails)
+        patch.setattr(os, "statvfs", fails)
         assert swapdev.mount_is_dead(tmp_path) == dead
 
 

@@ -84,12 +84,14 @@ class Cleaner:
         self._in_ram = threading.Lock()
         self._into, self._from = tmem.arena.buffers() or (_buffer(), _buffer())
         self._kicked = trio.Event()
-        self._background, self._requested = Worker("clean"), Worker("compact")
+        #: For what gives way to everything else; the recompressor works there, too.
+        self.background = Worker("maintenance")
+        self._requested = Worker("compact")
 
     @property
     def workers(self) -> tuple[Worker, ...]:
         """Its threads."""
-        return self._background, self._requested
+        return self.background, self._requested
 
     def merge_in_ram(self, plan: Merge, breathe: Breathe = go_on, stop: Stop | None = None) -> int:
         """Perform a merge of segments in RAM, if anything is gained; how many frames go back to the system. Raises Stopped."""
@@ -130,7 +132,7 @@ class Cleaner:
         while True:
             self._kicked = trio.Event()
             compacting = compaction_wanted(self._merges.space_in_ram(), compacting)
-            if compacting and await self._background.run(self._compact_one):
+            if compacting and await self.background.run(self._compact_one):
                 continue
             cleaning = cleaning_wanted(self._merges.space(), cleaning)
             wait_s = self._wait_s() if cleaning else math.inf
@@ -156,7 +158,7 @@ class Cleaner:
     async def _clean_in_background(self) -> bool:
         """One cleaning; whether there was something to clean. A tier that fails is left alone for a while."""
         try:
-            return await self._background.run(self._clean_one)
+            return await self.background.run(self._clean_one)
         except TierError as error:
             log.warning("cleaning failed: %s", error)
             self._failed()

@@ -47,7 +47,9 @@ class Engine:
         pager, cleaner = make_pager(tmem, reader, room, codec), Cleaner(tmem, tier, reader, holes)
         cleaner.refused = lambda: pager.refused
         shrinker = Shrinker(tmem, tier, holes, room, cleaner, marks)
-        return cls(tmem, tier, holes, room, PoolSize(tmem), reader, pager, cleaner, shrinker, Recompressor(tmem))
+        return cls(
+            tmem, tier, holes, room, PoolSize(tmem), reader, pager, cleaner, shrinker, Recompressor(tmem, cleaner.background)
+        )
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -70,4 +72,4 @@ class Engine:
 
     @property
     def _workers(self) -> tuple[Worker, ...]:
-        return (*self.cleaner.workers, *self.shrinker.workers, *self.recompressor.workers)
+        return (*self.cleaner.workers, *self.shrinker.workers)

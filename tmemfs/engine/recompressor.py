@@ -48,7 +48,7 @@ def parse_recompress(text: str) -> int | None:
 class Recompressor:
     """Recompresses idle segments of `tmem` while `level` is not None."""
 
-    def __init__(self, tmem: Tmem) -> None:
+    def __init__(self, tmem: Tmem, worker: Worker | None = None) -> None:
         self.level: int | None = None
         self._tmem = tmem
         self._recompression = Recompression(tmem)
@@ -56,13 +56,8 @@ class Recompressor:
         self._is_fresh = self._is_outdated = False
         self._breath = Breath(tmem)
         self._changed = trio.Event()
-        self._worker = Worker("recompress")
+        self._worker = worker or Worker("recompress")
         self.counts = self._recompression.counts
-
-    @property
-    def workers(self) -> tuple[Worker, ...]:
-        """Its thread."""
-        return (self._worker,)
 
     @property
     def dictionaries(self) -> int:

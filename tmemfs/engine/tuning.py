@@ -44,7 +44,8 @@ class Tuning:
         self.mode = mode
         self._settings = settings
         self._make_watch = watch
-        self._worker = Worker("kernel-settings")
+        #: For what is asked of the system beside the page path, by others too: it may wait for other processes.
+        self.worker = Worker("system")
         self._one_at_a_time = trio.Lock()
         self._watch: SwapWatch | None = None
         self._swap: ImageSwap | None = None
@@ -96,13 +97,13 @@ class Tuning:
 
     def start(self) -> None:
         """Start the worker. Raises RuntimeError where the system allows no more threads."""
-        self._worker.start()
+        self.worker.start()
 
     def close(self) -> None:
         """Restore what is still changed, and end the worker. Nothing runs any more."""
         self._end()
         self._settings.close()
-        self._worker.close()
+        self.worker.close()
 
     async def set_mode(self, mode: str) -> None:
         """Change the mode; done when the settings are changed, or restored. Raises Refused, Busy."""
@@ -163,7 +164,7 @@ class Tuning:
     async def _in_worker(self, function: Callable[[], object]) -> None:
         """Call it in the worker. Raises Busy, and Refused with what the system says."""
         try:
-            await self._worker.run(function)
+            await self.worker.run(function)
         except OSError as error:
             raise Refused(f"nothing is changed ({error}): see tmemfs doctor") from error
 

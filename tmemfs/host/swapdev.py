@@ -172,7 +172,7 @@ def mount_is_dead(mountpoint: Path) -> bool:
 
 def _is_dead(mountpoint: Path) -> bool:
     try:
-        os.stat(mountpoint)
+        os.statvfs(mountpoint)  # the kernel answers stat(2) from what it keeps, also long after the daemon has gone
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False
