@@ -27,14 +27,19 @@ _libc.mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 
 def grow(size: int, rate: float, hold_s: float) -> bool:
-    """Lock `size` bytes at `rate` bytes a second or less, say the rate reached, and hold them; False if the kernel refused."""
+    """Lock `size` bytes at `rate` bytes per second or less at any moment, say the rate reached, and hold them.
+
+    False if the kernel refused.
+    """
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    began, waited = time.monotonic(), _waited_s()
+    next_at, began, waited = 0.0, time.monotonic(), _waited_s()
     for at in range(0, size, STEP_BYTES):
-        while (time.monotonic() - began) * rate < at:
+        while (now := time.monotonic()) < next_at:
             pass
+        # from now on, not from when it was due: what another program has delayed is not made up for by a burst
+        next_at = now + STEP_BYTES / rate
         if _libc.mlock(base + at, min(STEP_BYTES, size - at)):
             return False
     print(f"{size / (time.monotonic() - began - (_waited_s() - waited)) / 1e6:.0f}", flush=True)
