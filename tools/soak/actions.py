@@ -95,10 +95,10 @@ class Actions:
         mountpoint = str(place.mountpoint)
         asked = [
             (("stat", mountpoint, "--json"), {0}),
-            (("up", *place.options), {0}),
+            (("up", mountpoint), {0}),
             (("umount", mountpoint), {2}),
             (("stat", mountpoint, "--raw"), {0}),
-            (("up", *place.options), {0}),
+            (("up", mountpoint), {0}),
         ]
         random.Random(str(action)).shuffle(asked)
         started = [(place.start(*words), words, allowed) for words, allowed in asked]

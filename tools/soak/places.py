@@ -120,6 +120,8 @@ class Place:
     def up(self) -> None:
         """Turn it on. Raises Fault."""
         code, said = self.command("up", *self.options)
+        if "is up with other options" in said:  # a limit was changed since, and a `down` before this was refused
+            code, said = self.command("up", str(self.mountpoint))
         if code:
             raise Fault(f"up of {self.name} ended with {code}: {said}")
 
