@@ -178,3 +178,20 @@ def test_a_daemon_unmounts_nothing_that_is_not_its_own(
     machine.mount(PLACE, OURS)
     lifecycle.unmount_own(PLACE)
     assert unmounted == [PLACE]
+
+
+def test_a_device_number_that_a_living_daemon_has_now_keeps_no_record_of_a_dead_one(machine: Machine) -> None:
+    other = Path("/mnt/two")
+    runtime.runtime_directory()
+    runtime.write_record(record(lives=False))
+    runtime.write_record(record(other))
+    machine.mount(other, OURS)  # the number was free again
+    with lifecycle.of(other, "up") as target:
+        assert target.record is not None and target.record.daemon_lives
+    assert runtime.read_record(PLACE) is None and runtime.read_record(other) is not None
+    runtime.write_record(record(lives=False))
+    machine.mounts.clear()
+    machine.mount(PLACE, OURS)
+    runtime.remove_record(other)
+    with lifecycle.of(other, "up"):
+        assert runtime.read_record(PLACE) is not None  # here the mount is what the dead one left

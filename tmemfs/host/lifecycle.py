@@ -110,7 +110,7 @@ def find(mountpoint: Path) -> Target:
     mounts = swapdev.mounts()
     place = swapdev.resolved(mountpoint)
     found = next((mount for mount in reversed(mounts) if mount.mountpoint == os.fspath(place)), None)
-    records = [record for record in records if _is_of_something(record, mounts)]
+    records = [record for record in records if _is_of_something(record, mounts, records)]
     if found is None or found.kind != FS_TYPE:
         record = next((record for record in records if record.mountpoint == os.fspath(place)), None)
         if record is None or found is not None:
@@ -127,17 +127,22 @@ def _places(mounts: list[Mount], device: int) -> Iterator[Path]:
     return (Path(mount.mountpoint) for mount in mounts if mount.device == device and mount.kind == FS_TYPE)
 
 
-def _is_of_something(record: Record, mounts: list[Mount]) -> bool:
+def _is_of_something(record: Record, mounts: list[Mount], records: list[Record]) -> bool:
     """Whether there still is anything of what is recorded: else a daemon was killed, and what it left was undone by hand."""
-    if record.daemon_lives or any(_places(mounts, record.device)):
+    if record.daemon_lives:
+        return True
+    # a device number is used again: a mount of a daemon that lives is not what a dead one has left
+    is_anothers = any(other.device == record.device and other.daemon_lives for other in records)
+    if not is_anothers and any(_places(mounts, record.device)):
         return True
     return (record.loop, record.diskseq) in {(loop.device, loop.diskseq) for loop in swapdev.loop_devices()}
 
 
 def _drop_stale(canonical: Path) -> None:
     """Forget the mounts of which there is nothing. A record is only removed under its lock: a new one may take its place."""
-    for record in runtime.read_records():
-        if not _is_of_something(record, swapdev.mounts()):
+    records = runtime.read_records()
+    for record in records:
+        if not _is_of_something(record, swapdev.mounts(), records):
             runtime.drop_record(record, is_locked=record.mountpoint == os.fspath(canonical))
 
 
