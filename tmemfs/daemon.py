@@ -23,7 +23,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
-import pyfuse3
 import trio
 
 from tmemfs.control import Control
@@ -35,6 +34,7 @@ from tmemfs.engine.services import Limits, Services, parse_pool_max
 from tmemfs.engine.tuning import Tuning, parse_tuning
 from tmemfs.errors import NO_THREADS, BadValue, Busy, Refused, TmemfsError
 from tmemfs.fuse.interrupts import Interrupts
+from tmemfs.fuse.library import pyfuse3
 from tmemfs.fuse.mount import FUSE_DEVICE, mount_fuse
 from tmemfs.fuse.namespace import SWAP, Namespace
 from tmemfs.fuse.relay import Relay

@@ -13,7 +13,7 @@ from typing import Final
 from tmemfs import __version__
 from tmemfs.engine.services import Services
 from tmemfs.host.kernel_settings import SHARES
-from tmemfs.host.memory import resident_bytes
+from tmemfs.host.memory import Resident, resident_bytes
 from tmemfs.store.census import TmemStatistics, segment_lines
 from tmemfs.store.hot import IS_COMPILED
 from tmemfs.store.segments import LANES
@@ -27,13 +27,16 @@ _COUNTERS: Final = frozenset(
      "pressure_looks", "pressure_shrinks", "pressure_stalls", "pressure_strict", "pressure_standstills")
 )  # fmt: skip
 
+#: While frames are released without a pause, no two readings agree. One takes 50 us.
+_MOST_READINGS: Final = 8
+
 Values = dict[str, int | float | str]
 
 
 def stat(services: Services) -> Values:
     """Everything that is counted."""
     now, done, reads = services.statistics(), services.engine.shrinker.counts, services.engine.reader.counts
-    resident = resident_bytes()
+    resident, pool_resident = _resident(services)
     tmem = services.engine.tmem
     return {
         "version": __version__,
@@ -53,7 +56,7 @@ def stat(services: Services) -> Values:
         "pool_used": now.pool_used,
         "pool_peak": now.pool_peak,
         "pool_max": services.limits.pool.max,
-        "pool_resident": tmem.arena.region.resident_bytes(),
+        "pool_resident": pool_resident,
         "backing_current": now.backing_current,
         "backing_max": services.limits.backing,
         "backing_discards": int(services.engine.tier.can_discard),
@@ -79,6 +82,20 @@ def stat(services: Services) -> Values:
         **services.request_counts(),
         **services.outcomes,
     }
+
+
+def _resident(services: Services) -> tuple[Resident, int]:
+    """Resident memory of the daemon, and of its pool in bytes, which is part of it: both of one moment, if there is one.
+
+    Frames are released meanwhile. Figures of two moments differ by frames that were counted in one of them only.
+    """
+    region = services.engine.tmem.arena.region
+    pool = region.resident_bytes()
+    for _ in range(_MOST_READINGS):
+        resident, before, pool = resident_bytes(), pool, region.resident_bytes()
+        if pool == before:
+            break
+    return resident, pool
 
 
 def _density(services: Services, now: TmemStatistics) -> Values:

@@ -15,11 +15,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
 
-import pyfuse3
 import trio
 
 from tmemfs.control import errno_of
 from tmemfs.errors import TmemfsError
+from tmemfs.fuse.library import pyfuse3
 
 log = logging.getLogger(__name__)
 

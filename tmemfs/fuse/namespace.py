@@ -28,7 +28,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-import pyfuse3
 import trio
 
 from tmemfs.control import Attribute
@@ -37,6 +36,7 @@ from tmemfs.engine.worker import Worker
 from tmemfs.errors import BadValue, FellShort, TmemfsError
 from tmemfs.fuse.contain import contain
 from tmemfs.fuse.interrupts import Interrupts
+from tmemfs.fuse.library import pyfuse3
 from tmemfs.fuse.texts import Texts
 from tmemfs.units import PAGE_BYTES
 

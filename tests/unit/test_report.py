@@ -1,0 +1,37 @@
+"""Figures that belong together are of one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tmemfs import report
+from tmemfs.host.memory import Resident
+
+
+def read(monkeypatch: pytest.MonkeyPatch, frames: list[int]) -> tuple[Resident, int]:
+    """The resident memory and the pool's, with the pool as large as `frames` say, one after each of the readings."""
+    left: Iterator[int] = iter(frames)
+    now = 0
+
+    def pool() -> int:
+        nonlocal now
+        now = next(left, now)
+        return now
+
+    arena = SimpleNamespace(region=SimpleNamespace(resident_bytes=pool))
+    services: Any = SimpleNamespace(engine=SimpleNamespace(tmem=SimpleNamespace(arena=arena)))
+    monkeypatch.setattr(report, "resident_bytes", lambda: Resident(anon=5, file=7, shmem=now))
+    return report._resident(services)
+
+
+def test_frames_that_are_released_between_two_readings_are_in_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    resident, pool = read(monkeypatch, [30, 20, 10])
+    assert resident.shmem == pool == 10
+
+
+def test_a_pool_that_never_rests_is_read_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(monkeypatch, list(range(100, 0, -1)))[1] > 0
