@@ -17,10 +17,10 @@ from hypothesis import settings
 
 from tests.signals import usual_signals
 from tmemfs.errors import Refused
-from tmemfs.host.kernel_settings import KernelSettings
-from tmemfs.host.ownership import refuse_ram
 from tmemfs.store import hot
 from tmemfs.store.region import Region
+from tmemfs.system.kernel_settings import KernelSettings
+from tmemfs.system.ownership import refuse_ram
 from tools.cgroup import memory_controller
 
 settings.register_profile("tmemfs", deadline=None, print_blob=True)

@@ -16,8 +16,8 @@ from typing import Final
 from tests.waiting import HANG_S
 from tests.waiting import readable as readable  # these two are looked for here by most tests
 from tests.waiting import wait_until as wait_until
-from tmemfs.host import swapdev
-from tmemfs.host.kernel_settings import KernelSettings
+from tmemfs.system import swapdev
+from tmemfs.system.kernel_settings import KernelSettings
 
 TMEMFS: Final = (sys.executable, "-m", "tmemfs")
 #: After that a mount that is still in use is detached.

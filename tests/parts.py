@@ -13,14 +13,14 @@ from tmemfs.engine.engine import Engine
 from tmemfs.engine.pressure import Pressure
 from tmemfs.engine.tuning import Tuning
 from tmemfs.errors import TierError
-from tmemfs.host.kernel_settings import Change
-from tmemfs.host.signals import Memory, Signals
 from tmemfs.store.arena import Arena
 from tmemfs.store.merges import Copied, Merge
 from tmemfs.store.region import Region
 from tmemfs.store.segments import RECORD_BYTES, Extents, SegmentTable
 from tmemfs.store.slots import SLOT_BYTES, SlotTable
 from tmemfs.store.tmem import Tmem
+from tmemfs.system.kernel_settings import Change
+from tmemfs.system.signals import Memory, Signals
 from tmemfs.tiers.memory import MemoryTier
 from tmemfs.tiers.tier import Extent, Tier
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES

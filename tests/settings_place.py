@@ -12,8 +12,8 @@ from tempfile import mkstemp
 from typing import Any
 from unittest.mock import patch
 
-from tmemfs.host import kernel_settings, kworkers, sysctl
-from tmemfs.host.kernel_settings import BOOST, MINIMUM, KernelSettings
+from tmemfs.system import kernel_settings, kworkers, sysctl
+from tmemfs.system.kernel_settings import BOOST, MINIMUM, KernelSettings
 
 ORDINARY = (os.SCHED_OTHER, 0)
 PRIORITY = (os.SCHED_RR, 1)

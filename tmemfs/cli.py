@@ -1,4 +1,4 @@
-"""The command: arguments in, tables out. Thin: what it does to the machine is in host/, what it says to a daemon goes through
+"""The command: arguments in, tables out. Thin: what it does to the machine is in system/, what it says to a daemon goes through
 the mount's control files. Imports nothing heavy before it knows what is wanted.
 
 Exit codes: 0 done; 1 done, but not all (a shrink fell short, doctor found something essential missing); 2 refused, nothing
@@ -19,7 +19,7 @@ from typing import Any, Final, TypeAlias
 
 from tmemfs import __version__, usage
 from tmemfs.errors import BadValue, Busy, FellShort, Refused, TmemfsError
-from tmemfs.host.memory import total_ram_bytes
+from tmemfs.system.memory import total_ram_bytes
 from tmemfs.units import PAGE_BYTES, parse_size
 
 MOUNTPOINT: Final = Path("/run/tmemfs")
@@ -195,8 +195,8 @@ def _serve(arguments: argparse.Namespace) -> Callable[[Callable[[], None]], None
 
     def serve(ready: Callable[[], None]) -> None:
         from tmemfs import daemon
-        from tmemfs.host import lifecycle, runtime
-        from tmemfs.host.swapdev import resolved
+        from tmemfs.system import lifecycle, runtime
+        from tmemfs.system.swapdev import resolved
 
         recorded: list[runtime.Record] = []
 
@@ -253,8 +253,8 @@ def _make_directory(place: Path) -> bool:
 
 def _up(arguments: argparse.Namespace) -> int:
     from tmemfs.differences import refuse_differences
-    from tmemfs.host import lifecycle
-    from tmemfs.host.doctor import require_root
+    from tmemfs.system import lifecycle
+    from tmemfs.system.doctor import require_root
     from tmemfs.view import print_stat, print_what_next
 
     serve = _serve(arguments)
@@ -269,8 +269,8 @@ def _up(arguments: argparse.Namespace) -> int:
 
 
 def _down(arguments: argparse.Namespace) -> int:
-    from tmemfs.host import lifecycle
-    from tmemfs.host.doctor import require_root
+    from tmemfs.system import lifecycle
+    from tmemfs.system.doctor import require_root
     from tmemfs.view import Bar
 
     require_root()
@@ -282,7 +282,7 @@ def _down(arguments: argparse.Namespace) -> int:
 
 def _restore_kernel_settings() -> None:
     """What daemons left changed that were killed. Raises Refused, Busy."""
-    from tmemfs.host.kernel_settings import KernelSettings
+    from tmemfs.system.kernel_settings import KernelSettings
 
     try:
         with closing(KernelSettings()) as settings:
@@ -292,8 +292,8 @@ def _restore_kernel_settings() -> None:
 
 
 def _mount(arguments: argparse.Namespace) -> int:
-    from tmemfs.host import background, lifecycle
-    from tmemfs.host.doctor import require_root
+    from tmemfs.system import background, lifecycle
+    from tmemfs.system.doctor import require_root
 
     serve = _serve(arguments)
     require_root()
@@ -313,14 +313,14 @@ def _mount(arguments: argparse.Namespace) -> int:
 
 def _start(arguments: argparse.Namespace, serve: Callable[[Callable[[], None]], None]) -> None:
     """Start a daemon in the background; returns when its mount answers."""
-    from tmemfs.host.background import run_in_background
+    from tmemfs.system.background import run_in_background
 
     run_in_background(serve, arguments.log)
 
 
 def _umount(arguments: argparse.Namespace) -> int:
-    from tmemfs.host import lifecycle
-    from tmemfs.host.doctor import require_root
+    from tmemfs.system import lifecycle
+    from tmemfs.system.doctor import require_root
 
     require_root()
     with lifecycle.of(arguments.mountpoint, "umount") as target:
@@ -331,7 +331,7 @@ def _umount(arguments: argparse.Namespace) -> int:
 
 def _stat(arguments: argparse.Namespace) -> int:
     from tmemfs import view
-    from tmemfs.host import lifecycle
+    from tmemfs.system import lifecycle
 
     mountpoint = lifecycle.readable_at(arguments.mountpoint)
     if arguments.json:
@@ -392,7 +392,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from tmemfs.host.doctor import examine
+    from tmemfs.system.doctor import examine
 
     words = {True: "ok", False: "FAILS", None: "limited"}
     checks = examine(arguments.backing, _backing_refused(arguments.backing), _not_compiled())

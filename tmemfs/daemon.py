@@ -4,7 +4,7 @@ Order of construction, which is what makes memory safety hold: heap settings and
 then the regions (slots, segments and requests locked whole, the arena as it is touched), then everything to come.
 
 SIGTERM, SIGINT and SIGQUIT unmount, unless the image is in use as swap or by a loop device: then the daemon says so and stays,
-since its end would lose the pages in it. Other signals do not end it (host/posix_signals.py), nor does the failure of a job
+since its end would lose the pages in it. Other signals do not end it (system/posix_signals.py), nor does the failure of a job
 (engine/jobs.py).
 """
 
@@ -39,21 +39,21 @@ from tmemfs.fuse.mount import FUSE_DEVICE, mount_fuse
 from tmemfs.fuse.namespace import SWAP, Namespace
 from tmemfs.fuse.relay import Relay
 from tmemfs.fuse.wire import REQUEST_PAGES, REQUESTS_UNDER_WAY
-from tmemfs.host import memory
-from tmemfs.host.doctor import require_root
-from tmemfs.host.kernel_settings import KernelSettings
-from tmemfs.host.lifecycle import loops_of_own, unmount_own
-from tmemfs.host.limits import raise_limits
-from tmemfs.host.log import Log, log_in_background
-from tmemfs.host.notify import notify
-from tmemfs.host.posix_signals import REOPEN_LOG, SignalInbox
-from tmemfs.host.swap_watch import SwapWatch
-from tmemfs.host.swapdev import is_mounted, unmount
 from tmemfs.store.arena import KEPT_FRAMES, SPARE_FRAMES, Arena
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.segments import CLEANING_RESERVE_BYTES, RECORD_BYTES, Extents, SegmentTable
 from tmemfs.store.slots import SLOT_BYTES, SlotTable
 from tmemfs.store.tmem import Tmem
+from tmemfs.system import memory
+from tmemfs.system.doctor import require_root
+from tmemfs.system.kernel_settings import KernelSettings
+from tmemfs.system.lifecycle import loops_of_own, unmount_own
+from tmemfs.system.limits import raise_limits
+from tmemfs.system.log import Log, log_in_background
+from tmemfs.system.notify import notify
+from tmemfs.system.posix_signals import REOPEN_LOG, SignalInbox
+from tmemfs.system.swap_watch import SwapWatch
+from tmemfs.system.swapdev import is_mounted, unmount
 from tmemfs.tiers.file import FileTier, check_backing
 from tmemfs.tiers.memory import MemoryTier
 from tmemfs.tiers.tier import Tier

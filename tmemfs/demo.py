@@ -19,7 +19,6 @@ from tmemfs.engine.engine import Engine
 from tmemfs.engine.pager import Deferred
 from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import Corrupt, NoRoom, Refused
-from tmemfs.host.memory import available_ram_bytes
 from tmemfs.samples import RealPages
 from tmemfs.store.arena import RESERVE_FRAMES, Arena
 from tmemfs.store.census import check
@@ -27,6 +26,7 @@ from tmemfs.store.codec import Codec
 from tmemfs.store.segments import Extents, SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem
+from tmemfs.system.memory import available_ram_bytes
 from tmemfs.tiers.file import FileTier
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES, format_size
 

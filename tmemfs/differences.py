@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from tmemfs.errors import Busy
-from tmemfs.host import swapdev
-from tmemfs.host.lifecycle import Target
-from tmemfs.host.memory import total_ram_bytes
+from tmemfs.system import swapdev
+from tmemfs.system.lifecycle import Target
+from tmemfs.system.memory import total_ram_bytes
 from tmemfs.units import SEGMENT_BYTES, format_size, parse_size
 from tmemfs.view import read_control, read_stat
 

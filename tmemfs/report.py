@@ -12,11 +12,11 @@ from typing import Final
 
 from tmemfs import __version__
 from tmemfs.engine.services import Services
-from tmemfs.host.kernel_settings import SHARES
-from tmemfs.host.memory import Resident, resident_bytes
 from tmemfs.store.census import TmemStatistics, segment_lines
 from tmemfs.store.hot import IS_COMPILED
 from tmemfs.store.segments import LANES
+from tmemfs.system.kernel_settings import SHARES
+from tmemfs.system.memory import Resident, resident_bytes
 from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES
 
 _COUNTERS: Final = frozenset(

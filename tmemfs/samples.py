@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from tmemfs.host.proctext import parse_areas
+from tmemfs.system.proctext import parse_areas
 from tmemfs.units import PAGE_BYTES
 
 _MODULES: Final = (

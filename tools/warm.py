@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 from contextlib import closing
 
-from tmemfs.host.signals import Signals
+from tmemfs.system.signals import Signals
 
 
 def use_memory(size_bytes: int) -> None:

@@ -21,9 +21,9 @@ from tmemfs.engine.pager import Deferred
 from tmemfs.engine.services import Limits, Services
 from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import BackingFull, Busy, Corrupt, NoRoom, TierError
-from tmemfs.host.memory import populate
 from tmemfs.store.census import check, statistics
 from tmemfs.store.codec import parse_codec
+from tmemfs.system.memory import populate
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
 ALL = ShrinkRequest.parse("all")

@@ -21,9 +21,9 @@ from tmemfs.engine.pressure import Pressure, default_settings, parse_mode
 from tmemfs.engine.shrinker import FRAME_S, SHORT_FRAME_S
 from tmemfs.engine.standstill import LONGEST_S, PAUSE_S, SHARES, STILL_S
 from tmemfs.errors import BadValue, OutOfRange
-from tmemfs.host.signals import Memory, SignalsLost
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.pressure import Settings
+from tmemfs.system.signals import Memory, SignalsLost
 from tmemfs.units import MIB, PAGE_BYTES, SEGMENT_BYTES
 
 FULL = 255

@@ -15,8 +15,8 @@ from tests.waiting import HANG_S
 from tmemfs.engine import tuning
 from tmemfs.engine.tuning import Tuning, parse_tuning
 from tmemfs.errors import BadValue, Refused
-from tmemfs.host.kernel_settings import BOOST, MINIMUM
-from tmemfs.host.swap_watch import ImageSwap, SwapWatch
+from tmemfs.system.kernel_settings import BOOST, MINIMUM
+from tmemfs.system.swap_watch import ImageSwap, SwapWatch
 
 
 class TestedWatch(SwapWatch):

@@ -12,7 +12,7 @@ import pytest
 
 from tests.mounted import wait_until
 from tmemfs.errors import Refused
-from tmemfs.host import swapdev
+from tmemfs.system import swapdev
 from tools.bench import mounts
 from tools.bench.mounts import mounted, processes_with, take_down
 
@@ -66,7 +66,7 @@ def started(directory: Path, fault: str = "") -> subprocess.Popen[str]:
     [
         ("from tools.bench import core; core._fio = lambda directory: 1 / 0", "ZeroDivisionError"),
         ("from tools.bench import core; core.fill = lambda *_: 1 / 0", "ZeroDivisionError"),
-        ("from tmemfs.host import swapdev; swapdev.attach = lambda image: 1 / 0", "ZeroDivisionError"),
+        ("from tmemfs.system import swapdev; swapdev.attach = lambda image: 1 / 0", "ZeroDivisionError"),
         ("from tools.bench import mounts; mounts._COMMAND = (*mounts._COMMAND[:2], 'nowhere')", "CalledProcessError"),
     ],
 )
@@ -80,7 +80,7 @@ def test_a_step_that_fails_leaves_nothing_behind(tmp_path: Path, fault: str, say
 
 
 def test_a_benchmark_that_is_not_run_by_root_is_refused_in_a_line(tmp_path: Path) -> None:
-    with started(tmp_path, "from tmemfs.host import doctor; doctor._is_root = lambda: False") as bench:
+    with started(tmp_path, "from tmemfs.system import doctor; doctor._is_root = lambda: False") as bench:
         _, said = bench.communicate(timeout=100)
     assert (bench.returncode, said) == (2, "bench: mounting and swapping need root: run it with sudo\n")
     assert_nothing_left(tmp_path)

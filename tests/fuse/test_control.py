@@ -15,8 +15,8 @@ from tests.parts import page_of
 from tests.waiting import wait_until
 from tmemfs.control import Control
 from tmemfs.engine.services import Services
-from tmemfs.host.memory import punch
 from tmemfs.samples import RealPages
+from tmemfs.system.memory import punch
 from tmemfs.units import MIB, PAGE_BYTES
 
 pytestmark = pytest.mark.fuse

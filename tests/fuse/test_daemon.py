@@ -49,7 +49,7 @@ def test_regions_are_left_out_of_a_core_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_off", [False, True])
 def test_a_daemon_that_crashes_writes_no_core_file(tmp_path: Path, is_off: bool) -> None:
-    program = "import os, resource\nfrom tmemfs.host.memory import no_core_dump\n"
+    program = "import os, resource\nfrom tmemfs.system.memory import no_core_dump\n"
     program += "resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)\n"
     program += ("assert no_core_dump().ok\n" if is_off else "") + "os.abort()"
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}

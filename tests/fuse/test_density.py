@@ -9,8 +9,8 @@ import pytest
 
 from tests.mounted import mounted
 from tests.waiting import wait_until
-from tmemfs.host.memory import punch
 from tmemfs.samples import RealPages
+from tmemfs.system.memory import punch
 from tmemfs.units import MIB, PAGE_BYTES
 
 pytestmark = pytest.mark.fuse

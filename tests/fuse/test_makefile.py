@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounted import mounted
-from tmemfs.host import swapdev
+from tmemfs.system import swapdev
 
 pytestmark = [pytest.mark.fuse, pytest.mark.skipif(not shutil.which("make"), reason="needs make: apt-get install make")]
 

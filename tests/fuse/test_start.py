@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounted import wait_until
-from tmemfs.host import swapdev
+from tmemfs.system import swapdev
 
 pytestmark = pytest.mark.fuse
 
@@ -142,7 +142,7 @@ Shrinker._fill_reserve = wait  # a job that cannot be cancelled
 
 def test_a_mount_that_is_gone_before_it_answers_is_named(tmp_path: Path) -> None:
     injected = """
-from tmemfs.host.swapdev import unmount
+from tmemfs.system.swapdev import unmount
 run = daemon.trio.run
 def late(*arguments):
     unmount(Path(sys.argv[1]))

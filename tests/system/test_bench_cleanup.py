@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tmemfs.host import swapdev
+from tmemfs.system import swapdev
 from tmemfs.units import MIB
 from tools.bench import contenders
 from tools.bench.contenders import Contender, Floor, Limits, Plain, Tmemfs, Zram, Zswap, turned_on

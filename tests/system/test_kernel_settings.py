@@ -15,8 +15,8 @@ import pytest
 
 from tests.mounted import Place, mounted, swap_up, tmemfs, wait_until
 from tests.waiting import readable
-from tmemfs.host import swapdev
-from tmemfs.host.kernel_settings import BOOST, MINIMUM, KernelSettings
+from tmemfs.system import swapdev
+from tmemfs.system.kernel_settings import BOOST, MINIMUM, KernelSettings
 
 pytestmark = pytest.mark.system
 
@@ -25,7 +25,7 @@ VM: Final = Path("/proc/sys/vm")
 #: Lowers and raises all that it can, as a daemon does in a swap stall, says so, and waits for its end.
 CHANGER: Final = """
 import sys
-from tmemfs.host.kernel_settings import KernelSettings
+from tmemfs.system.kernel_settings import KernelSettings
 user = KernelSettings()
 user.register()
 user.give_priority()

@@ -16,7 +16,7 @@ import pytest
 
 from tests.mounted import TMEMFS, Place, mounted, place_for, swap_up, tmemfs, wait_until
 from tests.waiting import HANG_S
-from tmemfs.host import runtime, swapdev
+from tmemfs.system import runtime, swapdev
 from tmemfs.units import MIB
 from tools.cgroup import MemoryCgroup
 

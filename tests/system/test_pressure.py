@@ -15,7 +15,7 @@ import pytest
 
 from tests.mounted import TMEMFS, Place, mounted
 from tests.waiting import HANG_S, wait_until
-from tmemfs.host.swapdev import mount_is_dead
+from tmemfs.system.swapdev import mount_is_dead
 from tmemfs.units import MIB, parse_size
 from tools.cgroup import MemoryCgroup, memory_controller
 from tools.warm import use_memory

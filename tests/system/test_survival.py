@@ -17,7 +17,7 @@ import pytest
 from tests.mounted import TMEMFS, Place, swap_up, tmemfs
 from tests.system.test_swap import hog, limited, meanwhile
 from tests.waiting import HANG_S, wait_until
-from tmemfs.host import swapdev
+from tmemfs.system import swapdev
 from tools.cgroup import MemoryCgroup
 
 pytestmark = pytest.mark.system

@@ -18,7 +18,7 @@ import pytest
 
 from tests.mounted import Place, mounted, place_for, swap_up, tmemfs
 from tests.waiting import HANG_S, wait_until
-from tmemfs.host import swapdev
+from tmemfs.system import swapdev
 from tmemfs.units import GIB, MIB, PAGE_BYTES
 from tools.cgroup import MemoryCgroup
 

@@ -15,7 +15,7 @@ from tests.waiting import HANG_S
 LISTED = """
 import os, sys
 from pathlib import Path
-from tmemfs.host.background import run_in_background
+from tmemfs.system.background import run_in_background
 def serve(ready):
     found = {}
     for fd in os.listdir("/proc/self/fd"):
@@ -70,7 +70,7 @@ def test_an_error_that_names_a_path_which_is_not_utf8_reaches_the_process_in_fro
     code = (
         "import os\n"
         "from pathlib import Path\nfrom tmemfs.errors import Refused\n"
-        "from tmemfs.host.background import run_in_background\n"
+        "from tmemfs.system.background import run_in_background\n"
         "def serve(ready): raise Refused(os.fsdecode(b'no \\xff here'))\n"
         f"try: run_in_background(serve, Path({str(tmp_path / 'log')!r}))\n"
         "except Refused as error: assert os.fsencode(str(error)) == b'no \\xff here', error\nelse: raise SystemExit(1)\n"

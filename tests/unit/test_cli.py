@@ -14,8 +14,8 @@ import pytest
 from tests.settings_place import Machine
 from tmemfs import __version__, cli, daemon, demo, errors, view
 from tmemfs.errors import FellShort, TmemfsError
-from tmemfs.host import background, doctor, memory, runtime
-from tmemfs.host.doctor import Check
+from tmemfs.system import background, doctor, memory, runtime
+from tmemfs.system.doctor import Check
 from tmemfs.units import parse_size
 
 ERRORS = [

@@ -26,9 +26,9 @@ from tmemfs.control import Control
 from tmemfs.engine.engine import Engine
 from tmemfs.engine.jobs import Jobs
 from tmemfs.engine.services import Limits, Services
-from tmemfs.host import background, doctor, lifecycle
-from tmemfs.host.ownership import open_log
 from tmemfs.store.codec import parse_codec
+from tmemfs.system import background, doctor, lifecycle
+from tmemfs.system.ownership import open_log
 from tmemfs.units import MIB
 
 CASES: Final = 10_000

@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.settings_place import ORDINARY, PRIORITY, Killed, Machine
 from tmemfs.errors import Busy
-from tmemfs.host import kernel_settings
-from tmemfs.host.kernel_settings import BOOST, MINIMUM, KernelSettings, Record, lowered
+from tmemfs.system import kernel_settings
+from tmemfs.system.kernel_settings import BOOST, MINIMUM, KernelSettings, Record, lowered
 
 #: No one of them is a lowered value of another, so what is found says who wrote it.
 MINIMA = (67584, 40961, 8191, 99991)
@@ -159,7 +159,7 @@ def test_what_could_not_be_restored_is_not_recorded_as_the_administrators(
     machine.kill(killed)
     following = machine.user()
     with monkeypatch.context() as patch:
-        patch.setattr("tmemfs.host.sysctl.Sysctl.write", lambda *_: False)
+        patch.setattr("tmemfs.system.sysctl.Sysctl.write", lambda *_: False)
         following.register()
     assert machine.now(MINIMUM) == 33792
     following.lower_minimum(1 / 2)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.settings_place import ORDINARY, PRIORITY, Machine
-from tmemfs.host.kworkers import KernelWorkers
+from tmemfs.system.kworkers import KernelWorkers
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_without_the_right_or_a_kernel_that_tells_nothing_happens(
     def refuse(*_: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr("tmemfs.host.kworkers.os.sched_setscheduler", refuse)
+    monkeypatch.setattr("tmemfs.system.kworkers.os.sched_setscheduler", refuse)
     (machine.root / "proc/2/task/2/children").unlink()
     workers.give_priority()
     machine.threads({40: "kworker/u4:0", 41: "kworker/u4:1"})

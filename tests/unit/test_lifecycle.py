@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tmemfs.errors import Busy, Refused
-from tmemfs.host import lifecycle, runtime, swapdev
-from tmemfs.host.lifecycle import Target
-from tmemfs.host.proctext import Mount
-from tmemfs.host.runtime import Record
-from tmemfs.host.swapdev import FileId, Loop
+from tmemfs.system import lifecycle, runtime, swapdev
+from tmemfs.system.lifecycle import Target
+from tmemfs.system.proctext import Mount
+from tmemfs.system.runtime import Record
+from tmemfs.system.swapdev import FileId, Loop
 
 PLACE = Path("/mnt/one")
 OURS, OTHERS = 40, 41

@@ -7,7 +7,7 @@ import resource
 import pytest
 
 from tmemfs.errors import Refused
-from tmemfs.host import limits
+from tmemfs.system import limits
 
 INFINITE = resource.RLIM_INFINITY
 Limits = dict[int, tuple[int, int]]

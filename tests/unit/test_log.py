@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.waiting import HANG_S
-from tmemfs.host import log as log_module
-from tmemfs.host.log import log_in_background
+from tmemfs.system import log as log_module
+from tmemfs.system.log import log_in_background
 
 log = logging.getLogger("tmemfs.tested")
 

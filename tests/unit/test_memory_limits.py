@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tmemfs.errors import Refused
-from tmemfs.host.memory_limits import Overfull, memory_roots, overfull, refuse_if_overfull
-from tmemfs.host.proctext import Mount
+from tmemfs.system.memory_limits import Overfull, memory_roots, overfull, refuse_if_overfull
+from tmemfs.system.proctext import Mount
 from tmemfs.units import GIB, MIB
 
 UNLIMITED_V1 = 9223372036854771712

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tmemfs.errors import Refused
-from tmemfs.host import ownership
-from tmemfs.host.ownership import backing_place, open_log
+from tmemfs.system import ownership
+from tmemfs.system.ownership import backing_place, open_log
 from tmemfs.tiers.file import MAGIC, FileTier, check_backing
 from tmemfs.units import BLOCK_BYTES
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import HANG_S
-from tmemfs.host.posix_signals import REOPEN_LOG, STOP
+from tmemfs.system.posix_signals import REOPEN_LOG, STOP
 
 #: Reports what it receives, a line each; begins with a line that says that it is ready.
 PROGRAM = textwrap.dedent("""
     import trio
-    from tmemfs.host.posix_signals import SignalInbox
+    from tmemfs.system.posix_signals import SignalInbox
 
     inbox = SignalInbox()
     inbox.install()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tmemfs.host import proctext
-from tmemfs.host.proctext import SwapEntry
+from tmemfs.system import proctext
+from tmemfs.system.proctext import SwapEntry
 
 #: What str.split or str.splitlines take for a separator, and what is no UTF-8.
 HARD = [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tmemfs import report
-from tmemfs.host.memory import Resident
+from tmemfs.system.memory import Resident
 
 
 def read(monkeypatch: pytest.MonkeyPatch, frames: list[int]) -> tuple[Resident, int]:

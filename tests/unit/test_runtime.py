@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tmemfs.errors import Refused
-from tmemfs.host import runtime
-from tmemfs.host.runtime import Record
+from tmemfs.system import runtime
+from tmemfs.system.runtime import Record
 
 NAME = "run-tmemfs.lock"
 
@@ -38,7 +38,7 @@ def held(directory: Path) -> subprocess.Popen[str]:
     code = f"""
 import sys
 from pathlib import Path
-from tmemfs.host import runtime
+from tmemfs.system import runtime
 runtime.DIRECTORY = Path({str(directory)!r})
 with runtime.locked({NAME!r}, "tmemfs down /run/tmemfs"):
     print("held", flush=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tmemfs.host import signals
-from tmemfs.host.signals import CgroupLimit, Signals
+from tmemfs.system import signals
+from tmemfs.system.signals import CgroupLimit, Signals
 
 
 def descriptors() -> int:

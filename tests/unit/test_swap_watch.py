@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tmemfs.host.swap_watch import SwapWatch
+from tmemfs.system.swap_watch import SwapWatch
 
 HEAD = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tmemfs.errors import Refused
-from tmemfs.host import swapdev
-from tmemfs.host.proctext import SwapEntry
-from tmemfs.host.swapdev import Loop
+from tmemfs.system import swapdev
+from tmemfs.system.proctext import SwapEntry
+from tmemfs.system.swapdev import Loop
 from tmemfs.units import GIB, MIB
 
 SWAPS = """\

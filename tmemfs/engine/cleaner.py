@@ -37,10 +37,10 @@ from tmemfs.engine.reader import Reader
 from tmemfs.engine.stop import Stop, Stopped, finish
 from tmemfs.engine.worker import Worker
 from tmemfs.errors import TierError
-from tmemfs.host.memory import ordinary_thread
 from tmemfs.store.merges import LEAST_GAIN_BYTES, Breathe, Copied, Merge, go_on
 from tmemfs.store.policy import Budget, cleaning_wanted, compaction_wanted
 from tmemfs.store.tmem import Tmem
+from tmemfs.system.memory import ordinary_thread
 from tmemfs.tiers.tier import Tier
 from tmemfs.units import BLOCK_BYTES, SEGMENT_BYTES
 

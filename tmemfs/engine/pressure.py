@@ -32,9 +32,9 @@ from tmemfs.engine.shrinker import FRAME_S, SHORT_FRAME_S, Shrinker
 from tmemfs.engine.standstill import Standstill
 from tmemfs.engine.tuning import Tuning
 from tmemfs.errors import BadValue, OutOfRange
-from tmemfs.host.signals import CgroupLimit, Signals, SignalsLost
 from tmemfs.store.pressure import CRITICAL, RELAXED, SHRINKING, Control, Look, Settings, control
 from tmemfs.store.tmem import Tmem
+from tmemfs.system.signals import CgroupLimit, Signals, SignalsLost
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
 log = logging.getLogger(__name__)

@@ -20,11 +20,11 @@ import trio
 from tmemfs.engine.breath import Breath
 from tmemfs.engine.worker import Worker
 from tmemfs.errors import BadValue
-from tmemfs.host.memory import ordinary_thread
 from tmemfs.store.codec import ZSTD_LEVELS, parse_level
 from tmemfs.store.dictionary import Encoder, train
 from tmemfs.store.recompression import Recompression, Use, encode_anew
 from tmemfs.store.tmem import Tmem
+from tmemfs.system.memory import ordinary_thread
 
 #: 0.688 of lz4's bytes at 15 us a page; level 6 makes it 0.652 at 53, level 1 0.698 at 11 (docs/benchmarks.md).
 DEFAULT_LEVEL: Final = 3

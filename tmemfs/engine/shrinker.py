@@ -34,11 +34,11 @@ from tmemfs.engine.room import Room
 from tmemfs.engine.stop import DEADLINE_PASSED, INTERRUPTED, finish
 from tmemfs.engine.worker import Worker
 from tmemfs.errors import BackingFull, BadValue, TierError
-from tmemfs.host.memory import populate, punch
 from tmemfs.store.merges import Merge
 from tmemfs.store.plans import WriteBack
 from tmemfs.store.policy import Watermarks, background_goal
 from tmemfs.store.tmem import Tmem
+from tmemfs.system.memory import populate, punch
 from tmemfs.tiers.tier import Tier
 from tmemfs.units import SEGMENT_BYTES, parse_seconds, parse_size
 

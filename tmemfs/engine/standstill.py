@@ -1,7 +1,7 @@
 """Standstill: the kernel writes pages to swap, and none of them reaches us.
 
 On its way here a swap write allocates a little. If its worker finds no page above the kernel's minimum watermark, it waits for one,
-and what would free one is that write. Priority lets it go below that watermark (host/kworkers.py), but not a worker that waited
+and what would free one is that write. Priority lets it go below that watermark (system/kworkers.py), but not a worker that waited
 already when it got it. Then the watermark is lowered, in steps, until something arrives again, for LONGEST_S at most.
 
 It can only be our swap that waits if it is on (engine/tuning.py), and the kernel has requests at its loop device or had some a
@@ -19,10 +19,10 @@ import math
 from typing import Final
 
 from tmemfs.engine.tuning import Tuning
-from tmemfs.host.kernel_settings import MINIMUM
-from tmemfs.host.kernel_settings import SHARES as ALL_SHARES
-from tmemfs.host.signals import Memory
 from tmemfs.store.tmem import Tmem
+from tmemfs.system.kernel_settings import MINIMUM
+from tmemfs.system.kernel_settings import SHARES as ALL_SHARES
+from tmemfs.system.signals import Memory
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Kernel tuning: the machine's settings are changed while our image is a swap that is on, and only then.
 
 `run` follows the kernel's table of swaps. When a swap over our image is turned on, the daemon registers as a user of
-host/kernel_settings.py; when it is off again, or `mode` is off, or the daemon ends, everything is restored. At its start it
+system/kernel_settings.py; when it is off again, or `mode` is off, or the daemon ends, everything is restored. At its start it
 restores what a daemon left that was killed. While it is not engaged, nothing here changes anything, whoever asks for it.
 
 Registering and restoring wait for other processes, so they are done in a worker; the rest is called in trio's thread.
@@ -20,8 +20,8 @@ import trio
 
 from tmemfs.engine.worker import Worker
 from tmemfs.errors import BadValue, Busy, Refused
-from tmemfs.host.kernel_settings import BOOST, Change, KernelSettings
-from tmemfs.host.swap_watch import ImageSwap, SwapWatch
+from tmemfs.system.kernel_settings import BOOST, Change, KernelSettings
+from tmemfs.system.swap_watch import ImageSwap, SwapWatch
 
 log = logging.getLogger(__name__)
 

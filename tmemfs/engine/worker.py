@@ -21,7 +21,7 @@ from typing import Final, Generic, TypeVar
 
 import trio
 
-from tmemfs.host.memory import prepare_thread
+from tmemfs.system.memory import prepare_thread
 
 T = TypeVar("T")
 

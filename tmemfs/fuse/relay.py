@@ -46,8 +46,8 @@ from tmemfs.fuse import wire
 from tmemfs.fuse.forwards import Forwards
 from tmemfs.fuse.interrupts import Interrupts
 from tmemfs.fuse.turns import Turns
-from tmemfs.host.memory import prepare_thread
 from tmemfs.store.region import Region
+from tmemfs.system.memory import prepare_thread
 from tmemfs.units import PAGE_BYTES
 
 log = logging.getLogger(__name__)

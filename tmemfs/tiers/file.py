@@ -7,7 +7,7 @@
 
 The file is locked (flock) while it is used, so a second daemon is refused; a file or device without our header is never written
 to, unless the file does not exist yet, or the first and the last 2 MiB of the device are zeros. A file that others than root may
-read, write or replace is refused (host/ownership.py), and so is one in RAM. Contents do not outlive the
+read, write or replace is refused (system/ownership.py), and so is one in RAM. Contents do not outlive the
 daemon: nothing is fsynced, and the file is cut back to its header at start and end. Freed extents are punched out of the file
 or discarded from the device.
 
@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Final
 
 from tmemfs.errors import BackingFull, Busy, Refused, TierError
-from tmemfs.host.memory import allocate, direct_alignment, punch
-from tmemfs.host.ownership import backing_place, create_backing, open_backing, refuse_ram
+from tmemfs.system.memory import allocate, direct_alignment, punch
+from tmemfs.system.ownership import backing_place, create_backing, open_backing, refuse_ram
 from tmemfs.tiers.tier import Extent
 from tmemfs.units import BLOCK_BYTES, SEGMENT_BYTES, format_size
 

@@ -9,8 +9,8 @@ from random import Random
 from statistics import median
 from typing import Final
 
-from tmemfs.host.memory import punch
 from tmemfs.samples import RealPages
+from tmemfs.system.memory import punch
 from tmemfs.units import MIB, PAGE_BYTES
 from tools.bench.core import fill, read
 from tools.bench.mounts import Mount, mounted

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from tmemfs.errors import Refused
-from tmemfs.host import swapdev
-from tmemfs.host.proctext import SwapEntry
+from tmemfs.system import swapdev
+from tmemfs.system.proctext import SwapEntry
 from tools.bench.accounts import cpu_s, disk_of, parse_flat, parse_mm_stat
 from tools.bench.mounts import processes_with, take_down
 from tools.bench.native import FLOOR, compiled

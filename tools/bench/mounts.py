@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tmemfs.host import swapdev
+from tmemfs.system import swapdev
 
 _COMMAND = (sys.executable, "-m", "tmemfs")
 #: How long what was started may take to end.

@@ -14,13 +14,13 @@ from typing import Final
 import lz4.block
 
 from tmemfs.engine.engine import Engine
-from tmemfs.host.memory import heap_settings
 from tmemfs.samples import RealPages
 from tmemfs.store.arena import Arena
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.segments import Extents, SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem
+from tmemfs.system.memory import heap_settings
 from tmemfs.tiers.memory import MemoryTier
 from tmemfs.units import PAGE_BYTES
 

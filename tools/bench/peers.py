@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from tmemfs.errors import TmemfsError
-from tmemfs.host.doctor import require_root
-from tmemfs.host.memory import available_ram_bytes, total_ram_bytes
-from tmemfs.host.swapdev import swap_entries
+from tmemfs.system.doctor import require_root
+from tmemfs.system.memory import available_ram_bytes, total_ram_bytes
+from tmemfs.system.swapdev import swap_entries
 from tmemfs.units import PAGE_BYTES
 from tools.bench import goals, peers_plot, programs, real, workloads
 from tools.bench.contenders import Contender, Limits, NotAlone, Swap, all_contenders, refuse_other_swaps, turned_on

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from tmemfs.host import swapdev
+from tmemfs.system import swapdev
 from tmemfs.units import MIB
 from tools.interrupts import uninterrupted, usual_signals
 from tools.soak.plan import ORDINARY, SMALL

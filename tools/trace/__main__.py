@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from tmemfs.errors import TmemfsError
-from tmemfs.host.doctor import require_root
 from tmemfs.store.policy import next_victim
+from tmemfs.system.doctor import require_root
 from tmemfs.units import parse_size
 from tools.trace.format import read
 from tools.trace.replay import Choice, oldest_first, replay

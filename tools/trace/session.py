@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from tmemfs.errors import Busy, Refused
-from tmemfs.host import swapdev
+from tmemfs.system import swapdev
 from tools.cgroup import MemoryCgroup
 
 _PRIORITY: Final = 100

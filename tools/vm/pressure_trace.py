@@ -1,7 +1,7 @@
 """`python -m tools.vm.pressure_trace FILE.samples`: what a guest asked of its swap's pool, without what the pool did about it.
 
 From the samples of a scenario (watch.py), a line for each of the kernel's: seconds since the first, KiB of room there would be with
-an empty pool (as host/signals.py counts room), and pages swapped out so far. Any control law can be put to that:
+an empty pool (as system/signals.py counts room), and pages swapped out so far. Any control law can be put to that:
 tests/unit/test_pressure_traces.py does.
 """
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from tmemfs.host import proctext, swapdev
+from tmemfs.system import proctext, swapdev
 
 _READ_BYTES: Final = 64
 _TABLE_BYTES: Final = 4096

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from tmemfs.errors import Refused
-from tmemfs.host import proctext
-from tmemfs.host.kernel_settings import Findings, KernelSettings
-from tmemfs.host.memory import total_ram_bytes
-from tmemfs.host.signals import Signals
-from tmemfs.host.swapdev import swap_entries
+from tmemfs.system import proctext
+from tmemfs.system.kernel_settings import Findings, KernelSettings
+from tmemfs.system.memory import total_ram_bytes
+from tmemfs.system.signals import Signals
+from tmemfs.system.swapdev import swap_entries
 from tmemfs.units import format_size
 
 _CAP_IPC_LOCK, _CAP_SYS_ADMIN, _CAP_SYS_NICE, _CAP_SYS_RESOURCE = 14, 21, 23, 24

@@ -38,9 +38,9 @@ from tempfile import mkstemp
 from typing import Final
 
 from tmemfs.errors import Busy
-from tmemfs.host import runtime
-from tmemfs.host.kworkers import KernelWorkers
-from tmemfs.host.sysctl import Sysctl
+from tmemfs.system import runtime
+from tmemfs.system.kworkers import KernelWorkers
+from tmemfs.system.sysctl import Sysctl
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from tmemfs.errors import Refused
-from tmemfs.host.proctext import Mount, parse_keyed, word_of
+from tmemfs.system.proctext import Mount, parse_keyed, word_of
 from tmemfs.units import MIB, format_size
 
 _SHOWN: Final = 3

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Final
 
 from tmemfs.errors import Busy, Refused
-from tmemfs.host import memory_limits, runtime, swapdev
-from tmemfs.host.proctext import Mount, parse_mounts
-from tmemfs.host.runtime import Record
+from tmemfs.system import memory_limits, runtime, swapdev
+from tmemfs.system.proctext import Mount, parse_mounts
+from tmemfs.system.runtime import Record
 from tmemfs.units import format_size
 
 _DAEMON_ENDS_S: Final = 20.0

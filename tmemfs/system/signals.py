@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tmemfs.host import proctext
-from tmemfs.host.memory import total_ram_bytes
+from tmemfs.system import proctext
+from tmemfs.system.memory import total_ram_bytes
 
 _MEMINFO: Final = Path("/proc/meminfo")
 _PSI: Final = Path("/proc/pressure/memory")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from tmemfs.errors import Refused, TmemfsError
-from tmemfs.host.ownership import open_log
+from tmemfs.system.ownership import open_log
 
 _READY: Final = b"ready"
 _STANDARD: Final = 3

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from tmemfs.host import proctext
+from tmemfs.system import proctext
 
 #: Unbound ones, of any niceness; 'kworker/0:1' is bound to a core.
 _UNBOUND: Final = re.compile(rb"kworker/u[0-9]+:[0-9]+(?:[-+ \n]|$)")

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Final
 
 from tmemfs.errors import Refused
-from tmemfs.host.proctext import parse_process, word_of
+from tmemfs.system.proctext import parse_process, word_of
 
 DIRECTORY: Final = Path("/run/tmemfs.d")
 #: The lock for all that chooses or attaches a loop device. No mount's lock has this name: theirs end with '.lock'.

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from tmemfs.errors import Refused
-from tmemfs.host.memory import available_ram_bytes
-from tmemfs.host.proctext import Mount, SwapEntry, parse_backing_file, parse_mounts, parse_swaps, word_of
+from tmemfs.system.memory import available_ram_bytes
+from tmemfs.system.proctext import Mount, SwapEntry, parse_backing_file, parse_mounts, parse_swaps, word_of
 from tmemfs.units import format_size
 
 SYS_BLOCK: Final = Path("/sys/block")

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from tmemfs.errors import NO_THREADS, Refused
-from tmemfs.host.memory import prepare_thread
-from tmemfs.host.ownership import open_log
+from tmemfs.system.memory import prepare_thread
+from tmemfs.system.ownership import open_log
 
 #: Messages that wait to be written, at most; further ones are counted and not kept.
 MOST_WAITING: Final = 1000
