@@ -17,7 +17,7 @@ from hypothesis import settings
 
 from tests.signals import usual_signals
 from tmemfs.errors import Refused
-from tmemfs.store import hot
+from tmemfs.store import native as hot
 from tmemfs.store.region import Region
 from tmemfs.system.kernel_settings import KernelSettings
 from tmemfs.system.ownership import refuse_ram

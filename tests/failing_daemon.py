@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import trio
 
 from tmemfs import daemon
-from tmemfs.engine.jobs import Job, Jobs
+from tmemfs.jobs.supervision import Job, Jobs
 from tmemfs.units import parse_size
 
 _LOOP_FAILURES = 2

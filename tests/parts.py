@@ -9,11 +9,11 @@ from typing import Final, Literal
 
 import trio
 
-from tmemfs.engine.engine import Engine
-from tmemfs.engine.pressure import Pressure
-from tmemfs.engine.tuning import Tuning
 from tmemfs.errors import TierError
-from tmemfs.store.arena import Arena
+from tmemfs.jobs.engine import Engine
+from tmemfs.jobs.kernel_tuning import Tuning
+from tmemfs.jobs.pressure import Pressure
+from tmemfs.store.frames import Arena
 from tmemfs.store.merges import Copied, Merge
 from tmemfs.store.region import Region
 from tmemfs.store.segments import RECORD_BYTES, Extents, SegmentTable

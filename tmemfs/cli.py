@@ -418,7 +418,7 @@ def _backing_refused(path: Path) -> str:
 def _not_compiled() -> str:
     """Why the store's compiled functions are not used."""
     try:
-        from tmemfs.store.hot import WHY_NOT
+        from tmemfs.store.native import WHY_NOT
     except ImportError as error:
         return str(error)
     return WHY_NOT

@@ -15,15 +15,15 @@ import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tmemfs.engine.compaction import CompactRequest
-from tmemfs.engine.pressure import MODES, parse_mode
-from tmemfs.engine.recompressor import parse_recompress
-from tmemfs.engine.services import Services
-from tmemfs.engine.shrinker import ShrinkRequest
-from tmemfs.engine.tuning import MODES as TUNING_MODES
-from tmemfs.engine.tuning import parse_tuning
 from tmemfs.errors import BackingFull, BadValue, Busy, Corrupt, FellShort, NoRoom, OutOfRange, Refused, TierError, TmemfsError
-from tmemfs.report import Values, bd_stat, compact_answer, events, io_stat, metrics, mm_stat, segments, shrink_answer, stat
+from tmemfs.jobs.compaction import CompactRequest
+from tmemfs.jobs.kernel_tuning import MODES as TUNING_MODES
+from tmemfs.jobs.kernel_tuning import parse_tuning
+from tmemfs.jobs.pressure import MODES, parse_mode
+from tmemfs.jobs.recompressor import parse_recompress
+from tmemfs.jobs.services import Services
+from tmemfs.jobs.shrinker import ShrinkRequest
+from tmemfs.observe.report import Values, bd_stat, compact_answer, events, io_stat, metrics, mm_stat, segments, shrink_answer, stat
 from tmemfs.store.codec import CHOICES, parse_codec
 from tmemfs.units import SEGMENT_BYTES, parse_size
 

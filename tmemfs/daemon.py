@@ -5,7 +5,7 @@ then the regions (slots, segments and requests locked whole, the arena as it is 
 
 SIGTERM, SIGINT and SIGQUIT unmount, unless the image is in use as swap or by a loop device: then the daemon says so and stays,
 since its end would lose the pages in it. Other signals do not end it (system/posix_signals.py), nor does the failure of a job
-(engine/jobs.py).
+(jobs/supervision.py).
 """
 
 from __future__ import annotations
@@ -26,12 +26,6 @@ from typing import Final, Literal
 import trio
 
 from tmemfs.control import Control
-from tmemfs.engine.engine import Engine, MakePager
-from tmemfs.engine.jobs import Job, Jobs, first_error
-from tmemfs.engine.pager import Pager
-from tmemfs.engine.pressure import Pressure
-from tmemfs.engine.services import Limits, Services, parse_pool_max
-from tmemfs.engine.tuning import Tuning, parse_tuning
 from tmemfs.errors import NO_THREADS, BadValue, Busy, Refused, TmemfsError
 from tmemfs.fuse.interrupts import Interrupts
 from tmemfs.fuse.library import pyfuse3
@@ -39,8 +33,14 @@ from tmemfs.fuse.mount import FUSE_DEVICE, mount_fuse
 from tmemfs.fuse.namespace import SWAP, Namespace
 from tmemfs.fuse.relay import Relay
 from tmemfs.fuse.wire import REQUEST_PAGES, REQUESTS_UNDER_WAY
-from tmemfs.store.arena import KEPT_FRAMES, SPARE_FRAMES, Arena
+from tmemfs.jobs.engine import Engine, MakePager
+from tmemfs.jobs.kernel_tuning import Tuning, parse_tuning
+from tmemfs.jobs.pressure import Pressure
+from tmemfs.jobs.services import Limits, Services, parse_pool_max
+from tmemfs.jobs.supervision import Job, Jobs, first_error
+from tmemfs.pages.pager import Pager
 from tmemfs.store.codec import parse_codec
+from tmemfs.store.frames import KEPT_FRAMES, SPARE_FRAMES, Arena
 from tmemfs.store.segments import CLEANING_RESERVE_BYTES, RECORD_BYTES, Extents, SegmentTable
 from tmemfs.store.slots import SLOT_BYTES, SlotTable
 from tmemfs.store.tmem import Tmem

@@ -15,14 +15,14 @@ from typing import Final
 
 import trio
 
-from tmemfs.engine.engine import Engine
-from tmemfs.engine.pager import Deferred
-from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import Corrupt, NoRoom, Refused
+from tmemfs.jobs.engine import Engine
+from tmemfs.jobs.shrinker import ShrinkRequest
+from tmemfs.pages.pager import Deferred
 from tmemfs.samples import RealPages
-from tmemfs.store.arena import RESERVE_FRAMES, Arena
-from tmemfs.store.census import check
 from tmemfs.store.codec import Codec
+from tmemfs.store.consistency import check
+from tmemfs.store.frames import RESERVE_FRAMES, Arena
 from tmemfs.store.segments import Extents, SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem

@@ -11,16 +11,16 @@ import pytest
 import trio
 
 from tests.parts import FaultyTier, new_pressure, new_tmem, page_of
-from tmemfs.engine import shrinker as shrinker_module
-from tmemfs.engine.compaction import CompactRequest
-from tmemfs.engine.engine import Engine
-from tmemfs.engine.jobs import Jobs, first_error
-from tmemfs.engine.pager import Deferred
-from tmemfs.engine.services import Limits, Services
-from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import NoRoom
-from tmemfs.store.census import check
+from tmemfs.jobs import shrinker as shrinker_module
+from tmemfs.jobs.compaction import CompactRequest
+from tmemfs.jobs.engine import Engine
+from tmemfs.jobs.services import Limits, Services
+from tmemfs.jobs.shrinker import ShrinkRequest
+from tmemfs.jobs.supervision import Jobs, first_error
+from tmemfs.pages.pager import Deferred
 from tmemfs.store.codec import parse_codec
+from tmemfs.store.consistency import check
 from tmemfs.store.merges import Merges
 from tmemfs.tiers.memory import MemoryTier
 from tmemfs.tiers.tier import Tier

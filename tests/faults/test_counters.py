@@ -10,9 +10,9 @@ from contextlib import suppress
 import pytest
 
 from tests.parts import FaultyTier, new_tmem, page_of
-from tmemfs.engine.engine import Engine
-from tmemfs.engine.pager import Deferred
 from tmemfs.errors import NoRoom
+from tmemfs.jobs.engine import Engine
+from tmemfs.pages.pager import Deferred
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.merges import Copied
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES

@@ -14,15 +14,15 @@ import trio
 
 from tests.parts import FaultyTier, Kind, new_pressure, new_tmem, page_of
 from tests.waiting import HANG_S
-from tmemfs.engine import shrinker as shrinker_module
-from tmemfs.engine.engine import Engine
-from tmemfs.engine.jobs import Jobs
-from tmemfs.engine.pager import Deferred
-from tmemfs.engine.services import Limits, Services
-from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import BackingFull, Busy, Corrupt, NoRoom, TierError
-from tmemfs.store.census import check, statistics
+from tmemfs.jobs import shrinker as shrinker_module
+from tmemfs.jobs.engine import Engine
+from tmemfs.jobs.services import Limits, Services
+from tmemfs.jobs.shrinker import ShrinkRequest
+from tmemfs.jobs.supervision import Jobs
+from tmemfs.pages.pager import Deferred
 from tmemfs.store.codec import parse_codec
+from tmemfs.store.consistency import check, statistics
 from tmemfs.system.memory import populate
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
@@ -502,8 +502,8 @@ async def test_holes_that_can_never_be_punched_do_not_fill_the_backing(
 async def test_holes_that_fail_now_and_then_are_all_punched_in_the_end(
     engine: Engine, tier: FaultyTier, background: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tmemfs.engine.holes.FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr("tmemfs.engine.holes.LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr("tmemfs.jobs.holes.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("tmemfs.jobs.holes.LONGEST_PAUSE_S", 0.05)
     engine.holes._pause_s = 0.01
     calls = iter(range(1 << 30))
 

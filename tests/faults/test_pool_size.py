@@ -12,16 +12,16 @@ import trio
 
 from tests.parts import FaultyTier, FixedSignals, new_pressure, new_tmem, page_of, run_jobs
 from tests.waiting import HANG_S
-from tmemfs.engine.engine import Engine
-from tmemfs.engine.pager import Deferred
-from tmemfs.engine.pool_size import PoolSize
-from tmemfs.engine.services import Limits
-from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import Busy
-from tmemfs.store.arena import KEPT_FRAMES, SPARE_FRAMES, Arena
-from tmemfs.store.census import check
+from tmemfs.jobs.engine import Engine
+from tmemfs.jobs.pool_size import PoolSize
+from tmemfs.jobs.services import Limits
+from tmemfs.jobs.shrinker import ShrinkRequest
+from tmemfs.pages.pager import Deferred
+from tmemfs.policy.pressure_controller import Settings
 from tmemfs.store.codec import parse_codec
-from tmemfs.store.pressure import Settings
+from tmemfs.store.consistency import check
+from tmemfs.store.frames import KEPT_FRAMES, SPARE_FRAMES, Arena
 from tmemfs.store.segments import CLEANING_RESERVE_BYTES, Extents, SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem
@@ -71,7 +71,7 @@ async def test_a_limit_is_not_exceeded_while_memory_is_short(
     mib: int, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Merges take the spare frame and the reserve is being filled meanwhile; `Arena.peak` has seen each frame that was taken."""
-    monkeypatch.setattr("tmemfs.store.policy.DEAD_BYTES", SEGMENT_BYTES)
+    monkeypatch.setattr("tmemfs.policy.density.DEAD_BYTES", SEGMENT_BYTES)
     place = Place()
     for task in (partial(run_jobs, place.engine), place.pressure.run, place.churn, place.press):
         nursery.start_soon(task)

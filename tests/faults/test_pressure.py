@@ -15,14 +15,14 @@ import trio
 
 from tests.parts import FaultyTier, FixedSignals, NotedTuning, Regions, new_pressure, page_of, run_jobs
 from tests.waiting import HANG_S
-from tmemfs.engine import pressure
-from tmemfs.engine.engine import Engine
-from tmemfs.engine.pressure import Pressure, default_settings, parse_mode
-from tmemfs.engine.shrinker import FRAME_S, SHORT_FRAME_S
-from tmemfs.engine.standstill import LONGEST_S, PAUSE_S, SHARES, STILL_S
 from tmemfs.errors import BadValue, OutOfRange
+from tmemfs.jobs import pressure
+from tmemfs.jobs.engine import Engine
+from tmemfs.jobs.pressure import Pressure, default_settings, parse_mode
+from tmemfs.jobs.shrinker import FRAME_S, SHORT_FRAME_S
+from tmemfs.jobs.swap_stall import LONGEST_S, PAUSE_S, SHARES, STILL_S
+from tmemfs.policy.pressure_controller import Settings
 from tmemfs.store.codec import parse_codec
-from tmemfs.store.pressure import Settings
 from tmemfs.system.signals import Memory, SignalsLost
 from tmemfs.units import MIB, PAGE_BYTES, SEGMENT_BYTES
 
@@ -411,7 +411,7 @@ async def test_a_mode_other_than_auto_lifts_what_the_law_had_asked(place: Place,
 
 
 async def test_it_looks_only_while_something_moves(place: Place, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tmemfs.engine.pressure.QUIET_S", 0.05)
+    monkeypatch.setattr("tmemfs.jobs.pressure.QUIET_S", 0.05)
     place.signals.room_bytes = 15 * MIB
     place.start(nursery)
     place.store(20)
@@ -454,7 +454,7 @@ async def test_stores_go_on_when_the_system_has_no_memory_at_all(
                 ended.wait(HANG_S)
             raise OSError(errno.ENOMEM, "injected")
 
-    monkeypatch.setattr("tmemfs.engine.shrinker.populate", populate)
+    monkeypatch.setattr("tmemfs.jobs.shrinker.populate", populate)
     place.start(nursery)
     await _until(lambda: not place.tmem.arena.takes_cold and place.tmem.arena.has_room)
     for slot in range(12 * FULL):

@@ -11,14 +11,14 @@ import trio
 
 from tests.parts import FaultyTier, Regions, page_of
 from tests.waiting import HANG_S
-from tmemfs.engine.compaction import CompactRequest
-from tmemfs.engine.engine import Engine
-from tmemfs.engine.pager import Deferred
-from tmemfs.engine.recompressor import DEFAULT_LEVEL, parse_recompress
-from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import BadValue, Corrupt
-from tmemfs.store.census import check, statistics
+from tmemfs.jobs.compaction import CompactRequest
+from tmemfs.jobs.engine import Engine
+from tmemfs.jobs.recompressor import DEFAULT_LEVEL, parse_recompress
+from tmemfs.jobs.shrinker import ShrinkRequest
+from tmemfs.pages.pager import Deferred
 from tmemfs.store.codec import decode, parse_codec
+from tmemfs.store.consistency import check, statistics
 from tmemfs.store.dictionary import Encoder
 from tmemfs.store.recompression import SAMPLES, Recompression, Use
 from tmemfs.store.record import handle_offset, handle_segment
@@ -39,8 +39,8 @@ class Place:
     """An engine that looks often, and a dict that says what its pages are."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("tmemfs.engine.recompressor.LOOK_S", 0.01)
-        monkeypatch.setattr("tmemfs.engine.recompressor._REST", 0)
+        monkeypatch.setattr("tmemfs.jobs.recompressor.LOOK_S", 0.01)
+        monkeypatch.setattr("tmemfs.jobs.recompressor._REST", 0)
         self._patch = monkeypatch
         self.tier = FaultyTier()
         self.regions = Regions.new(SLOTS, 32, 32)
@@ -254,7 +254,7 @@ async def test_pages_that_change_while_they_are_encoded_stay_changed(place: Plac
             place.pages.pop(slot, None)
         place.store(101, 1, lambda slot: page_of("text", slot))
 
-    monkeypatch.setattr("tmemfs.engine.breath.Breath.__call__", lambda breath: change())
+    monkeypatch.setattr("tmemfs.jobs.throttle.Breath.__call__", lambda breath: change())
     await place.recompressed()
     await place.verify()
 

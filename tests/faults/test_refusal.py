@@ -16,14 +16,14 @@ import pytest
 from tests.faults.test_engine import background, engine, fill_up, finish, load, raw, services, tier, until
 from tests.faults.test_relay import INODE, Kernel, kernel
 from tests.parts import FaultyTier, page_of
-from tmemfs.engine import pager as pager_module
-from tmemfs.engine import shrinker as shrinker_module
-from tmemfs.engine.engine import Engine
-from tmemfs.engine.pager import Deferred
-from tmemfs.engine.services import Services
 from tmemfs.errors import NoRoom
 from tmemfs.fuse import wire
-from tmemfs.store.census import check
+from tmemfs.jobs import shrinker as shrinker_module
+from tmemfs.jobs.engine import Engine
+from tmemfs.jobs.services import Services
+from tmemfs.pages import pager as pager_module
+from tmemfs.pages.pager import Deferred
+from tmemfs.store.consistency import check
 from tmemfs.units import PAGE_BYTES
 
 __all__ = ["background", "engine", "kernel", "services", "tier"]  # fixtures

@@ -16,10 +16,11 @@ import pytest
 
 from tests.parts import FaultyTier, new_tmem, page_of
 from tests.waiting import HANG_S, readable
-from tmemfs.engine.engine import Engine
+from tmemfs.fuse import leader_followers as turns
 from tmemfs.fuse import relay as relay_module
-from tmemfs.fuse import turns, wire
+from tmemfs.fuse import wire
 from tmemfs.fuse.relay import READERS, Relay
+from tmemfs.jobs.engine import Engine
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.plans import WriteBack
 from tmemfs.units import PAGE_BYTES

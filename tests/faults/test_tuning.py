@@ -12,9 +12,9 @@ import trio
 
 from tests.settings_place import Machine
 from tests.waiting import HANG_S
-from tmemfs.engine import tuning
-from tmemfs.engine.tuning import Tuning, parse_tuning
 from tmemfs.errors import BadValue, Refused
+from tmemfs.jobs import kernel_tuning as tuning
+from tmemfs.jobs.kernel_tuning import Tuning, parse_tuning
 from tmemfs.system.kernel_settings import BOOST, MINIMUM
 from tmemfs.system.swap_watch import ImageSwap, SwapWatch
 

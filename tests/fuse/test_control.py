@@ -14,7 +14,7 @@ from tests.mounted import Place, mounted, tmemfs
 from tests.parts import page_of
 from tests.waiting import wait_until
 from tmemfs.control import Control
-from tmemfs.engine.services import Services
+from tmemfs.jobs.services import Services
 from tmemfs.samples import RealPages
 from tmemfs.system.memory import punch
 from tmemfs.units import MIB, PAGE_BYTES

@@ -20,7 +20,7 @@ import pytest
 from tests.mounted import Place, directory_for_all, mounted, readable, wait_until
 from tests.parts import page_of
 from tmemfs.control import Control
-from tmemfs.engine.services import Services
+from tmemfs.jobs.services import Services
 from tmemfs.units import MIB, PAGE_BYTES
 
 pytestmark = pytest.mark.fuse

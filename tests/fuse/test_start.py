@@ -120,7 +120,7 @@ def test_a_daemon_that_ends_late_leaves_alone_what_is_mounted_there_by_then(tmp_
     mountpoint, go_on = tmp_path / "mnt", tmp_path / "go-on"
     injected = f"""
 import time
-from tmemfs.engine.shrinker import Shrinker
+from tmemfs.jobs.shrinker import Shrinker
 def wait(self):
     while not Path({str(go_on)!r}).exists():
         time.sleep(0.01)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.parts import KINDS, FaultyTier, Kind, Regions, copy_for, merge, page_of
-from tmemfs.engine.reader import Reader
 from tmemfs.errors import BackingFull, TierError
-from tmemfs.store.census import check, statistics
+from tmemfs.pages.reader import Reader
 from tmemfs.store.codec import ZERO_PAGE, encode, encode_pages, parse_codec
+from tmemfs.store.consistency import check, statistics
 from tmemfs.store.dictionary import Encoder
 from tmemfs.store.merges import Copied, Merge
 from tmemfs.store.plans import Discard, Populate, ReadPlan, Release, WriteBack

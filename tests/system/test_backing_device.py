@@ -13,10 +13,10 @@ import pytest
 
 from tests.mounted import wait_until
 from tests.parts import new_tmem, page_of
-from tmemfs.engine.engine import Engine
-from tmemfs.engine.shrinker import ShrinkRequest
-from tmemfs.store.census import statistics
+from tmemfs.jobs.engine import Engine
+from tmemfs.jobs.shrinker import ShrinkRequest
 from tmemfs.store.codec import parse_codec
+from tmemfs.store.consistency import statistics
 from tmemfs.tiers.file import FileTier
 from tmemfs.units import MIB, PAGE_BYTES
 

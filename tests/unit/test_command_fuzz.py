@@ -23,9 +23,9 @@ import pytest
 from tests.parts import FaultyTier, Regions, new_pressure
 from tmemfs import cli, daemon, demo, view
 from tmemfs.control import Control
-from tmemfs.engine.engine import Engine
-from tmemfs.engine.jobs import Jobs
-from tmemfs.engine.services import Limits, Services
+from tmemfs.jobs.engine import Engine
+from tmemfs.jobs.services import Limits, Services
+from tmemfs.jobs.supervision import Jobs
 from tmemfs.store.codec import parse_codec
 from tmemfs.system import background, doctor, lifecycle
 from tmemfs.system.ownership import open_log

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.parts import KINDS, Regions, page_of
-from tmemfs.store import codec, hot
-from tmemfs.store.census import check, statistics
+from tmemfs.store import codec
+from tmemfs.store import native as hot
+from tmemfs.store.append import Inserter
 from tmemfs.store.codec import LARGEST_COMPRESSED_BYTES, LZ4, RAW, ZERO_PAGE, Packed, decode, encode, parse_codec
-from tmemfs.store.insert import Inserter
+from tmemfs.store.consistency import check, statistics
 from tmemfs.store.plans import WriteBack
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import PAGE_BYTES

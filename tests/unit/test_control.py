@@ -11,12 +11,13 @@ from typing import Final
 import pytest
 
 from tests.parts import FaultyTier, Regions, new_pressure, page_of
-from tmemfs import control, errors, report
+from tmemfs import control, errors
 from tmemfs.control import Attribute, Control, document, errno_of
-from tmemfs.engine.engine import Engine
-from tmemfs.engine.jobs import Jobs
-from tmemfs.engine.services import SMALLEST_POOL_BYTES, Limits, Services, parse_pool_max
 from tmemfs.errors import BadValue, OutOfRange, TmemfsError
+from tmemfs.jobs.engine import Engine
+from tmemfs.jobs.services import SMALLEST_POOL_BYTES, Limits, Services, parse_pool_max
+from tmemfs.jobs.supervision import Jobs
+from tmemfs.observe import report
 from tmemfs.store.codec import encode, parse_codec
 from tmemfs.units import MIB
 
@@ -288,6 +289,6 @@ def test_one_figure_does_not_compute_all_of_them(
     def all_of_them(tmem: object) -> None:
         raise AssertionError("all statistics were computed")
 
-    monkeypatch.setattr("tmemfs.engine.services.statistics", all_of_them)
+    monkeypatch.setattr("tmemfs.jobs.services.statistics", all_of_them)
     read = files[name].read
     assert read is not None and read() == f"{expected}\n"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tmemfs.store.arena import Frame
-from tmemfs.store.fullness import Fullness
+from tmemfs.store.frames import Frame
 from tmemfs.store.lanes import Lane
+from tmemfs.store.occupancy import Fullness
 from tmemfs.store.record import SegmentId, segment_seed
 from tmemfs.store.segments import LANE_RAW
 from tmemfs.units import SEGMENT_BYTES

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tmemfs.store.policy import (
+from tmemfs.policy.density import (
     LOOK_AT,
     Space,
     Watermarks,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tmemfs.store import pressure
-from tmemfs.store.pressure import CRITICAL, HOLDING, RELAXED, SHRINKING, Control, Look, Settings, control, zone_of
+from tmemfs.policy import pressure_controller as pressure
+from tmemfs.policy.pressure_controller import CRITICAL, HOLDING, RELAXED, SHRINKING, Control, Look, Settings, control, zone_of
 from tmemfs.units import MIB
 
 SETTINGS = Settings(reserve_bytes=32 * MIB, growth_bytes=8 * MIB)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tmemfs.store.pressure import RELAXED, Control, Look, Settings, control
+from tmemfs.policy.pressure_controller import RELAXED, Control, Look, Settings, control
 from tmemfs.units import MIB, PAGE_BYTES
 from tools.vm.pressure_trace import demands
 

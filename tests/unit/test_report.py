@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tmemfs import report
+from tmemfs.observe import report
 from tmemfs.system.memory import Resident
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import BadValue
+from tmemfs.jobs.shrinker import ShrinkRequest
 from tmemfs.units import MIB
 
 

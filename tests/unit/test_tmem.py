@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from tests.parts import FaultyTier, Regions, merge, new_tmem, page_of
-from tmemfs.engine.reader import Reader
 from tmemfs.errors import BackingFull, Corrupt, TierError, TmemfsError
-from tmemfs.store import insert as insert_module
-from tmemfs.store.census import census, check, segment_lines, statistics
+from tmemfs.pages.reader import Reader
+from tmemfs.store import append as insert_module
+from tmemfs.store.append import Inserter
 from tmemfs.store.codec import LZ4, RAW, ZERO_PAGE, Packed, encode, parse_codec
-from tmemfs.store.insert import Inserter
+from tmemfs.store.consistency import census, check, segment_lines, statistics
 from tmemfs.store.merges import Merge
 from tmemfs.store.plans import WriteBack
 from tmemfs.store.record import HEADER_BYTES, SEGMENT_SHIFT, handle_length, handle_offset, handle_segment, whole_blocks

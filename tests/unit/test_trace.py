@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.parts import KINDS, new_tmem, page_of
-from tmemfs.engine.engine import Engine
-from tmemfs.engine.pager import Deferred, Pager
 from tmemfs.errors import BadValue, NoRoom
+from tmemfs.jobs.engine import Engine
+from tmemfs.pages.pager import Deferred, Pager
+from tmemfs.policy.density import next_victim
 from tmemfs.store.codec import encode, parse_codec
 from tmemfs.store.plans import WriteBack
-from tmemfs.store.policy import next_victim
 from tmemfs.store.tmem import Tmem
 from tmemfs.tiers.memory import MemoryTier
 from tmemfs.tiers.tier import Tier

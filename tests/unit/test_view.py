@@ -18,11 +18,11 @@ from tests.parts import FaultyTier, Regions, new_pressure, page_of
 from tests.waiting import HANG_S
 from tmemfs import __version__, view
 from tmemfs.control import Control, errno_of
-from tmemfs.engine.engine import Engine
-from tmemfs.engine.jobs import Jobs
-from tmemfs.engine.services import Limits, Services
-from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import BadValue, Busy, FellShort, OutOfRange, Refused, TmemfsError
+from tmemfs.jobs.engine import Engine
+from tmemfs.jobs.services import Limits, Services
+from tmemfs.jobs.shrinker import ShrinkRequest
+from tmemfs.jobs.supervision import Jobs
 from tmemfs.store.codec import encode, parse_codec
 from tmemfs.units import MIB, parse_seconds
 

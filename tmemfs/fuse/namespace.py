@@ -31,13 +31,13 @@ from typing import Any, Final
 import trio
 
 from tmemfs.control import Attribute
-from tmemfs.engine.pager import Deferred, Pager
-from tmemfs.engine.worker import Worker
 from tmemfs.errors import BadValue, FellShort, TmemfsError
 from tmemfs.fuse.contain import contain
 from tmemfs.fuse.interrupts import Interrupts
 from tmemfs.fuse.library import pyfuse3
 from tmemfs.fuse.texts import Texts
+from tmemfs.jobs.executor import Worker
+from tmemfs.pages.pager import Deferred, Pager
 from tmemfs.units import PAGE_BYTES
 
 log = logging.getLogger(__name__)

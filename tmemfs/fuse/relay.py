@@ -40,12 +40,12 @@ from typing import Final
 
 import trio
 
-from tmemfs.engine.pager import Deferred, Pager
 from tmemfs.errors import NoRoom, TmemfsError
 from tmemfs.fuse import wire
 from tmemfs.fuse.forwards import Forwards
 from tmemfs.fuse.interrupts import Interrupts
-from tmemfs.fuse.turns import Turns
+from tmemfs.fuse.leader_followers import Turns
+from tmemfs.pages.pager import Deferred, Pager
 from tmemfs.store.region import Region
 from tmemfs.system.memory import prepare_thread
 from tmemfs.units import PAGE_BYTES

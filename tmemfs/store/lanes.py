@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from tmemfs.store.arena import Frame
-from tmemfs.store.fullness import Fullness
+from tmemfs.store.frames import Frame
+from tmemfs.store.occupancy import Fullness
 from tmemfs.store.record import SegmentId, segment_seed
 from tmemfs.units import SEGMENT_BYTES
 

@@ -34,12 +34,12 @@ from struct import error as StructError
 from typing import TYPE_CHECKING, Final
 
 from tmemfs.errors import Corrupt
-from tmemfs.store.arena import Frame
+from tmemfs.policy.density import DENSE_SHARE, LOOK_AT, Space, benefit_by_cost, is_sparse
 from tmemfs.store.codec import RAW
 from tmemfs.store.dictionary import DICTIONARY_RECORD_BYTES, Dictionary, read_dictionary
-from tmemfs.store.fullness import TIER
+from tmemfs.store.frames import Frame
 from tmemfs.store.lanes import Lane
-from tmemfs.store.policy import DENSE_SHARE, LOOK_AT, Space, benefit_by_cost, is_sparse
+from tmemfs.store.occupancy import TIER
 from tmemfs.store.record import (
     GRAIN_MASK,
     HEADER,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tmemfs.store.arena import Frame
+from tmemfs.store.frames import Frame
 from tmemfs.store.record import HEADER_BYTES, SegmentId
 from tmemfs.tiers.tier import Extent
 

@@ -20,11 +20,11 @@ from struct import error as StructError
 from typing import TYPE_CHECKING, Final
 
 from tmemfs.errors import Corrupt
-from tmemfs.store.arena import Frame
+from tmemfs.policy.density import saves_enough
 from tmemfs.store.codec import LZ4, ZSTD_DICT, decode
 from tmemfs.store.dictionary import Encoder
+from tmemfs.store.frames import Frame
 from tmemfs.store.merges import Copied, Merge
-from tmemfs.store.policy import saves_enough
 from tmemfs.store.record import (
     HEADER_BYTES,
     LENGTH_SHIFT,

@@ -28,16 +28,17 @@ from typing import Final
 import lz4.block
 
 from tmemfs.errors import BackingFull, Corrupt, TmemfsError
-from tmemfs.store.arena import Arena, Frame
-from tmemfs.store.census import recover
+from tmemfs.policy.density import next_victim
 from tmemfs.store.codec import LZ4, RAW, ZERO, ZERO_PAGE, ZSTD_DICT, Packed, decode
+from tmemfs.store.consistency import recover
 from tmemfs.store.dictionary import Dictionaries, Dictionary, read_dictionary
-from tmemfs.store.fullness import TIER, Fullness
-from tmemfs.store.hot import inserter
+from tmemfs.store.frames import Arena, Frame
 from tmemfs.store.lanes import Lane
 from tmemfs.store.merges import Merge, Merges
+from tmemfs.store.native import inserter
+from tmemfs.store.occupancy import TIER, Fullness
 from tmemfs.store.plans import ReadPlan, RecordAt, WriteBack
-from tmemfs.store.policy import next_victim
+from tmemfs.store.reclaim import Upkeep
 from tmemfs.store.record import (
     EMPTY,
     GRAIN_MASK,
@@ -67,7 +68,6 @@ from tmemfs.store.segments import (
     SegmentTable,
 )
 from tmemfs.store.slots import SlotTable
-from tmemfs.store.upkeep import Upkeep
 from tmemfs.tiers.tier import Extent
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 

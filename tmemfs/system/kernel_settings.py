@@ -1,6 +1,6 @@
 """Settings of the machine that daemons change while their swap is on, and the way back to the administrator's values.
 
-This is the only module that changes any. It does not know when: engine/tuning.py does.
+This is the only module that changes any. It does not know when: jobs/kernel_tuning.py does.
 
     vm.watermark_boost_factor    0 while a user is registered: the kernel raises its minimum watermark by megabytes for fragmented
                                  memory, for everybody, and what is free below it frees nothing

@@ -22,13 +22,13 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from tmemfs.engine.engine import Engine
-from tmemfs.engine.pager import Deferred, Pager
 from tmemfs.fuse import wire
 from tmemfs.fuse.relay import Relay
+from tmemfs.jobs.engine import Engine
+from tmemfs.pages.pager import Deferred, Pager
 from tmemfs.samples import RealPages
-from tmemfs.store.arena import Arena
 from tmemfs.store.codec import parse_codec
+from tmemfs.store.frames import Arena
 from tmemfs.store.segments import Extents, SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem

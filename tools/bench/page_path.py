@@ -13,10 +13,10 @@ from typing import Final
 
 import lz4.block
 
-from tmemfs.engine.engine import Engine
+from tmemfs.jobs.engine import Engine
 from tmemfs.samples import RealPages
-from tmemfs.store.arena import Arena
 from tmemfs.store.codec import parse_codec
+from tmemfs.store.frames import Arena
 from tmemfs.store.segments import Extents, SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem

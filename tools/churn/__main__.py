@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
-from tmemfs.store.policy import benefit_by_cost, greedy
+from tmemfs.policy.density import benefit_by_cost, greedy
 from tmemfs.tiers.file import FileTier
 from tools.churn.drive import Drive, Point
 from tools.churn.greedy import Greedy, bound

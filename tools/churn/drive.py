@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from tmemfs.engine.reader import Reader
 from tmemfs.errors import BackingFull, TierError
+from tmemfs.pages.reader import Reader
 from tmemfs.samples import RealPages
-from tmemfs.store.arena import SPARE_FRAMES, Arena
-from tmemfs.store.census import check
 from tmemfs.store.codec import ZERO_PAGE, Packed, encode, parse_codec
+from tmemfs.store.consistency import check
+from tmemfs.store.frames import SPARE_FRAMES, Arena
 from tmemfs.store.merges import Copied, Merge
 from tmemfs.store.plans import WriteBack
 from tmemfs.store.segments import CLEANING_RESERVE_BYTES, Extents, SegmentTable

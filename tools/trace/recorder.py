@@ -15,9 +15,9 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from tmemfs.engine.pager import Deferred, Pager, _Patch, _Run
-from tmemfs.engine.reader import Reader
-from tmemfs.engine.room import Room
+from tmemfs.pages.free_frames import Room
+from tmemfs.pages.pager import Deferred, Pager, _Patch, _Run
+from tmemfs.pages.reader import Reader
 from tmemfs.store.codec import Codec, Packed
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import PAGE_BYTES

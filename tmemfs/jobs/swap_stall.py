@@ -4,7 +4,7 @@ On its way here a swap write allocates a little. If its worker finds no page abo
 and what would free one is that write. Priority lets it go below that watermark (system/kworkers.py), but not a worker that waited
 already when it got it. Then the watermark is lowered, in steps, until something arrives again, for LONGEST_S at most.
 
-It can only be our swap that waits if it is on (engine/tuning.py), and the kernel has requests at its loop device or had some a
+It can only be our swap that waits if it is on (jobs/kernel_tuning.py), and the kernel has requests at its loop device or had some a
 moment ago. So an idle mount never lowers anything for what happens elsewhere.
 
 A disk that takes long with what reached us looks the same: then the watermark is lowered for nothing.
@@ -18,7 +18,7 @@ import logging
 import math
 from typing import Final
 
-from tmemfs.engine.tuning import Tuning
+from tmemfs.jobs.kernel_tuning import Tuning
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.kernel_settings import MINIMUM
 from tmemfs.system.kernel_settings import SHARES as ALL_SHARES

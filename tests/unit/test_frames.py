@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tmemfs.store.arena import RESERVE_FRAMES, Arena, Frame
+from tmemfs.store.frames import RESERVE_FRAMES, Arena, Frame
 from tmemfs.units import SEGMENT_BYTES
 
 FRAMES: Final = 12

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tmemfs.store.fullness import LEVELS, PACKED, RAW, TIER, Fullness
+from tmemfs.store.occupancy import LEVELS, PACKED, RAW, TIER, Fullness
 from tmemfs.store.record import SegmentId
 from tmemfs.units import SEGMENT_BYTES
 

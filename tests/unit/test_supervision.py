@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tmemfs.engine.jobs import FIRST_PAUSE_S, HEALTHY_S, LONGEST_PAUSE_S, Job, Jobs
+from tmemfs.jobs.supervision import FIRST_PAUSE_S, HEALTHY_S, LONGEST_PAUSE_S, Job, Jobs
 
 
 class Failing:
@@ -28,7 +28,7 @@ class Failing:
 
 @pytest.fixture(autouse=True)
 def one_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tmemfs.engine.jobs.time.monotonic", trio.current_time)
+    monkeypatch.setattr("tmemfs.jobs.supervision.time.monotonic", trio.current_time)
 
 
 async def test_a_job_that_raises_is_started_again_after_pauses_that_double(

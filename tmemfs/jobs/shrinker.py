@@ -28,15 +28,15 @@ from typing import Final
 
 import trio
 
-from tmemfs.engine.cleaner import Cleaner
-from tmemfs.engine.holes import Holes
-from tmemfs.engine.room import Room
-from tmemfs.engine.stop import DEADLINE_PASSED, INTERRUPTED, finish
-from tmemfs.engine.worker import Worker
 from tmemfs.errors import BackingFull, BadValue, TierError
+from tmemfs.jobs.cleaner import Cleaner
+from tmemfs.jobs.executor import Worker
+from tmemfs.jobs.holes import Holes
+from tmemfs.jobs.stop import DEADLINE_PASSED, INTERRUPTED, finish
+from tmemfs.pages.free_frames import Room
+from tmemfs.policy.density import Watermarks, background_goal
 from tmemfs.store.merges import Merge
 from tmemfs.store.plans import WriteBack
-from tmemfs.store.policy import Watermarks, background_goal
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.memory import populate, punch
 from tmemfs.tiers.tier import Tier

@@ -30,15 +30,15 @@ from typing import Final
 
 import trio
 
-from tmemfs.engine.breath import Breath
-from tmemfs.engine.compaction import CompactAnswer, CompactRequest
-from tmemfs.engine.holes import Holes
-from tmemfs.engine.reader import Reader
-from tmemfs.engine.stop import Stop, Stopped, finish
-from tmemfs.engine.worker import Worker
 from tmemfs.errors import TierError
+from tmemfs.jobs.compaction import CompactAnswer, CompactRequest
+from tmemfs.jobs.executor import Worker
+from tmemfs.jobs.holes import Holes
+from tmemfs.jobs.stop import Stop, Stopped, finish
+from tmemfs.jobs.throttle import Breath
+from tmemfs.pages.reader import Reader
+from tmemfs.policy.density import Budget, cleaning_wanted, compaction_wanted
 from tmemfs.store.merges import LEAST_GAIN_BYTES, Breathe, Copied, Merge, go_on
-from tmemfs.store.policy import Budget, cleaning_wanted, compaction_wanted
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.memory import ordinary_thread
 from tmemfs.tiers.tier import Tier

@@ -12,9 +12,9 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from tmemfs.errors import TmemfsError
-from tmemfs.store.arena import Frame
 from tmemfs.store.codec import FILL, LZ4, RAW, ZERO, ZSTD, ZSTD_DICT
-from tmemfs.store.fullness import TIER
+from tmemfs.store.frames import Frame
+from tmemfs.store.occupancy import TIER
 from tmemfs.store.record import (
     TAG_MASK,
     ZERO_HANDLE,

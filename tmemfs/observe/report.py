@@ -11,9 +11,9 @@ import time
 from typing import Final
 
 from tmemfs import __version__
-from tmemfs.engine.services import Services
-from tmemfs.store.census import TmemStatistics, segment_lines
-from tmemfs.store.hot import IS_COMPILED
+from tmemfs.jobs.services import Services
+from tmemfs.store.consistency import TmemStatistics, segment_lines
+from tmemfs.store.native import IS_COMPILED
 from tmemfs.store.segments import LANES
 from tmemfs.system.kernel_settings import SHARES
 from tmemfs.system.memory import Resident, resident_bytes

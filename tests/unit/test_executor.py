@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from tests.waiting import HANG_S
-from tmemfs.engine import worker as worker_module
-from tmemfs.engine.worker import Worker
+from tmemfs.jobs import executor as worker_module
+from tmemfs.jobs.executor import Worker
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import os
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tmemfs.store import codec
+from tmemfs.store.append import Inserter
 from tmemfs.store.codec import LZ4, Codec, Packed
-from tmemfs.store.insert import Inserter
 
 if TYPE_CHECKING:
     from tmemfs.store.tmem import Tmem

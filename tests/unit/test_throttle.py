@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.parts import new_tmem
-from tmemfs.engine.breath import BUSY_S, IDLE_S, STEPS, Breath
+from tmemfs.jobs.throttle import BUSY_S, IDLE_S, STEPS, Breath
 from tmemfs.store.tmem import Tmem
 
 

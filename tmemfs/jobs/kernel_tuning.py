@@ -18,8 +18,8 @@ from typing import Final
 
 import trio
 
-from tmemfs.engine.worker import Worker
 from tmemfs.errors import BadValue, Busy, Refused
+from tmemfs.jobs.executor import Worker
 from tmemfs.system.kernel_settings import BOOST, Change, KernelSettings
 from tmemfs.system.swap_watch import ImageSwap, SwapWatch
 

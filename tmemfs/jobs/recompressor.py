@@ -17,9 +17,9 @@ from typing import Final
 
 import trio
 
-from tmemfs.engine.breath import Breath
-from tmemfs.engine.worker import Worker
 from tmemfs.errors import BadValue
+from tmemfs.jobs.executor import Worker
+from tmemfs.jobs.throttle import Breath
 from tmemfs.store.codec import ZSTD_LEVELS, parse_level
 from tmemfs.store.dictionary import Encoder, train
 from tmemfs.store.recompression import Recompression, Use, encode_anew

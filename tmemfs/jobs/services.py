@@ -11,14 +11,14 @@ from typing import Any, Final
 
 import trio
 
-from tmemfs.engine.engine import Engine
-from tmemfs.engine.jobs import Jobs
-from tmemfs.engine.pressure import Pressure
-from tmemfs.engine.shrinker import ShrinkRequest
 from tmemfs.errors import Busy, OutOfRange
-from tmemfs.store.arena import KEPT_FRAMES, RESERVE_FRAMES
-from tmemfs.store.census import TmemStatistics, statistics
-from tmemfs.store.policy import Watermarks
+from tmemfs.jobs.engine import Engine
+from tmemfs.jobs.pressure import Pressure
+from tmemfs.jobs.shrinker import ShrinkRequest
+from tmemfs.jobs.supervision import Jobs
+from tmemfs.policy.density import Watermarks
+from tmemfs.store.consistency import TmemStatistics, statistics
+from tmemfs.store.frames import KEPT_FRAMES, RESERVE_FRAMES
 from tmemfs.units import SEGMENT_BYTES, format_size, parse_size
 
 #: Below this no swap-out can go on while a segment is written back: the reserve, and an open segment a lane and one on its way.

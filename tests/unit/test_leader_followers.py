@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.waiting import HANG_S
-from tmemfs.fuse import turns
-from tmemfs.fuse.turns import LEAVE_ASKED, PATIENCE_S, Turns
+from tmemfs.fuse import leader_followers as turns
+from tmemfs.fuse.leader_followers import LEAVE_ASKED, PATIENCE_S, Turns
 
 THREADS = 4
 #: Work from here on is known to be long.

@@ -1,4 +1,4 @@
-"""Pressure: watches the signals of memory pressure, and steers the shrinker by the control law (store/pressure.py).
+"""Pressure: watches the signals of memory pressure, and steers the shrinker by the control law (policy/pressure_controller.py).
 
 It looks when something moves: pages are being stored, a stall or a threshold is told; not before what was there at once, above two
 reserves, can have gone. From then on it looks every LOOK_S until nothing has moved for QUIET_S, and while swapping seems to stand
@@ -26,13 +26,13 @@ from typing import Final
 
 import trio
 
-from tmemfs.engine.pool_size import PoolSize
-from tmemfs.engine.reader import Reader
-from tmemfs.engine.shrinker import FRAME_S, SHORT_FRAME_S, Shrinker
-from tmemfs.engine.standstill import Standstill
-from tmemfs.engine.tuning import Tuning
 from tmemfs.errors import BadValue, OutOfRange
-from tmemfs.store.pressure import CRITICAL, RELAXED, SHRINKING, Control, Look, Settings, control
+from tmemfs.jobs.kernel_tuning import Tuning
+from tmemfs.jobs.pool_size import PoolSize
+from tmemfs.jobs.shrinker import FRAME_S, SHORT_FRAME_S, Shrinker
+from tmemfs.jobs.swap_stall import Standstill
+from tmemfs.pages.reader import Reader
+from tmemfs.policy.pressure_controller import CRITICAL, RELAXED, SHRINKING, Control, Look, Settings, control
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.signals import CgroupLimit, Signals, SignalsLost
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES

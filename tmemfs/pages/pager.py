@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal, NamedTuple, NoReturn
 
-from tmemfs.engine.reader import Reader
-from tmemfs.engine.room import Room
 from tmemfs.errors import NoRoom
+from tmemfs.pages.free_frames import Room
+from tmemfs.pages.reader import Reader
 from tmemfs.store.codec import Codec, Packed, decode, encode
-from tmemfs.store.hot import encode_pages
+from tmemfs.store.native import encode_pages
 from tmemfs.store.plans import ReadPlan
 from tmemfs.store.record import EMPTY
 from tmemfs.store.tmem import Tmem
