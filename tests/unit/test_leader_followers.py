@@ -1,4 +1,4 @@
-"""Turns: one leads, also while it does work, but not for long; and what comes while all others are away is not forgotten."""
+"""One thread leads, also while it does work, but not for long; what comes while all others are away is not forgotten."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.waiting import HANG_S
 from tmemfs.fuse import leader_followers as turns
-from tmemfs.fuse.leader_followers import LEAVE_ASKED, PATIENCE_S, Turns
+from tmemfs.fuse.leader_followers import LEAVE_ASKED, PATIENCE_S, LeaderFollowers
 
 THREADS = 4
 #: Work from here on is known to be long.
@@ -23,7 +23,7 @@ class Crew:
 
     def __init__(self, patience_s: float = PATIENCE_S) -> None:
         self.is_asked = False
-        self.turns: Turns[int] = Turns(THREADS, self._do, lambda: self.is_asked, patience_s)
+        self.turns: LeaderFollowers[int] = LeaderFollowers(THREADS, self._do, lambda: self.is_asked, patience_s)
         self.requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self.answered: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
         self.go = threading.Semaphore(0)
@@ -202,7 +202,7 @@ def test_work_that_was_left_with_is_finished_also_at_the_end(crew: Crew) -> None
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_leader_that_fails_ends_it_for_all() -> None:
     do: Callable[[int], None] = print
-    made: Turns[int] = Turns(THREADS, do, lambda: False)
+    made: LeaderFollowers[int] = LeaderFollowers(THREADS, do, lambda: False)
 
     def fail() -> bool:
         raise RuntimeError("a bug")

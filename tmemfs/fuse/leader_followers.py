@@ -1,4 +1,4 @@
-"""Turns: which of several threads reads requests, and what becomes of work that may block.
+"""LeaderFollowers: which of several threads reads requests, and what becomes of work that may block.
 
 One thread leads: it reads requests and answers what can be answered at once. Work that may block it does too, and keeps the lead
 meanwhile: to wake another thread takes as long as a quick disk, and that one finds cold caches. How long requests wait for that is
@@ -40,8 +40,8 @@ LEAVE_ASKED: Final = 8
 LEAVE_SLOW: Final = 256
 
 
-class Turns(Generic[W]):
-    """Turns of `threads` threads, each of which calls `take`; all but one of them may be away with work.
+class LeaderFollowers(Generic[W]):
+    """LeaderFollowers of `threads` threads, each of which calls `take`; all but one of them may be away with work.
 
     `do` does work and must not raise. `is_asked` says whether requests wait for the leader.
     """

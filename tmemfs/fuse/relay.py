@@ -1,7 +1,7 @@
 """The relay: answers the swap image's pages itself and hands everything else to pyfuse3.
 
     kernel <-> /dev/fuse <-> the leader --(READ, WRITE, FALLOCATE of the image)--> pager
-                                |  |`-- loads from a tier: keeps the lead or leaves it (turns.py), reads, answers --> /dev/fuse
+                                |  |`-- loads from a tier (leader_followers.py), answers --> /dev/fuse
                                 |  `--- stores that wait --> store thread --> /dev/fuse
                                 `------ all other requests --> forwards thread --> socket --> pyfuse3 under trio
                                                                                    socket --> replies thread --> /dev/fuse
@@ -16,12 +16,13 @@ or belongs to one thread.
 
 Invariants:
 1. Each request is answered exactly once, by whoever holds its `unique`.
-2. Who leads never waits for room in the pool, for a tier no longer than twice turns.PATIENCE_S, and for the lock no longer than a
-   request of another thread holds it: REQUEST_PAGES stores, or DISCARD_SLOTS slots forgotten. Nor does it send: a socket's message
+2. Who leads never waits for room in the pool, for a tier no longer than twice PATIENCE_S (leader_followers.py), and for the lock no
+   longer than a request of another thread holds it: REQUEST_PAGES stores, or DISCARD_SLOTS slots forgotten. Nor does it send: a socket's message
    takes memory of the kernel's.
 3. The request buffers are the leader's alone; work that may block borrows nothing of them.
 4. No exception ends one of its threads: a request that failed is answered with an error, and the next one is read. Only an
-   unmounted or aborted connection ends them. What `Turns.work` calls must not raise: after an error nobody knows whose lead it is.
+   unmounted or aborted connection ends them. What `LeaderFollowers.work` calls must not raise:
+   after an error nobody knows which thread leads.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from tmemfs.errors import NoRoom, TmemfsError
 from tmemfs.fuse import wire
 from tmemfs.fuse.forwards import Forwards
 from tmemfs.fuse.interrupts import Interrupts
-from tmemfs.fuse.leader_followers import Turns
+from tmemfs.fuse.leader_followers import LeaderFollowers
 from tmemfs.pages.pager import Deferred, Pager
 from tmemfs.store.region import Region
 from tmemfs.system.memory import prepare_thread
@@ -92,7 +93,7 @@ class Relay:
         self.buffers = Region("requests", _DATA_AT + wire.REQUEST_BYTES + PAGE_BYTES)
         self._asked = select.poll()
         self._asked.register(device_fd, select.POLLIN)
-        self._turns: Turns[Work] = Turns(READERS + 1, self._finish, self._is_asked)
+        self._followers: LeaderFollowers[Work] = LeaderFollowers(READERS + 1, self._finish, self._is_asked)
         self._stores: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._forwards = Forwards(lambda: self.requests)
         self._ended = os.eventfd(0, os.EFD_CLOEXEC)
@@ -147,12 +148,12 @@ class Relay:
     def _take_turns(self) -> None:
         """The page path, until the file system is unmounted."""
         self._prepare_for_pages()
-        self._turns.take(self._lead)
+        self._followers.take(self._lead)
 
     def _watch_turns(self) -> None:
         """See that nobody keeps the lead for long."""
         self._guard(prepare_thread)
-        self._turns.watch()
+        self._followers.watch()
 
     def _prepare_for_pages(self) -> None:
         """Have the calling thread touch what it will touch; one that could not serves all the same."""
@@ -225,7 +226,7 @@ class Relay:
             except Exception as error:
                 self._fail(unique, error)
                 continue
-            if work is not None and not self._turns.work(work, work[1].lane == "long"):
+            if work is not None and not self._followers.work(work, work[1].lane == "long"):
                 return False
 
     def _serve(self, opcode: int, head: memoryview, data: memoryview, count: int) -> Work | None:
