@@ -92,10 +92,10 @@ async def run_jobs(engine: Engine) -> None:
 
 
 class FixedSignals(Signals):
-    """Signals of a machine with `room_bytes` to spare, which nothing else knows of."""
+    """Signals of a machine with `headroom_bytes` to spare, which nothing else knows of."""
 
-    def __init__(self, room_bytes: int = 1 << 40, memory_bytes: int = 1 << 40) -> None:
-        self.room_bytes = room_bytes
+    def __init__(self, headroom_bytes: int = 1 << 40, memory_bytes: int = 1 << 40) -> None:
+        self.headroom_bytes = headroom_bytes
         self.total_bytes = memory_bytes
         self.missing: list[str] = []
         self.limits = []
@@ -116,8 +116,8 @@ class FixedSignals(Signals):
 
     def memory(self) -> Memory:
         """As given; what is available at once is all of it if nothing is told."""
-        available = self.room_bytes if self.available_at_once is None else self.available_at_once
-        return Memory(self.room_bytes, available, self.under_write_back)
+        available = self.headroom_bytes if self.available_at_once is None else self.available_at_once
+        return Memory(self.headroom_bytes, available, self.under_write_back)
 
     def stalled_us(self) -> int:
         """As told."""

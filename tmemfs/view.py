@@ -148,7 +148,7 @@ def _activity_rows(stat: Values, show: Callable[[int], str]) -> list[tuple[str, 
             f"space amplification {stat['ram_amplification']:.2f} in RAM, {stat['disk_amplification']:.2f} on disk; "
             f"write amplification {stat['write_amplification']:.2f}",
         ),
-        ("pressure", f"{stat['pressure_zone']}, {show(int(stat['pressure_room']))} of headroom"),
+        ("pressure", f"{stat['pressure_state']}, {show(int(stat['pressure_headroom']))} of headroom"),
         *(("kernel", text) for text in _kernel_settings(stat)),
         ("loads", f"{stat['loads_ram']} from RAM, {stat['loads_disk']} from disk"),
         (

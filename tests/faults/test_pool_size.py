@@ -39,7 +39,7 @@ class Place:
         self.tier = FaultyTier()
         self.engine = Engine.over(self.tmem, self.tier, parse_codec("lz4"))
         self.limits = Limits(self.engine, 80 * MIB, 200 * MIB)
-        self.signals = FixedSignals(room_bytes=1000 * MIB, memory_bytes=160 * MIB)
+        self.signals = FixedSignals(headroom_bytes=1000 * MIB, memory_bytes=160 * MIB)
         self.pressure = new_pressure(self.engine, self.signals)
         self.pressure.settings = Settings(10 * MIB, 1000 * MIB)
 
@@ -60,9 +60,9 @@ class Place:
 
     async def press(self) -> None:
         """Memory is short, and is not, again and again."""
-        for room in itertools.cycle((1000, 15, 5, 1, 15)):
-            self.signals.room_bytes = room * MIB
-            self.pressure.look_again()
+        for headroom in itertools.cycle((1000, 15, 5, 1, 15)):
+            self.signals.headroom_bytes = headroom * MIB
+            self.pressure.sample_again()
             await trio.sleep(0.015)
 
 
@@ -97,13 +97,13 @@ async def test_pressure_that_ends_does_not_undo_a_limit_that_is_being_approached
     seen: list[int] = []
     token = trio.lowlevel.current_trio_token()
 
-    def look() -> None:
-        for room in (5, 1000):
-            place.signals.room_bytes = room * MIB
-            trio.from_thread.run_sync(place.pressure._look, trio_token=token)
+    def sample() -> None:
+        for headroom in (5, 1000):
+            place.signals.headroom_bytes = headroom * MIB
+            trio.from_thread.run_sync(place.pressure._take_sample, trio_token=token)
         seen.append(place.tmem.arena.limit)
 
-    place.tier.before["write"] = look
+    place.tier.before["write"] = sample
     await place.limits.set_pool_max("12M")
     assert seen and set(seen) == {12} and place.limits.pool.max == 12 * MIB
 

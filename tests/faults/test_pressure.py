@@ -36,7 +36,7 @@ class Place:
         self.tier = tier or FaultyTier()
         tmem = Regions.new(16384, 80, 200).start(60, 16384, spare=1)
         self.engine = Engine.over(tmem, self.tier, parse_codec("lz4"))
-        self.signals = FixedSignals(room_bytes=1000 * MIB, memory_bytes=160 * MIB)
+        self.signals = FixedSignals(headroom_bytes=1000 * MIB, memory_bytes=160 * MIB)
         self.tuning = NotedTuning()
         self.pressure: Pressure = new_pressure(self.engine, self.signals, self.tuning)
         self.pressure.settings = Settings(10 * MIB, 5 * MIB)
@@ -52,8 +52,8 @@ class Place:
 
     def stand_still(self) -> None:
         """From now on the kernel has pages under write-back and memory is short, but not so that the pool is to shrink."""
-        self.signals.room_bytes, self.signals.available_at_once, self.signals.under_write_back = 39 * MIB, 4 * MIB, 200 << 10
-        self.pressure.look_again()
+        self.signals.headroom_bytes, self.signals.available_at_once, self.signals.under_write_back = 39 * MIB, 4 * MIB, 200 << 10
+        self.pressure.sample_again()
 
     @property
     def pool_mib(self) -> int:
@@ -78,25 +78,25 @@ async def test_a_pool_on_a_machine_with_memory_is_left_alone(place: Place, nurse
     place.start(nursery)
     place.store(20)
     await trio.sleep(0.1)
-    assert place.pool_mib >= 20 and place.pressure.control.ceiling == math.inf and not place.tier.inner.extents
+    assert place.pool_mib >= 20 and place.pressure.decision.ceiling == math.inf and not place.tier.inner.extents
     nursery.cancel_scope.cancel()
 
 
-async def test_where_there_is_much_room_it_is_not_looked_at_for_each_page(
+async def test_where_there_is_much_room_it_is_not_sampled_at_for_each_page(
     place: Place, nursery: trio.Nursery, clock: trio.testing.MockClock
 ) -> None:
-    """Nobody can have taken it so soon; where there is little, it is looked at every 10 ms."""
+    """Nobody can have taken it so soon; where there is little, it is sampled every 10 ms."""
     nursery.start_soon(place.pressure.run)
-    looks_per_s = dict[int, float]()
-    for room in (2000 * MIB, 30 * MIB):
-        place.signals.room_bytes = room
+    samples_per_s = dict[int, float]()
+    for headroom in (2000 * MIB, 30 * MIB):
+        place.signals.headroom_bytes = headroom
         await trio.sleep(0.3)
-        before, began = place.pressure.counts.looks, trio.current_time()
+        before, began = place.pressure.counts.samples, trio.current_time()
         while trio.current_time() - began < 0.6:
-            place.pressure.look_again()
+            place.pressure.sample_again()
             await trio.sleep(0.005)
-        looks_per_s[room] = (place.pressure.counts.looks - before) / (trio.current_time() - began)
-    assert looks_per_s[2000 * MIB] < 7 and looks_per_s[30 * MIB] > 14, looks_per_s
+        samples_per_s[headroom] = (place.pressure.counts.samples - before) / (trio.current_time() - began)
+    assert samples_per_s[2000 * MIB] < 7 and samples_per_s[30 * MIB] > 14, samples_per_s
     nursery.cancel_scope.cancel()
 
 
@@ -105,23 +105,23 @@ async def test_a_pool_that_memory_is_short_of_shrinks_until_there_is_enough(plac
     place.store(40)
     await _until(lambda: place.pool_mib >= 40)
     held = place.pool_mib
-    place.signals.room_bytes = 5 * MIB
-    place.pressure.look_again()
+    place.signals.headroom_bytes = 5 * MIB
+    place.pressure.sample_again()
     await _until(lambda: place.pool_mib < held - 10)
     await _until(lambda: place.pressure.counts.first_release_us)
     assert place.pressure.counts.shrinks >= 1
-    place.signals.room_bytes = 15 * MIB
-    await _until(lambda: place.pressure.control.demand < MIB)
+    place.signals.headroom_bytes = 15 * MIB
+    await _until(lambda: place.pressure.decision.demand < MIB)
     await _keeps(place, 10)
-    assert place.pressure.control.zone == "holding" and place.pool_mib > 4
+    assert place.pressure.decision.state == "holding" and place.pool_mib > 4
     nursery.cancel_scope.cancel()
 
 
 async def test_what_is_stored_while_memory_is_short_leaves_again(place: Place, nursery: trio.Nursery) -> None:
     place.start(nursery)
     place.store(10)
-    place.signals.room_bytes = 15 * MIB
-    await _until(lambda: place.pressure.control.zone == "holding")
+    place.signals.headroom_bytes = 15 * MIB
+    await _until(lambda: place.pressure.decision.state == "holding")
     held = place.pool_mib
     for slot in range(10 * FULL, 30 * FULL):
         if waiting := place.engine.pager.write(slot * PAGE_BYTES, memoryview(page_of("raw", slot))):
@@ -134,8 +134,8 @@ async def test_what_is_stored_while_memory_is_short_leaves_again(place: Place, n
 async def test_a_stall_shrinks_where_memory_is_short(place: Place, nursery: trio.Nursery) -> None:
     place.start(nursery)
     place.store(20)
-    place.signals.room_bytes, place.signals.stalled_total_us = 15 * MIB, 60_000_000
-    place.pressure.look_again()
+    place.signals.headroom_bytes, place.signals.stalled_total_us = 15 * MIB, 60_000_000
+    place.pressure.sample_again()
     await _until(lambda: place.tier.inner.extents)
     assert place.pressure.counts.stalls == 1
     nursery.cancel_scope.cancel()
@@ -143,15 +143,15 @@ async def test_a_stall_shrinks_where_memory_is_short(place: Place, nursery: trio
 
 async def test_in_critical_shortage_no_store_takes_memory_that_was_not_given_back(place: Place, nursery: trio.Nursery) -> None:
     place.store(20)
-    place.signals.room_bytes = MIB
+    place.signals.headroom_bytes = MIB
     place.tier.fail("write")
     place.start(nursery)
-    await _until(lambda: place.pressure.control.zone == "critical")
+    await _until(lambda: place.pressure.decision.state == "critical")
     assert place.tmem.arena.limit * SEGMENT_BYTES == place.tmem.pool_bytes and place.pressure.counts.strict == 1
     assert place.engine.shrinker.frame_s == SHORT_FRAME_S
-    place.signals.room_bytes = 1000 * MIB
+    place.signals.headroom_bytes = 1000 * MIB
     place.tier.fail()
-    await _until(lambda: place.pressure.control.zone == "relaxed")
+    await _until(lambda: place.pressure.decision.state == "relaxed")
     assert place.tmem.arena.limit == 60
     nursery.cancel_scope.cancel()
 
@@ -164,28 +164,28 @@ async def test_the_pool_grows_back_also_while_nothing_moves(
     place.pressure.settings = Settings(10 * MIB, 100 * MIB)
     place.store(20)
     place.start(nursery)
-    place.signals.room_bytes = 15 * MIB
-    place.pressure.look_again()
-    await _until(lambda: place.pressure.control.ceiling < 25 * MIB)
-    place.signals.room_bytes = 1000 * MIB
-    place.pressure.look_again()
-    await _until(lambda: place.pressure.control.ceiling == math.inf)
-    looks = place.pressure.counts.looks
+    place.signals.headroom_bytes = 15 * MIB
+    place.pressure.sample_again()
+    await _until(lambda: place.pressure.decision.ceiling < 25 * MIB)
+    place.signals.headroom_bytes = 1000 * MIB
+    place.pressure.sample_again()
+    await _until(lambda: place.pressure.decision.ceiling == math.inf)
+    samples = place.pressure.counts.samples
     await trio.sleep(0.2)
-    assert place.pressure.counts.looks <= looks + 1
+    assert place.pressure.counts.samples <= samples + 1
     nursery.cancel_scope.cancel()
 
 
 async def test_what_is_loaded_again_at_once_keeps_the_next_step_small(place: Place) -> None:
     """In the units in which the store and the shrinker count."""
     place.store(40)
-    place.signals.room_bytes = 6 * MIB
+    place.signals.headroom_bytes = 6 * MIB
     steps = []
     for refaults in (0, 900, 0):
         place.engine.shrinker.counts.pages += 1000
         place.tmem.counts.loads_disk += refaults
-        place.pressure._look()
-        steps.append(place.pressure.control.step)
+        place.pressure._take_sample()
+        steps.append(place.pressure.decision.step)
     assert steps[0] == steps[1] < steps[2]
 
 
@@ -198,17 +198,17 @@ async def test_the_kernels_workers_have_priority_while_memory_is_short(
     place.store(1)
     await trio.sleep(0.05)
     assert not place.tuning.have_priority
-    place.signals.room_bytes = 15 * MIB
-    place.pressure.look_again()
+    place.signals.headroom_bytes = 15 * MIB
+    place.pressure.sample_again()
     await _until(lambda: place.tuning.have_priority)
-    place.signals.room_bytes = 1000 * MIB
+    place.signals.headroom_bytes = 1000 * MIB
     ended = trio.current_time()
-    place.pressure.look_again()
+    place.pressure.sample_again()
     await _until(lambda: not place.tuning.have_priority)
     assert trio.current_time() - ended > 0.2  # memory may be short again at once
     assert place.engine.shrinker.frame_s == FRAME_S
-    place.signals.room_bytes = 15 * MIB
-    place.pressure.look_again()
+    place.signals.headroom_bytes = 15 * MIB
+    place.pressure.sample_again()
     with trio.fail_after(0.25):  # at once, however short the pause was
         while not place.tuning.have_priority:
             await trio.sleep(0.005)
@@ -218,12 +218,12 @@ async def test_the_kernels_workers_have_priority_while_memory_is_short(
 async def test_the_kernels_workers_have_priority_where_all_that_is_left_would_have_to_be_swapped_out(
     place: Place, nursery: trio.Nursery
 ) -> None:
-    """A guest stood still so: its pool was relaxed, for half of what could be swapped out is room."""
+    """A guest stood still so: its pool was relaxed, for half of what could be swapped out is headroom."""
     place.start(nursery)
-    place.signals.room_bytes, place.signals.available_at_once = 39 * MIB, 5 * MIB
+    place.signals.headroom_bytes, place.signals.available_at_once = 39 * MIB, 5 * MIB
     place.store(1)
     await _until(lambda: place.tuning.have_priority)
-    assert place.pressure.control.zone == "relaxed"
+    assert place.pressure.decision.state == "relaxed"
     nursery.cancel_scope.cancel()
 
 
@@ -246,7 +246,7 @@ async def test_the_watermark_is_lowered_while_swap_writes_do_not_reach_us(
     nursery.cancel_scope.cancel()
 
 
-SHORT = Memory(room=39 * MIB, available=4 * MIB, under_write_back=200 << 10)
+SHORT = Memory(headroom=39 * MIB, available=4 * MIB, under_write_back=200 << 10)
 
 
 @pytest.mark.parametrize("engaged", [True, False])
@@ -254,19 +254,19 @@ def test_an_idle_mount_or_one_without_swap_lowers_nothing_for_what_stands_still_
     """Six mounts did under one burst of pressure, though only one had anything to do."""
     place.store(1)
     place.tuning.requests, place.tuning.engaged = not engaged, engaged
-    place.pressure.standstill.look(0.0, SHORT._replace(under_write_back=0), 10 * MIB)
-    for look in range(1, 40):
-        place.pressure.standstill.look(10 + look * STILL_S / 2, SHORT, 10 * MIB)
+    place.pressure.standstill.sample(0.0, SHORT._replace(under_write_back=0), 10 * MIB)
+    for sample in range(1, 40):
+        place.pressure.standstill.sample(10 + sample * STILL_S / 2, SHORT, 10 * MIB)
     assert not place.tuning.shares and not place.pressure.standstill.count and not place.pressure.standstill.is_suspected
 
 
 def test_what_another_daemon_restored_is_lowered_again_while_swap_writes_do_not_reach_us(place: Place) -> None:
     place.store(1)
-    for look in range(4):
-        place.pressure.standstill.look(look * STILL_S, SHORT, 10 * MIB)
+    for sample in range(4):
+        place.pressure.standstill.sample(sample * STILL_S, SHORT, 10 * MIB)
     assert place.tuning.shares == [*SHARES]
     place.tuning.shares.append(1)
-    place.pressure.standstill.look(4 * STILL_S, SHORT, 10 * MIB)
+    place.pressure.standstill.sample(4 * STILL_S, SHORT, 10 * MIB)
     assert place.tuning.shares == [*SHARES, 1, SHARES[-1]] and place.pressure.standstill.count == 1
 
 
@@ -275,23 +275,23 @@ async def test_the_kernels_workers_of_an_idle_machine_are_left_alone_where_no_sw
 ) -> None:
     place.tuning.engaged = False
     place.start(nursery)
-    place.signals.room_bytes = 5 * MIB
-    place.pressure.look_again()
-    await _until(lambda: place.pressure.control.zone == "shrinking")
+    place.signals.headroom_bytes = 5 * MIB
+    place.pressure.sample_again()
+    await _until(lambda: place.pressure.decision.state == "shrinking")
     await trio.sleep(0.15)
     assert not place.tuning.have_priority
     nursery.cancel_scope.cancel()
 
 
 async def test_near_the_border_of_two_states_the_log_is_quiet(place: Place, caplog: pytest.LogCaptureFixture) -> None:
-    """A line for each change every 10 to 30 ms filled the log; looks of 20 s are played here."""
+    """A line for each change every 10 to 30 ms filled the log; samples of 20 s are played here."""
     caplog.set_level("INFO")
     clock, lines = 0.0, Random(1)
     with patch("time.monotonic", lambda: clock):
         for _ in range(1000):
             clock += 0.02
-            place.signals.room_bytes = lines.choice((18, 19, 21, 22)) * MIB
-            place.pressure._look()
+            place.signals.headroom_bytes = lines.choice((18, 19, 21, 22)) * MIB
+            place.pressure._take_sample()
     assert len([record for record in caplog.records if "memory is" in record.message]) <= 2
 
 
@@ -301,11 +301,11 @@ async def test_a_change_that_lasted_is_logged_once_and_one_that_did_not_is_count
     caplog.set_level("INFO")
     clock = 0.0
     with patch("time.monotonic", lambda: clock):
-        for seconds, room in ((1, 1000), (0.5, 15), (2, 1000), (3, 15), (3, 1000)):
+        for seconds, headroom in ((1, 1000), (0.5, 15), (2, 1000), (3, 15), (3, 1000)):
             for _ in range(int(seconds / 0.01)):
                 clock += 0.01
-                place.signals.room_bytes = room * MIB
-                place.pressure._look()
+                place.signals.headroom_bytes = headroom * MIB
+                place.pressure._take_sample()
     said = [record.message for record in caplog.records if "memory is" in record.message]
     assert said == ["memory is holding, 15 MiB of headroom", "memory is relaxed, 1000 MiB of headroom"]
     assert place.pressure.counts.strict == 2
@@ -318,8 +318,8 @@ async def test_a_change_is_logged_though_nothing_moves_any_more(
     for name in ("LASTED_S", "QUIET_S", "IDLE_S"):
         monkeypatch.setattr(pressure, name, 0.05)
     place.start(nursery)
-    place.signals.room_bytes = 15 * MIB
-    place.pressure.look_again()
+    place.signals.headroom_bytes = 15 * MIB
+    place.pressure.sample_again()
     await _until(lambda: "memory is holding, 15 MiB of headroom" in caplog.messages)
     nursery.cancel_scope.cancel()
 
@@ -331,8 +331,8 @@ def test_the_watermark_is_left_alone_where_nothing_stands_still(place: Place, wh
         "nothing is written": SHORT._replace(under_write_back=0),
         "memory is to be had": SHORT._replace(available=6 * MIB),
     }.get(why, SHORT)
-    for look in range(20):
-        place.pressure.standstill.look(look * STILL_S / 2, memory, 10 * MIB)
+    for sample in range(20):
+        place.pressure.standstill.sample(sample * STILL_S / 2, memory, 10 * MIB)
         if why == "stores go on":
             assert place.engine.pager.write(0, memoryview(page_of("half", 1))) is None
         elif why == "loads go on":
@@ -343,19 +343,19 @@ def test_the_watermark_is_left_alone_where_nothing_stands_still(place: Place, wh
 def test_what_lowering_does_not_help_is_left_alone_for_a_while(place: Place) -> None:
     """Files under write-back that hang while memory is short: nothing is swapped, and nothing stands still."""
     standstill, step = place.pressure.standstill, STILL_S / 4
-    for look in range(int((LONGEST_S + PAUSE_S) / step)):
-        standstill.look(look * step, SHORT, 10 * MIB)
+    for sample in range(int((LONGEST_S + PAUSE_S) / step)):
+        standstill.sample(sample * step, SHORT, 10 * MIB)
     assert place.tuning.shares == [*SHARES, 1] and standstill.count == 1 and standstill.is_suspected
-    for look in range(int((LONGEST_S + PAUSE_S) / step), int((2 * LONGEST_S + PAUSE_S - STILL_S) / step)):
-        standstill.look(look * step, SHORT, 10 * MIB)
+    for sample in range(int((LONGEST_S + PAUSE_S) / step), int((2 * LONGEST_S + PAUSE_S - STILL_S) / step)):
+        standstill.sample(sample * step, SHORT, 10 * MIB)
     assert place.tuning.shares == [*SHARES, 1, *SHARES] and standstill.count == 2
 
 
 def test_a_watermark_that_may_not_be_lowered_is_not_counted(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     standstill = place.pressure.standstill
     place.tuning.may_lower = False
-    for look in range(20):
-        standstill.look(look * STILL_S / 2, SHORT, 10 * MIB)
+    for sample in range(20):
+        standstill.sample(sample * STILL_S / 2, SHORT, 10 * MIB)
     standstill.end()
     assert not standstill.count and not caplog.records
 
@@ -375,7 +375,7 @@ async def test_the_watermark_is_as_it_was_after(place: Place, ended_by: str) -> 
 
 @pytest.mark.parametrize("ended_by", ["another mode", "the end of the daemon"])
 async def test_the_kernels_workers_do_not_keep_their_priority(place: Place, ended_by: str) -> None:
-    place.signals.room_bytes = 15 * MIB
+    place.signals.headroom_bytes = 15 * MIB
     async with trio.open_nursery() as nursery:
         place.start(nursery)
         await _until(lambda: place.tuning.have_priority)
@@ -391,20 +391,20 @@ async def test_only_auto_acts(place: Place, nursery: trio.Nursery, mode: str) ->
     place.pressure.set_mode(mode)
     place.start(nursery)
     place.store(20)
-    place.signals.room_bytes = MIB
-    place.pressure.look_again()
+    place.signals.headroom_bytes = MIB
+    place.pressure.sample_again()
     await trio.sleep(0.1)
     assert place.pool_mib >= 20 and not place.tier.inner.extents and place.tmem.arena.limit == 60
-    assert place.pressure.control.zone == ("critical" if mode == "manual" else "relaxed")
+    assert place.pressure.decision.state == ("critical" if mode == "manual" else "relaxed")
     nursery.cancel_scope.cancel()
 
 
-async def test_a_mode_other_than_auto_lifts_what_the_law_had_asked(place: Place, nursery: trio.Nursery) -> None:
+async def test_a_mode_other_than_auto_lifts_what_the_controller_had_asked(place: Place, nursery: trio.Nursery) -> None:
     place.start(nursery)
     place.store(20)
-    place.signals.room_bytes = MIB
-    place.pressure.look_again()
-    await _until(lambda: place.pressure.control.zone == "critical")
+    place.signals.headroom_bytes = MIB
+    place.pressure.sample_again()
+    await _until(lambda: place.pressure.decision.state == "critical")
     place.pressure.set_mode("manual")
     assert place.engine.shrinker.ceiling == math.inf and place.tmem.arena.limit == 60
     nursery.cancel_scope.cancel()
@@ -412,16 +412,16 @@ async def test_a_mode_other_than_auto_lifts_what_the_law_had_asked(place: Place,
 
 async def test_it_looks_only_while_something_moves(place: Place, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tmemfs.jobs.pressure.QUIET_S", 0.05)
-    place.signals.room_bytes = 15 * MIB
+    place.signals.headroom_bytes = 15 * MIB
     place.start(nursery)
     place.store(20)
-    looks = -2
+    samples = -2
     with trio.fail_after(HANG_S):
-        while place.pressure.counts.looks - looks > 1:
-            looks = place.pressure.counts.looks
+        while place.pressure.counts.samples - samples > 1:
+            samples = place.pressure.counts.samples
             await trio.sleep(0.5)
     place.store(1, 20 * FULL)
-    await _until(lambda: place.pressure.counts.looks > looks + 3)
+    await _until(lambda: place.pressure.counts.samples > samples + 3)
     nursery.cancel_scope.cancel()
 
 
@@ -429,8 +429,8 @@ async def test_a_tier_that_fails_under_pressure_loses_nothing(place: Place, nurs
     place.tier.fail("write")
     place.start(nursery)
     place.store(20)
-    place.signals.room_bytes = 5 * MIB
-    place.pressure.look_again()
+    place.signals.headroom_bytes = 5 * MIB
+    place.pressure.sample_again()
     await _until(lambda: place.engine.room.stuck)
     assert place.pool_mib >= 20 and place.engine.shrinker.counts.write_errors
     place.tier.fail()
@@ -495,13 +495,13 @@ async def _until(condition: Callable[[], object]) -> None:
             await trio.sleep(0.005)
 
 
-async def _keeps(place: Place, looks: int) -> None:
-    """Wait until the pool has kept its size for so many looks."""
+async def _keeps(place: Place, samples: int) -> None:
+    """Wait until the pool has kept its size for so many samples."""
     size, since = -1, 0
-    while place.pressure.counts.looks - since < looks:
+    while place.pressure.counts.samples - since < samples:
         if place.pool_mib != size:
-            size, since = place.pool_mib, place.pressure.counts.looks
-        place.pressure.look_again()
+            size, since = place.pool_mib, place.pressure.counts.samples
+        place.pressure.sample_again()
         await trio.sleep(0.005)
 
 
@@ -521,11 +521,11 @@ class LostSignals(FixedSignals):
 
 async def test_signals_that_are_lost_are_opened_again(place: Place, nursery: trio.Nursery) -> None:
     place.start(nursery)
-    await _until(lambda: place.pressure.counts.looks)
-    lost, looks = LostSignals(), place.pressure.counts.looks
+    await _until(lambda: place.pressure.counts.samples)
+    lost, samples = LostSignals(), place.pressure.counts.samples
     place.pressure.signals = lost
-    place.pressure.look_again()
-    await _until(lambda: place.pressure.signals is place.signals and place.pressure.counts.looks > looks)
+    place.pressure.sample_again()
+    await _until(lambda: place.pressure.signals is place.signals and place.pressure.counts.samples > samples)
     assert not lost.is_open
     nursery.cancel_scope.cancel()
 

@@ -132,12 +132,12 @@ def test_without_the_law_the_same_hog_is_killed(tmp_path: Path, mode: str) -> No
 
 
 def test_under_steady_moderate_pressure_the_pool_keeps_its_size_and_grows_back_after(tmp_path: Path) -> None:
-    """The hog leaves one to two reserves of room, and pages are stored over and over; then it ends."""
+    """The hog leaves one to two reserves of headroom, and pages are stored over and over; then it ends."""
     with shared_cgroup(tmp_path) as (place, cgroup):
         seen = list[list[int]]()
         fill(place, POOL)
-        with holding(cgroup, place.number("pressure_room") - int(place.read("pressure.reserve")) * 3 // 2):
-            while place.flat()["pressure_zone"] != "holding":  # it may have given up more than the hog took, and grows again
+        with holding(cgroup, place.number("pressure_headroom") - int(place.read("pressure.reserve")) * 3 // 2):
+            while place.flat()["pressure_state"] != "holding":  # it may have given up more than the hog took, and grows again
                 fill(place, POOL)
             sizes = [0, place.number("pool_current")]
             while max(sizes) - min(sizes) >= max(sizes) // 10:  # until it has settled
@@ -169,6 +169,6 @@ def test_somebody_else_s_stall_is_noticed_though_no_page_is_stored(tmp_path: Pat
 
 
 def _looks_in(place: Place, seconds: float) -> int:
-    before = place.number("pressure_looks")
+    before = place.number("pressure_samples")
     time.sleep(seconds)
-    return place.number("pressure_looks") - before
+    return place.number("pressure_samples") - before

@@ -300,7 +300,7 @@ def test_an_idle_daemon_is_quiet(tmp_path: Path) -> None:
 
         def counted() -> tuple[str, str]:
             stat = place.flat()
-            return stat["requests"], stat["pressure_looks"]
+            return stat["requests"], stat["pressure_samples"]
 
         def is_quiet() -> bool:
             reasons, before = counted(), switches()

@@ -1,4 +1,4 @@
-"""The control law under simulated pressure: what a program takes, the pool gives; it grows back, and it does not flap."""
+"""The pressure controller under simulated pressure: what a program takes, the pool gives; it grows back, and it does not flap."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tmemfs.policy import pressure_controller as pressure
-from tmemfs.policy.pressure_controller import CRITICAL, HOLDING, RELAXED, SHRINKING, Control, Look, Settings, control, zone_of
+from tmemfs.policy.pressure_controller import CRITICAL, HOLDING, RELAXED, SHRINKING, Decision, Sample, Settings, decide, state_of
 from tmemfs.units import MIB
 
 SETTINGS = Settings(reserve_bytes=32 * MIB, growth_bytes=8 * MIB)
@@ -28,33 +28,35 @@ class Machine:
     others: float = 0
     speed: float = 1000 * MIB
     now: float = 0.0
-    control: Control = field(default_factory=Control)
+    decision: Decision = field(default_factory=Decision)
     released: float = 0
-    died: float = 0
+    dropped: float = 0
     refault_share: float = 0.0
     is_oom: bool = False
     pools: list[float] = field(default_factory=list)
 
     @property
-    def room(self) -> float:
+    def headroom(self) -> float:
         return self.memory - self.pool - self.others
 
-    def tick(self, seconds: float = 0.01, taken: float = 0, stored: float = 0, died: float = 0, stalled: bool = False) -> Control:
-        """Others take, the kernel swaps out, or in, so that pages die, the law looks, the shrinker works."""
+    def tick(
+        self, seconds: float = 0.01, taken: float = 0, stored: float = 0, dropped: float = 0, stalled: bool = False
+    ) -> Decision:
+        """Others take, the kernel swaps out, or in, so that pages die, the controller samples, the shrinker works."""
         self.now += seconds
         self.others += taken
-        self.pool += stored - died
-        self.died += died
+        self.pool += stored - dropped
+        self.dropped += dropped
         released, refaulted = int(self.released), int(self.released * self.refault_share)
-        given = released + int(self.died)
-        look = Look(self.now, int(self.room), int(self.pool), TOP, released, refaulted, given, stalled)
-        self.control = control(self.control, look, SETTINGS)
-        goes = min(max(self.pool - self.control.ceiling, 0), self.speed * seconds)
-        self.pool -= goes
-        self.released += goes
-        self.is_oom |= self.room < 0
+        given = released + int(self.dropped)
+        sample = Sample(self.now, int(self.headroom), int(self.pool), TOP, released, refaulted, given, stalled)
+        self.decision = decide(self.decision, sample, SETTINGS)
+        shrunk = min(max(self.pool - self.decision.ceiling, 0), self.speed * seconds)
+        self.pool -= shrunk
+        self.released += shrunk
+        self.is_oom |= self.headroom < 0
         self.pools.append(self.pool)
-        return self.control
+        return self.decision
 
 
 @pytest.mark.parametrize("rate", [10, 100, 500, 900])
@@ -80,7 +82,7 @@ def test_one_that_takes_much_once_is_given_a_reserve_more_at_most() -> None:
     machine.tick(taken=2036 * MIB)  # 60 MiB are left of 2096
     for _ in range(200):
         machine.tick()
-    assert machine.room <= 3 * SETTINGS.reserve_bytes
+    assert machine.headroom <= 3 * SETTINGS.reserve_bytes
 
 
 def test_however_much_was_taken_once_it_fades_within_a_few_looks() -> None:
@@ -88,7 +90,7 @@ def test_however_much_was_taken_once_it_fades_within_a_few_looks() -> None:
     machine.tick()
     most = machine.tick(taken=3900 * MIB).demand
     assert most == pytest.approx(SETTINGS.reserve_bytes / pressure.AHEAD_S)
-    assert [machine.tick().demand for _ in range(4)] == pytest.approx([most / 2**looks for looks in range(1, 5)])
+    assert [machine.tick().demand for _ in range(4)] == pytest.approx([most / 2**samples for samples in range(1, 5)])
 
 
 def test_pages_that_are_loaded_again_and_die_are_not_taken_for_a_program_that_grows() -> None:
@@ -96,8 +98,8 @@ def test_pages_that_are_loaded_again_and_die_are_not_taken_for_a_program_that_gr
     for _ in range(30):
         machine.tick()
     for _ in range(50):
-        machine.tick(taken=2 * MIB, died=2 * MIB)
-        assert machine.control.demand == pytest.approx(0, abs=MIB)
+        machine.tick(taken=2 * MIB, dropped=2 * MIB)
+        assert machine.decision.demand == pytest.approx(0, abs=MIB)
 
 
 def test_a_program_faster_than_the_disk_is_not_survived_and_that_is_what_the_model_says() -> None:
@@ -107,7 +109,7 @@ def test_a_program_faster_than_the_disk_is_not_survived_and_that_is_what_the_mod
     assert machine.is_oom
 
 
-def test_without_the_law_the_same_program_fails() -> None:
+def test_without_the_controller_the_same_program_fails() -> None:
     machine = Machine(speed=0)
     while machine.others < 0.8 * machine.memory and not machine.is_oom:
         machine.tick(taken=10 * MIB * 0.01)
@@ -120,7 +122,7 @@ def test_what_is_stored_while_room_is_short_leaves_as_fast() -> None:
     before = machine.pool
     for _ in range(500):
         machine.tick(stored=2 * MIB)
-    assert machine.control.zone == HOLDING and machine.pool <= before + 2 * MIB
+    assert machine.decision.state == HOLDING and machine.pool <= before + 2 * MIB
 
 
 def test_a_pool_that_holds_may_fill_again_what_died() -> None:
@@ -132,30 +134,30 @@ def test_a_pool_that_holds_may_fill_again_what_died() -> None:
     machine.others -= 100 * MIB
     for _ in range(100):
         machine.tick(stored=MIB)
-    assert machine.control.ceiling == held and machine.pool == pytest.approx(held, rel=0.02)
+    assert machine.decision.ceiling == held and machine.pool == pytest.approx(held, rel=0.02)
 
 
 def test_with_room_enough_nothing_is_asked_of_the_pool() -> None:
     machine = Machine(others=100 * MIB)
     for _ in range(100):
         found = machine.tick(stored=MIB // 10, stalled=True)
-    assert (found.zone, found.ceiling, found.step) == (RELAXED, math.inf, 0.0) and machine.released == 0
+    assert (found.state, found.ceiling, found.step) == (RELAXED, math.inf, 0.0) and machine.released == 0
 
 
 def test_a_stall_while_room_is_short_shrinks_at_once() -> None:
     machine = Machine(others=220 * MIB)
-    assert machine.tick().zone == HOLDING
+    assert machine.tick().state == HOLDING
     found = machine.tick(stalled=True)
-    assert found.zone == SHRINKING and found.ceiling < 250 * MIB
+    assert found.state == SHRINKING and found.ceiling < 250 * MIB
 
 
 def test_a_slow_disk_is_not_asked_for_the_whole_pool() -> None:
     machine = Machine(others=245 * MIB, speed=10 * MIB)
     for _ in range(50):
         machine.tick()
-    assert machine.control.zone == SHRINKING and machine.control.ceiling >= 0.7 * machine.pool
+    assert machine.decision.state == SHRINKING and machine.decision.ceiling >= 0.7 * machine.pool
     machine.others -= 30 * MIB
-    assert machine.tick().ceiling == int(machine.pool) or machine.control.zone == HOLDING
+    assert machine.tick().ceiling == int(machine.pool) or machine.decision.state == HOLDING
     held = machine.pool
     machine.tick()
     assert machine.pool == pytest.approx(held, rel=0.01)
@@ -178,10 +180,10 @@ def test_the_pool_grows_back_when_memory_is_idle_and_no_faster_than_it_may() -> 
     machine.others = 0
     for _ in range(100):
         machine.tick()
-    assert machine.control.zone == RELAXED
-    assert machine.control.ceiling == pytest.approx(held + SETTINGS.growth_bytes, rel=0.05)
+    assert machine.decision.state == RELAXED
+    assert machine.decision.ceiling == pytest.approx(held + SETTINGS.growth_bytes, rel=0.05)
     machine.tick(seconds=60)
-    assert machine.control.ceiling == math.inf
+    assert machine.decision.ceiling == math.inf
 
 
 def test_shrinking_that_is_loaded_again_at_once_is_backed_off() -> None:
@@ -189,14 +191,14 @@ def test_shrinking_that_is_loaded_again_at_once_is_backed_off() -> None:
     for _ in range(8):
         calm.tick()
         thrashing.tick()
-    assert thrashing.control.zone == calm.control.zone == SHRINKING
-    assert thrashing.control.step < calm.control.step / 2
+    assert thrashing.decision.state == calm.decision.state == SHRINKING
+    assert thrashing.decision.step < calm.decision.step / 2
 
 
 def test_critical_room_is_not_backed_off() -> None:
     machine = Machine(others=260 * MIB, speed=20 * MIB, refault_share=0.9)
     steps = [machine.tick().step for _ in range(4)]
-    assert machine.control.zone == CRITICAL and steps[-1] > steps[0]
+    assert machine.decision.state == CRITICAL and steps[-1] > steps[0]
 
 
 def test_steady_moderate_pressure_does_not_make_the_pool_flap() -> None:
@@ -211,71 +213,73 @@ def test_steady_moderate_pressure_does_not_make_the_pool_flap() -> None:
 @pytest.mark.parametrize("amplitude", [1, 5, 20])
 def test_near_the_border_the_state_does_not_alternate(period_s: float, amplitude: int) -> None:
     """Others take and give back memory there every 10 to 30 ms; the state changed with them, and the log had a line for each."""
-    machine, zones = Machine(others=198 * MIB), [RELAXED]
+    machine, states = Machine(others=198 * MIB), [RELAXED]
     for tick in range(2000):
         high = int(tick * 0.01 / period_s) % 2
         machine.others = 198 * MIB - machine.pool + 250 * MIB + (amplitude if high else -amplitude) * MIB
-        zones.append(machine.tick().zone)
-    assert sum(RELAXED in pair and pair[0] != pair[1] for pair in pairwise(zones)) <= 1
+        states.append(machine.tick().state)
+    assert sum(RELAXED in pair and pair[0] != pair[1] for pair in pairwise(states)) <= 1
 
 
 def test_it_relaxes_after_half_a_second_beyond_the_border_and_at_once_far_from_it() -> None:
-    machine = Machine(pool=100 * MIB, others=350 * MIB)  # 62 MiB of room
-    assert machine.tick().zone == HOLDING
+    machine = Machine(pool=100 * MIB, others=350 * MIB)  # 62 MiB of headroom
+    assert machine.tick().state == HOLDING
     machine.others -= 7 * MIB
-    seen = [machine.tick().zone for _ in range(200)]
+    seen = [machine.tick().state for _ in range(200)]
     assert 0.4 < seen.index(RELAXED) * 0.01 < 0.7 and set(seen[seen.index(RELAXED) :]) == {RELAXED}
     machine.others += 7 * MIB
-    assert machine.tick().zone == HOLDING
+    assert machine.tick().state == HOLDING
     machine.others -= 80 * MIB
-    assert machine.tick().zone == RELAXED
+    assert machine.tick().state == RELAXED
 
 
 def test_just_beyond_the_border_it_goes_on_holding_and_the_pool_keeps_its_size() -> None:
     machine = Machine(pool=100 * MIB, others=350 * MIB)
     held = machine.tick().ceiling
-    machine.others -= 3 * MIB  # 67 MiB of room, for 2 were given
+    machine.others -= 3 * MIB  # 67 MiB of headroom, for 2 were given
     for _ in range(300):
-        assert machine.tick().zone == HOLDING and not machine.control.is_calming
-    assert machine.control.ceiling == held
+        assert machine.tick().state == HOLDING and not machine.decision.is_calming
+    assert machine.decision.ceiling == held
 
 
 @given(st.lists(st.integers(-100, 600), min_size=2, max_size=60))
-def test_when_memory_gets_short_it_acts_at_once_whatever_was_before(rooms: list[int]) -> None:
+def test_when_memory_gets_short_it_acts_at_once_whatever_was_before(headrooms: list[int]) -> None:
     """What is short is never put off: only the way back to relaxed."""
-    found = Control()
-    for at, room in enumerate(rooms):
-        look = Look(at * 0.01, room * MIB, 100 * MIB, TOP)
-        found = control(found, look, SETTINGS)
-        unhesitating = zone_of(replace(look, room=look.room - int(found.demand * pressure.AHEAD_S)), SETTINGS)
-        assert found.zone == unhesitating or (found.zone == HOLDING and unhesitating == RELAXED)
+    found = Decision()
+    for at, headroom in enumerate(headrooms):
+        sample = Sample(at * 0.01, headroom * MIB, 100 * MIB, TOP)
+        found = decide(found, sample, SETTINGS)
+        unhesitating = state_of(replace(sample, headroom=sample.headroom - int(found.demand * pressure.AHEAD_S)), SETTINGS)
+        assert found.state == unhesitating or (found.state == HOLDING and unhesitating == RELAXED)
 
 
 @pytest.mark.parametrize(
-    ("room", "stalled", "zone"),
+    ("headroom", "stalled", "state"),
     [(64, False, RELAXED), (64, True, RELAXED), (63, False, HOLDING), (63, True, SHRINKING), (32, False, HOLDING),
      (31, False, SHRINKING), (8, False, SHRINKING), (7, False, CRITICAL), (7, True, CRITICAL), (-5, False, CRITICAL)],
 )  # fmt: skip
-def test_the_zones(room: int, stalled: bool, zone: str) -> None:
-    assert zone_of(Look(0.0, room * MIB, 100 * MIB, TOP, stalled=stalled), SETTINGS) == zone
+def test_the_states(headroom: int, stalled: bool, state: str) -> None:
+    assert state_of(Sample(0.0, headroom * MIB, 100 * MIB, TOP, stalled=stalled), SETTINGS) == state
 
 
 @given(
-    rooms=st.lists(st.tuples(st.integers(-100, 600), st.booleans()), min_size=1, max_size=50),
+    headrooms=st.lists(st.tuples(st.integers(-100, 600), st.booleans()), min_size=1, max_size=50),
     pool=st.integers(0, 400),
 )
-def test_whatever_comes_the_ceiling_is_a_size_and_a_step_no_more_than_a_quarter(rooms: list[tuple[int, bool]], pool: int) -> None:
-    found = Control()
-    for at, (room, stalled) in enumerate(rooms):
+def test_whatever_comes_the_ceiling_is_a_size_and_a_step_no_more_than_a_quarter(
+    headrooms: list[tuple[int, bool]], pool: int
+) -> None:
+    found = Decision()
+    for at, (headroom, stalled) in enumerate(headrooms):
         before = found
-        found = control(before, Look(at * 0.01, room * MIB, pool * MIB, TOP, stalled=stalled), SETTINGS)
+        found = decide(before, Sample(at * 0.01, headroom * MIB, pool * MIB, TOP, stalled=stalled), SETTINGS)
         assert found.ceiling >= 0 and 0 <= found.step <= max(pool * MIB / 4, before.step / 2)
-        if found.zone != RELAXED:
+        if found.state != RELAXED:
             assert found.ceiling <= pool * MIB
 
 
-def test_the_law_in_the_docs_is_the_law() -> None:
+def test_the_docs_state_the_controllers_rules() -> None:
     assert pressure.__doc__
     operations = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
-    law = pressure.__doc__.split("\n\n", 1)[1].split("\n\nA stall")[0]
-    assert law in operations
+    rules = pressure.__doc__[pressure.__doc__.index("    headroom  ") :].split("\n\nA stall")[0]
+    assert rules in operations

@@ -1,7 +1,7 @@
-"""The control law on recorded pressure: what guests of 512 MiB asked of the pool (tests/traces/pressure), played to it again.
+"""The pressure controller on recorded pressure: what guests of 512 MiB asked of the pool (tests/traces/pressure), played again.
 
-A trace says how much room there would be with an empty pool, and what was swapped out; pages compress to half, and the disk takes
-100 MB/s. The law looks every 10 ms, as the daemon does.
+A trace says how much headroom there would be with an empty pool, and what was swapped out; pages compress to half, and the disk
+takes 100 MB/s. The controller samples every 10 ms, as the daemon does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tmemfs.policy.pressure_controller import RELAXED, Control, Look, Settings, control
+from tmemfs.policy.pressure_controller import RELAXED, Decision, Sample, Settings, decide
 from tmemfs.units import MIB, PAGE_BYTES
 from tools.vm.pressure_trace import demands
 
@@ -24,66 +24,66 @@ SETTINGS = Settings(RAM // 16, 5 * MIB)
 TOP = RAM * 6 // 10
 RATIO = 2
 DISK_BYTES_PER_S = 100 * MIB
-LOOK_S = 0.01
+SAMPLE_S = 0.01
 
 
 @dataclass
 class Played:
-    """What came of a trace: the pool and the room at each look, in bytes."""
+    """What came of a trace: the pool and the headroom at each sample, in bytes."""
 
     pools: list[float] = field(default_factory=list)
-    rooms: list[float] = field(default_factory=list)
-    zones: list[str] = field(default_factory=list)
+    headrooms: list[float] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
     released: float = 0.0
 
 
 def play(name: str, is_on: bool = True) -> Played:
     """Play the trace `name`."""
-    played, pool, found = Played(), 0.0, Control()
-    for at, demand, stored in looks(name):
+    played, pool, found = Played(), 0.0, Decision()
+    for at, demand, stored in samples(name):
         pool += stored
-        look = Look(at, int(demand - pool), int(pool), TOP, int(played.released), 0, int(played.released))
-        found = control(found, look, SETTINGS) if is_on else found
-        goes = min(max(pool - min(found.ceiling, TOP), 0.0), DISK_BYTES_PER_S * LOOK_S)
+        sample = Sample(at, int(demand - pool), int(pool), TOP, int(played.released), 0, int(played.released))
+        found = decide(found, sample, SETTINGS) if is_on else found
+        goes = min(max(pool - min(found.ceiling, TOP), 0.0), DISK_BYTES_PER_S * SAMPLE_S)
         pool -= goes
         played.released += goes
         played.pools.append(pool)
-        played.rooms.append(demand - pool)
-        played.zones.append(found.zone)
+        played.headrooms.append(demand - pool)
+        played.states.append(found.state)
     return played
 
 
-def looks(name: str) -> Iterator[tuple[float, float, float]]:
-    """Seconds, room with an empty pool, and bytes stored since the look before, every LOOK_S."""
+def samples(name: str) -> Iterator[tuple[float, float, float]]:
+    """Seconds, headroom with an empty pool, and bytes stored since the sample before, every SAMPLE_S."""
     rows = [tuple(map(float, line.split())) for line in (TRACES / f"{name}.trace").read_text().splitlines()]
-    for (at, room, out), (next_at, next_room, next_out) in pairwise(rows):
-        steps = max(round((next_at - at) / LOOK_S), 1)
+    for (at, headroom, out), (next_at, next_headroom, next_out) in pairwise(rows):
+        steps = max(round((next_at - at) / SAMPLE_S), 1)
         for step in range(steps):
-            demand = (room + (next_room - room) * step / steps) * 1024
-            yield at + step * LOOK_S, demand, (next_out - out) / steps * PAGE_BYTES / RATIO
+            demand = (headroom + (next_headroom - headroom) * step / steps) * 1024
+            yield at + step * SAMPLE_S, demand, (next_out - out) / steps * PAGE_BYTES / RATIO
 
 
 def test_a_program_that_locked_nearly_all_memory_would_have_got_it_again() -> None:
     played = play("growth")
     assert max(played.pools) > 0.4 * RAM
-    assert min(played.rooms) > 0
-    assert played.pools[-1] < 16 * MIB and played.rooms[-1] > SETTINGS.reserve_bytes / 2
+    assert min(played.headrooms) > 0
+    assert played.pools[-1] < 16 * MIB and played.headrooms[-1] > SETTINGS.reserve_bytes / 2
 
 
-def test_without_the_law_it_would_not() -> None:
-    assert min(play("growth", is_on=False).rooms) < -100 * MIB
+def test_without_the_controller_it_would_not() -> None:
+    assert min(play("growth", is_on=False).headrooms) < -100 * MIB
 
 
 @pytest.mark.parametrize("name", ["growth", "stress"])
 def test_the_pool_does_not_flap(name: str) -> None:
-    """It changes its direction a few times a minute, not with every look."""
+    """It changes its direction a few times a minute, not with every sample."""
     played = play(name)
-    assert turns(played.pools, 0.1) <= len(played.pools) * LOOK_S / 5
+    assert turns(played.pools, 0.1) <= len(played.pools) * SAMPLE_S / 5
 
 
 def test_where_two_programs_want_more_than_there_is_the_pool_keeps_giving() -> None:
     played = play("stress")
-    assert min(played.rooms[len(played.rooms) // 4 :]) > 0
+    assert min(played.headrooms[len(played.headrooms) // 4 :]) > 0
     assert played.released > 100 * MIB
 
 
@@ -107,4 +107,4 @@ def test_a_trace_is_the_room_without_the_pool() -> None:
 
 
 def test_a_quiet_pool_stays_relaxed_at_the_start_of_each_trace() -> None:
-    assert {play(name).zones[0] for name in ("growth", "stress")} == {RELAXED}
+    assert {play(name).states[0] for name in ("growth", "stress")} == {RELAXED}

@@ -17,8 +17,8 @@ or belongs to one thread.
 Invariants:
 1. Each request is answered exactly once, by whoever holds its `unique`.
 2. Who leads never waits for room in the pool, for a tier no longer than twice PATIENCE_S (leader_followers.py), and for the lock no
-   longer than a request of another thread holds it: REQUEST_PAGES stores, or DISCARD_SLOTS slots forgotten. Nor does it send: a socket's message
-   takes memory of the kernel's.
+   longer than a request of another thread holds it: REQUEST_PAGES stores, or DISCARD_SLOTS slots forgotten. Nor does it send: a
+   socket's message takes memory of the kernel's.
 3. The request buffers are the leader's alone; work that may block borrows nothing of them.
 4. No exception ends one of its threads: a request that failed is answered with an error, and the next one is read. Only an
    unmounted or aborted connection ends them. What `LeaderFollowers.work` calls must not raise:

@@ -1,15 +1,15 @@
-"""Pressure: watches the signals of memory pressure, and steers the shrinker by the control law (policy/pressure_controller.py).
+"""Pressure: watches the signals of memory pressure, and steers the shrinker by the controller (policy/pressure_controller.py).
 
-It looks when something moves: pages are being stored, a stall or a threshold is told; not before what was there at once, above two
-reserves, can have gone. From then on it looks every LOOK_S until nothing has moved for QUIET_S, and while swapping seems to stand
-still (standstill.py), and then waits again. Only while there is little room and much in the pool, while the pool grows back, and
-while the kernel's workers have priority, it looks every IDLE_S.
+It samples when something moves: pages are being stored, a stall or a threshold is told; not before what was there at once, above
+two reserves, can have gone. From then on it samples every SAMPLE_S until nothing has moved for QUIET_S, and while swapping seems to
+stand still (standstill.py), and then waits again. Only while there is little headroom and much in the pool, while the pool grows
+back, and while the kernel's workers have priority, it samples every IDLE_S.
 
-    mode auto     the law acts
+    mode auto     the controller acts
     mode manual   signals are watched and shown; the pool moves by its limits, its watermarks and `shrink`
-    mode off      no signal is looked at
+    mode off      no signal is sampled
 
-Invariant: 1. What the law has not asked for is not limited: in any other mode than auto, ceiling and strictness are lifted.
+Invariant: 1. What the controller has not asked for is not limited: in any other mode than auto, ceiling and strictness are lifted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tmemfs.jobs.pool_size import PoolSize
 from tmemfs.jobs.shrinker import FRAME_S, SHORT_FRAME_S, Shrinker
 from tmemfs.jobs.swap_stall import Standstill
 from tmemfs.pages.reader import Reader
-from tmemfs.policy.pressure_controller import CRITICAL, RELAXED, SHRINKING, Control, Look, Settings, control
+from tmemfs.policy.pressure_controller import CRITICAL, RELAXED, SHRINKING, Decision, Sample, Settings, decide
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.signals import CgroupLimit, Signals, SignalsLost
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
@@ -40,8 +40,8 @@ from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 log = logging.getLogger(__name__)
 
 MODES: Final = ("auto", "manual", "off")
-#: A program that takes 1 GB a second takes 10 MB between two looks.
-LOOK_S: Final = 0.01
+#: A program that takes 1 GB a second takes 10 MB between two samples.
+SAMPLE_S: Final = 0.01
 QUIET_S: Final = 1.0
 #: Nothing takes memory faster: a program that locks what the machine had in use before takes 4 GB/s.
 FASTEST_BYTES_PER_S: Final = 5e9
@@ -51,7 +51,7 @@ STALL_SHARE: Final = 0.1
 IDLE_S: Final = 2.0
 #: A state that ended sooner is counted, not logged.
 LASTED_S: Final = 1.0
-#: While memory is short, new workers of the kernel are looked for this often.
+#: While memory is short, new workers of the kernel are sampled for this often.
 WORKERS_S: Final = 0.1
 #: They keep their priority for so long: one that comes without it just as memory is short again waits with all others.
 WORKERS_KEPT_S: Final = 10.0
@@ -61,7 +61,7 @@ LEAST_RESERVE_BYTES: Final = 16 << 20
 LARGEST_RESERVE_BYTES: Final = 512 << 20
 #: The whole pool grows back in this time.
 GROWTH_S: Final = 60
-#: With this many reserves of room and more, nothing is looked at while nothing moves.
+#: With this many reserves of headroom and more, nothing is sampled while nothing moves.
 _FAR: Final = 4
 #: A pool of this size has nothing to give: buffers, reserve, and a few frames for what passes through it.
 _SMALL_POOL_BYTES: Final = 12 * SEGMENT_BYTES
@@ -76,9 +76,9 @@ def parse_mode(text: str) -> str:
 
 @dataclass(slots=True)
 class PressureCounts:
-    """Since the start. `first_release_us`: from the last time room fell below the reserve to the first frame given back."""
+    """Since the start. `first_release_us`: from the last time headroom fell below the reserve to the first frame given back."""
 
-    looks: int = 0
+    samples: int = 0
     shrinks: int = 0
     stalls: int = 0
     strict: int = 0
@@ -97,15 +97,15 @@ class _Told:
         """Whether a change is not told yet."""
         return self._changed_at is not None
 
-    def tell(self, zone: str, now: float, room: int) -> None:
-        """The state is `zone` now; a line in the log if that has been new for long enough."""
-        if (zone != RELAXED) == self._is_short:
+    def tell(self, state: str, now: float, headroom: int) -> None:
+        """The state is `state` now; a line in the log if that has been new for long enough."""
+        if (state != RELAXED) == self._is_short:
             self._changed_at = None
         elif self._changed_at is None:
             self._changed_at = now
         elif now - self._changed_at >= LASTED_S:
             self._is_short, self._changed_at = not self._is_short, None
-            log.info("memory is %s, %d MiB of headroom", zone, room >> 20)
+            log.info("memory is %s, %d MiB of headroom", state, headroom >> 20)
 
 
 class Pressure:
@@ -122,19 +122,19 @@ class Pressure:
     ) -> None:
         self.counts = PressureCounts()
         self.mode = "auto"
-        self.control = Control()
+        self.decision = Decision()
         self._open_signals = signals
         self.signals = signals()
         self.settings = default_settings(self.signals.memory_bytes, shrinker.marks.max)
         memory = self.signals.memory()
-        self.room, self._available = memory.room, memory.available
+        self.headroom, self._available = memory.headroom, memory.available
         self._tmem = tmem
         self._shrinker = shrinker
         self._reader = reader
         self._size = size
         self._moved = trio.Event()
         self._stalled_us = self.signals.stalled_us()
-        self._looked_at = time.monotonic()
+        self._sampled_at = time.monotonic()
         self._armed: set[trio.CancelScope] = set()
         self._fell_at: float | None = None
         self._released_before = 0
@@ -142,9 +142,9 @@ class Pressure:
         self._workers_at = self._short_at = -math.inf
         self.standstill = Standstill(tmem, tuning)
         self._told = _Told()
-        shrinker.moved = self.look_again
+        shrinker.moved = self.sample_again
 
-    def look_again(self) -> None:
+    def sample_again(self) -> None:
         """Something moves: see whether there is pressure. In trio's thread."""
         self._moved.set()
 
@@ -153,9 +153,9 @@ class Pressure:
         self.mode = mode
         if mode != "auto":
             self.standstill.end()
-            self._apply(Control())
+            self._apply(Decision())
             self._take_priority()
-        self.look_again()
+        self.sample_again()
 
     def set_reserve(self, reserve_bytes: int) -> None:
         """Leave so much memory to others. Raises OutOfRange."""
@@ -167,14 +167,14 @@ class Pressure:
         self.settings = Settings(reserve_bytes, self.settings.growth_bytes)
         for armed in self._armed:
             armed.cancel()
-        self.look_again()
+        self.sample_again()
 
     def set_growth(self, growth_bytes: int) -> None:
         """Grow back by so many bytes a second. Raises OutOfRange."""
         if growth_bytes <= 0:
             raise OutOfRange("a pool that grows by 0 bytes a second stays small for ever: give for example 16M")
         self.settings = Settings(self.settings.reserve_bytes, growth_bytes)
-        self.look_again()
+        self.sample_again()
 
     async def run(self) -> None:
         """Watch and steer until cancelled."""
@@ -189,15 +189,15 @@ class Pressure:
                     await self._look_until_lost()
                     nursery.cancel_scope.cancel()
                 self._reopen_signals()
-                if reopened_at == self.counts.looks:  # what was opened before was of no use: the supervisor pauses between tries
+                if reopened_at == self.counts.samples:  # what was opened before was of no use: the supervisor pauses between tries
                     raise SignalsLost("signals of pressure are lost as soon as they are opened")
-                reopened_at = self.counts.looks
+                reopened_at = self.counts.samples
         finally:
             self._take_priority()
             self.standstill.end()
 
     async def _look_until_lost(self) -> None:
-        """Look until a signal has gone: its cgroup was removed."""
+        """Sample until a signal has gone: its cgroup was removed."""
         try:
             await self._look_on()
         except SignalsLost as error:
@@ -213,49 +213,49 @@ class Pressure:
         while True:
             self._moved = trio.Event()
             if self.mode != "off":
-                self._look()
+                self._take_sample()
                 now, before, seen = (
                     time.monotonic(),
                     seen,
-                    (self._tmem.counts.stores, round(self.room / self.settings.reserve_bytes, 1)),
+                    (self._tmem.counts.stores, round(self.headroom / self.settings.reserve_bytes, 1)),
                 )
-                moved_at = now if seen != before or self.control.zone in (SHRINKING, CRITICAL) else moved_at
-                is_moving = now - moved_at < QUIET_S and self.room < _FAR * self.settings.reserve_bytes
-                if is_moving or self.standstill.is_suspected or self.control.is_calming:
-                    await trio.sleep(LOOK_S)
+                moved_at = now if seen != before or self.decision.state in (SHRINKING, CRITICAL) else moved_at
+                is_moving = now - moved_at < QUIET_S and self.headroom < _FAR * self.settings.reserve_bytes
+                if is_moving or self.standstill.is_suspected or self.decision.is_calming:
+                    await trio.sleep(SAMPLE_S)
                     continue
             with trio.move_on_after(self._idle_s):
                 await self._moved.wait()
-                await trio.sleep(max(self._looked_at + self._rest_s - time.monotonic(), 0))
+                await trio.sleep(max(self._sampled_at + self._rest_s - time.monotonic(), 0))
 
     @property
     def _rest_s(self) -> float:
-        """How long nothing needs to be looked at though something moves."""
-        spare = min(self.room, self._available) - 2 * self.settings.reserve_bytes if self.mode != "off" else 0
-        return min(max(spare / FASTEST_BYTES_PER_S, LOOK_S), LONGEST_REST_S)
+        """How long nothing needs to be sampled at though something moves."""
+        spare = min(self.headroom, self._available) - 2 * self.settings.reserve_bytes if self.mode != "off" else 0
+        return min(max(spare / FASTEST_BYTES_PER_S, SAMPLE_S), LONGEST_REST_S)
 
     @property
     def _idle_s(self) -> float:
-        """How long nothing needs to be looked at while nothing moves."""
-        is_near = self.mode != "off" and self.room < _FAR * self.settings.reserve_bytes
+        """How long nothing needs to be sampled at while nothing moves."""
+        is_near = self.mode != "off" and self.headroom < _FAR * self.settings.reserve_bytes
         is_to_end = (
             self._workers_at > -math.inf
             or self._told.is_pending
-            or (self.control.zone == RELAXED and not math.isinf(self.control.ceiling))
+            or (self.decision.state == RELAXED and not math.isinf(self.decision.ceiling))
         )
         return IDLE_S if is_to_end or (is_near and self._tmem.pool_bytes > _SMALL_POOL_BYTES) else math.inf
 
-    def _look(self) -> None:
+    def _take_sample(self) -> None:
         memory = self.signals.memory()
-        self.room, self._available = memory.room, memory.available
+        self.headroom, self._available = memory.headroom, memory.available
         now, stalled_us = time.monotonic(), self.signals.stalled_us()
-        stalled = stalled_us - self._stalled_us > STALL_SHARE * 1e6 * max(now - self._looked_at, LOOK_S)
-        self._looked_at, self._stalled_us = now, stalled_us
-        self.counts.looks += 1
+        stalled = stalled_us - self._stalled_us > STALL_SHARE * 1e6 * max(now - self._sampled_at, SAMPLE_S)
+        self._sampled_at, self._stalled_us = now, stalled_us
+        self.counts.samples += 1
         self.counts.stalls += stalled
-        look = Look(
+        sample = Sample(
             at=now,
-            room=self.room,
+            headroom=self.headroom,
             pool=self._tmem.pool_bytes,
             top=self._shrinker.marks.high,
             released=self._shrinker.counts.pages * PAGE_BYTES,
@@ -263,28 +263,28 @@ class Pressure:
             given=self._shrinker.counts.released_bytes,
             stalled=stalled,
         )
-        found = control(self.control, look, self.settings)
+        found = decide(self.decision, sample, self.settings)
         self._time_first_release(found)
         if self.mode == "auto":
             self._apply(found)
             self._see_to_workers(now, memory.available)
-            self.standstill.look(now, memory, self.settings.reserve_bytes)
+            self.standstill.sample(now, memory, self.settings.reserve_bytes)
         else:
-            self.control = Control(found.zone, look=found.look, calm_since=found.calm_since)
+            self.decision = Decision(found.state, sample=found.sample, calm_since=found.calm_since)
 
-    def _apply(self, found: Control) -> None:
-        before, self.control = self.control, found
+    def _apply(self, found: Decision) -> None:
+        before, self.decision = self.decision, found
         self._shrinker.ceiling = found.ceiling
-        self._shrinker.frame_s = FRAME_S if found.zone == RELAXED else SHORT_FRAME_S
-        if found.zone != RELAXED:  # no frame that the kernel would have to find memory for
+        self._shrinker.frame_s = FRAME_S if found.state == RELAXED else SHORT_FRAME_S
+        if found.state != RELAXED:  # no frame that the kernel would have to find memory for
             self._size.allow(max(self._tmem.pool_bytes, _SMALL_POOL_BYTES, found.ceiling))
-            self.counts.strict += before.zone == RELAXED
-        elif before.zone != RELAXED:
+            self.counts.strict += before.state == RELAXED
+        elif before.state != RELAXED:
             self._size.allow(math.inf)
         if found.ceiling < self._tmem.pool_bytes:
             self.counts.shrinks += found.ceiling < before.ceiling
             self._shrinker.look_again()
-        self._told.tell(found.zone, self._looked_at, self.room)
+        self._told.tell(found.state, self._sampled_at, self.headroom)
 
     def _see_to_workers(self, now: float, available: int) -> None:
         """The kernel's workers need priority where nothing is left, also where much could be swapped out: by way of them."""
@@ -301,11 +301,11 @@ class Pressure:
             self.tuning.take_priority()
         self._workers_at = self._short_at = -math.inf
 
-    def _time_first_release(self, found: Control) -> None:
-        """How long it took from the first sign to the first frame, in steps of LOOK_S."""
+    def _time_first_release(self, found: Decision) -> None:
+        """How long it took from the first sign to the first frame, in steps of SAMPLE_S."""
         released = self._shrinker.counts.released_bytes
-        if found.zone not in (SHRINKING, CRITICAL):
-            self._fell_at = None if found.zone == RELAXED else self._fell_at
+        if found.state not in (SHRINKING, CRITICAL):
+            self._fell_at = None if found.state == RELAXED else self._fell_at
         elif self._fell_at is None:
             self._fell_at, self._released_before = time.monotonic(), released
         if self._fell_at is not None and released > self._released_before:
@@ -313,15 +313,15 @@ class Pressure:
             self._released_before = 1 << 62  # only the first
 
     async def _watch(self, fd: int, clear: Callable[[], object]) -> None:
-        """Look whenever `fd` tells something."""
+        """Sample whenever `fd` tells something."""
         while True:
             await trio.lowlevel.wait_readable(fd)
             clear()
-            self.look_again()
-            await trio.sleep(LOOK_S)
+            self.sample_again()
+            await trio.sleep(SAMPLE_S)
 
     async def _watch_threshold(self, limit: CgroupLimit) -> None:
-        """Look whenever a cgroup comes near its limit (v1 tells)."""
+        """Sample whenever a cgroup comes near its limit (v1 tells)."""
         with suppress(OSError):
             while True:  # until the reserve changes, and then anew
                 event = limit.watch(2 * self.settings.reserve_bytes)

@@ -7,9 +7,9 @@ already when it got it. Then the watermark is lowered, in steps, until something
 It can only be our swap that waits if it is on (jobs/kernel_tuning.py), and the kernel has requests at its loop device or had some a
 moment ago. So an idle mount never lowers anything for what happens elsewhere.
 
-A disk that takes long with what reached us looks the same: then the watermark is lowered for nothing.
+A disk that takes long with what reached us samples the same: then the watermark is lowered for nothing.
 
-Called in trio's thread. Knows nothing of the control law.
+Called in trio's thread. Knows nothing of the pressure controller.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class Standstill:
 
     @property
     def is_suspected(self) -> bool:
-        """Whether the next look is to come soon, though nothing moves."""
+        """Whether the next sample is to come soon, though nothing moves."""
         return self._since is not None
 
-    def look(self, now: float, memory: Memory, reserve_bytes: int) -> None:
+    def sample(self, now: float, memory: Memory, reserve_bytes: int) -> None:
         """See whether anything moves."""
         pages, before = self._pages_now(), self._pages
         self._pages = pages
@@ -76,7 +76,7 @@ class Standstill:
             self._tuning.lower_minimum(SHARES[self._steps - 1])
 
     def end(self) -> None:
-        """It moves, or nobody looks any more."""
+        """It moves, or nobody samples any more."""
         self._tuning.restore_minimum()
         if self._is_lower:
             log.warning("no page was stored or loaded while memory was short: the minimum watermark was lowered for a moment")

@@ -24,7 +24,7 @@ _COUNTERS: Final = frozenset(
      "disk_reads", "disk_read_bytes", "requests", "deferred", "compactions", "compacted_records", "cleanings", "cleaned_segments",
      "cleaned_records", "cleaned_bytes", "recompressed_segments", "recompressed_records",
      "recompressed_saved_bytes", "recompressions_not_worth", "cleaner_pauses", "cleaner_paused_ms",
-     "pressure_looks", "pressure_shrinks", "pressure_stalls", "pressure_strict", "pressure_standstills")
+     "pressure_samples", "pressure_shrinks", "pressure_stalls", "pressure_strict", "pressure_swap_stalls")
 )  # fmt: skip
 
 #: While frames are released without a pause, no two readings agree. One takes 50 us.
@@ -134,19 +134,19 @@ def _density(services: Services, now: TmemStatistics) -> Values:
 def _pressure(services: Services) -> Values:
     """What memory there is, and what the pool does about it."""
     pressure = services.pressure
-    ceiling = pressure.control.ceiling
+    ceiling = pressure.decision.ceiling
     return {
-        "pressure_zone": pressure.control.zone,
-        "pressure_room": pressure.room,
+        "pressure_state": pressure.decision.state,
+        "pressure_headroom": pressure.headroom,
         "pressure_ceiling": "max" if math.isinf(ceiling) else int(ceiling),
-        "pressure_step": int(pressure.control.step),
-        "pressure_looks": pressure.counts.looks,
+        "pressure_step": int(pressure.decision.step),
+        "pressure_samples": pressure.counts.samples,
         "pressure_shrinks": pressure.counts.shrinks,
         "pressure_stalls": pressure.counts.stalls,
         "pressure_strict": pressure.counts.strict,
         "pressure_first_release_us": pressure.counts.first_release_us,
         "pressure_kernel_workers": pressure.tuning.raised_workers,
-        "pressure_standstills": pressure.standstill.count,
+        "pressure_swap_stalls": pressure.standstill.count,
     }
 
 

@@ -25,12 +25,12 @@ _TRIGGERS: Final = ("some 20000 500000", "some 50000 2000000")
 
 
 class Memory(NamedTuple):
-    """Bytes. `room` is what can be had still, in the system or below the limit of a cgroup; the rest is of the system.
+    """Bytes. `headroom` is what can be had still, in the system or below the limit of a cgroup; the rest is of the system.
 
     `available` can be had at once, without swapping; `under_write_back` is on its way to a disk or to swap.
     """
 
-    room: int
+    headroom: int
     available: int
     under_write_back: int
 
@@ -48,8 +48,8 @@ class Available:
         text = os.pread(self._fd, _READ_BYTES, 0)
         anon = _kilobytes(text, b"\nActive(anon):") + _kilobytes(text, b"\nInactive(anon):")
         available = _kilobytes(text, b"\nMemAvailable:")
-        room = available + min(anon, _kilobytes(text, b"\nSwapFree:")) // 2
-        return Memory(room * 1024, available * 1024, _kilobytes(text, b"\nWriteback:") * 1024)
+        headroom = available + min(anon, _kilobytes(text, b"\nSwapFree:")) // 2
+        return Memory(headroom * 1024, available * 1024, _kilobytes(text, b"\nWriteback:") * 1024)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -79,7 +79,7 @@ class CgroupLimit:
         texts = [os.pread(fd, 32, 0).strip() for fd in self._limits]
         return min([total_ram_bytes(), *(int(text) for text in texts if text != b"max")])
 
-    def room(self) -> int:
+    def headroom(self) -> int:
         """Bytes."""
         stat = os.pread(self._stat, _READ_BYTES, 0)
         cache, anon = (
@@ -87,11 +87,11 @@ class CgroupLimit:
         )
         return self.limit - int(os.pread(self._usage, 32, 0)) + cache + anon // 2
 
-    def watch(self, room_bytes: int) -> int:
-        """An eventfd that becomes readable whenever less than `room_bytes` are left (v1). Raises OSError."""
+    def watch(self, headroom_bytes: int) -> int:
+        """An eventfd that becomes readable whenever less than `headroom_bytes` are left (v1). Raises OSError."""
         event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            (self.directory / "cgroup.event_control").write_text(f"{event} {self._usage} {max(self.limit - room_bytes, 0)}")
+            (self.directory / "cgroup.event_control").write_text(f"{event} {self._usage} {max(self.limit - headroom_bytes, 0)}")
         except OSError:
             os.close(event)
             raise
@@ -181,10 +181,10 @@ class Signals:
         return ["swap-out stream", *names]
 
     def memory(self) -> Memory:
-        """As it is now; `room` is the least of the system's and of every limit's. Raises SignalsLost."""
+        """As it is now; `headroom` is the least of the system's and of every limit's. Raises SignalsLost."""
         found = self.available.memory()
         try:
-            return found._replace(room=min([found.room, *(limit.room() for limit in self.limits)]))
+            return found._replace(headroom=min([found.headroom, *(limit.headroom() for limit in self.limits)]))
         except (OSError, ValueError) as error:
             raise SignalsLost(f"a cgroup's limit cannot be read any more ({error})") from error
 

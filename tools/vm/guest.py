@@ -89,7 +89,7 @@ def _prepare() -> None:
     Path("/proc/sys/kernel/hung_task_warnings").write_text("-1")
     Path("/proc/sys/kernel/sysrq").write_text("1")
     with suppress(RuntimeError, OSError):
-        run("udevadm", "control", "--exit")  # a small guest needs the room
+        run("udevadm", "control", "--exit")  # a small guest needs the headroom
     Path("/proc/sys/vm/drop_caches").write_text("3")
     for pid in _ancestry():
         with suppress(OSError):

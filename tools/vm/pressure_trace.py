@@ -1,7 +1,7 @@
 """`python -m tools.vm.pressure_trace FILE.samples`: what a guest asked of its swap's pool, without what the pool did about it.
 
-From the samples of a scenario (watch.py), a line for each of the kernel's: seconds since the first, KiB of room there would be with
-an empty pool (as system/signals.py counts room), and pages swapped out so far. Any control law can be put to that:
+From the samples of a scenario (watch.py), a line for each of the kernel's: seconds since the first, KiB of headroom there would be
+with an empty pool (as system/signals.py counts headroom), and pages swapped out so far. Any control law can be put to that:
 tests/unit/test_pressure_traces.py does.
 """
 
@@ -23,8 +23,8 @@ def demands(lines: Iterable[str]) -> Iterator[str]:
     kernel = [row for row in rows if "pool" not in row]
     for row in kernel:
         swappable = min(row["Active(anon)"] + row["Inactive(anon)"], row["SwapFree"])
-        room = row["MemAvailable"] + swappable / 2 + _nearest(pools, row["at"])
-        yield f"{row['at'] - kernel[0]['at']:.2f} {room / 1024:.0f} {row['pswpout'] - kernel[0]['pswpout']:.0f}"
+        headroom = row["MemAvailable"] + swappable / 2 + _nearest(pools, row["at"])
+        yield f"{row['at'] - kernel[0]['at']:.2f} {headroom / 1024:.0f} {row['pswpout'] - kernel[0]['pswpout']:.0f}"
 
 
 def _nearest(samples: list[tuple[float, float]], at: float) -> float:

@@ -354,7 +354,7 @@ def low_memory(guest: Guest) -> Verdict:
         "pages_written": int(churner.said.get("written", "0")),
     }
     if isinstance(guest.contender, Tmemfs):
-        figures["standstills"] = int(guest.contender.stat()["pressure_standstills"])
+        figures["standstills"] = int(guest.contender.stat()["pressure_swap_stalls"])
     return guest.verdict("low-memory", figures, reasons)
 
 
