@@ -10,12 +10,11 @@ Knows the engine through `Services`; knows nothing of FUSE.
 
 from __future__ import annotations
 
-import errno
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tmemfs.errors import BackingFull, BadValue, Busy, Corrupt, FellShort, NoRoom, OutOfRange, Refused, TierError, TmemfsError
+from tmemfs.errors import FellShort, OutOfRange
 from tmemfs.jobs.compaction import CompactRequest
 from tmemfs.jobs.kernel_tuning import MODES as TUNING_MODES
 from tmemfs.jobs.kernel_tuning import parse_tuning
@@ -27,25 +26,8 @@ from tmemfs.observe.report import Values, bd_stat, compact_answer, events, io_st
 from tmemfs.store.codec import CHOICES, parse_codec
 from tmemfs.units import SEGMENT_BYTES, parse_size
 
-_ERRNO: dict[type[TmemfsError], int] = {
-    BadValue: errno.EINVAL,
-    OutOfRange: errno.ERANGE,
-    Busy: errno.EBUSY,
-    Refused: errno.EACCES,
-    FellShort: errno.EAGAIN,
-    NoRoom: errno.ENOSPC,
-    BackingFull: errno.EIO,
-    Corrupt: errno.EIO,
-    TierError: errno.EIO,
-}
-
 Read = Callable[[], str]
 Write = Callable[[str], Awaitable[None]]
-
-
-def errno_of(error: TmemfsError) -> int:
-    """The errno that says most nearly what `error` says."""
-    return _ERRNO.get(type(error), errno.EIO)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from typing import Final
 import pytest
 
 from tests.parts import FaultyTier, Regions, new_pressure, page_of
-from tmemfs import control, errors
-from tmemfs.control import Attribute, Control, document, errno_of
+from tmemfs.control import Attribute, Control, document
 from tmemfs.errors import BadValue, OutOfRange, TmemfsError
+from tmemfs.fuse.errnos import errno_of
 from tmemfs.jobs.engine import Engine
 from tmemfs.jobs.services import SMALLEST_POOL_BYTES, Limits, Services, parse_pool_max
 from tmemfs.jobs.supervision import Jobs
@@ -23,11 +23,6 @@ from tmemfs.units import MIB
 
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "control.md"
 TABLE: Final = Control(Services.placeholder()).attributes
-ERRORS: Final = [
-    found
-    for found in vars(errors).values()
-    if isinstance(found, type) and issubclass(found, TmemfsError) and found is not TmemfsError
-]
 LIMIT: Final = 12 * MIB
 RAM: Final = 64 * MIB
 
@@ -100,39 +95,6 @@ def test_the_mode_is_what_can_be_done() -> None:
         "pressure.mode", "pressure.reserve", "pressure.growth",
         "codec", "kernel.tuning",
     }  # fmt: skip
-
-
-def documented_errnos() -> dict[str, int]:
-    """The errno of each error that has one, from the docstring of the errors."""
-    assert errors.__doc__
-    return {name: getattr(errno, number) for name, number in re.findall(r"^  (\w+) .*\((E[A-Z]+)", errors.__doc__, re.MULTILINE)}
-
-
-@pytest.mark.parametrize("kind", ERRORS)
-def test_every_error_has_its_documented_errno(kind: type[TmemfsError]) -> None:
-    assert kind in control._ERRNO
-    assert errno_of(kind("why: what next")) == documented_errnos().get(kind.__name__, errno_of(kind("")))
-
-
-def test_the_errnos_are_these() -> None:
-    assert {kind.__name__: errno.errorcode[errno_of(kind(""))] for kind in ERRORS} == {
-        "BadValue": "EINVAL",
-        "OutOfRange": "ERANGE",
-        "Busy": "EBUSY",
-        "Refused": "EACCES",
-        "NoRoom": "ENOSPC",
-        "FellShort": "EAGAIN",
-        "TierError": "EIO",
-        "BackingFull": "EIO",
-        "Corrupt": "EIO",
-    }
-
-
-def test_an_error_without_an_errno_is_eio() -> None:
-    class Unheard(TmemfsError):
-        pass
-
-    assert errno_of(Unheard("new")) == errno.EIO
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ import pytest
 from tests.parts import FaultyTier, Regions, new_pressure, page_of
 from tests.waiting import HANG_S
 from tmemfs import __version__, view
-from tmemfs.control import Control, errno_of
+from tmemfs.control import Control
 from tmemfs.errors import BadValue, Busy, FellShort, OutOfRange, Refused, TmemfsError
+from tmemfs.fuse.errnos import errno_of
 from tmemfs.jobs.engine import Engine
 from tmemfs.jobs.services import Limits, Services
 from tmemfs.jobs.shrinker import ShrinkRequest

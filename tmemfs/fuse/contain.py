@@ -17,8 +17,8 @@ from typing import Any, Final
 
 import trio
 
-from tmemfs.control import errno_of
 from tmemfs.errors import TmemfsError
+from tmemfs.fuse.errnos import errno_of
 from tmemfs.fuse.library import pyfuse3
 
 log = logging.getLogger(__name__)

@@ -41,8 +41,9 @@ from typing import Final
 
 import trio
 
-from tmemfs.errors import NoRoom, TmemfsError
+from tmemfs.errors import TmemfsError
 from tmemfs.fuse import wire
+from tmemfs.fuse.errnos import errno_of
 from tmemfs.fuse.forwards import Forwards
 from tmemfs.fuse.interrupts import Interrupts
 from tmemfs.fuse.leader_followers import LeaderFollowers
@@ -381,11 +382,14 @@ class Relay:
 
     def _fail(self, unique: int, error: Exception) -> None:
         """Answer with an error; what is not one of ours is a bug. Never raises."""
-        if not isinstance(error, TmemfsError):
+        if isinstance(error, TmemfsError):
+            number = errno_of(error)
+        else:
+            number = errno.EIO
             self._log_bug(error)
         for _ in range(_TRIES):  # who asked waits for ever without an answer, which takes a little memory
             try:
-                self._reply(wire.error_reply(unique, errno.ENOSPC if isinstance(error, NoRoom) else errno.EIO))
+                self._reply(wire.error_reply(unique, number))
                 return
             except Exception as another:
                 self._log_bug(another)
