@@ -12,8 +12,8 @@ STATFS = 17
 
 
 def request(user: int, number: int = 0, opcode: int = STATFS) -> bytes:
-    header = bytearray(wire.HEADER_BYTES)
-    wire.HEADER.pack_into(header, 0, wire.HEADER_BYTES, opcode, number, 1)
+    header = bytearray(wire.REQUEST_HEADER_BYTES)
+    wire.HEADER.pack_into(header, 0, wire.REQUEST_HEADER_BYTES, opcode, number, 1)
     wire.USER.pack_into(header, wire.USER_AT, user)
     return bytes(header)
 

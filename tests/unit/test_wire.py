@@ -16,7 +16,7 @@ from tmemfs.units import PAGE_BYTES
 
 SIZES = {"u16": 2, "u32": 4, "i32": 4, "u64": 8}
 HEADER = "request header"
-HEADER_BYTES = 40
+REQUEST_HEADER_BYTES = 40
 U16 = st.integers(0, (1 << 16) - 1)
 U32 = st.integers(0, (1 << 32) - 1)
 
@@ -40,8 +40,8 @@ TOTALS = {name: total for name, total, _ in documented()}
 
 def message(name: str, values: dict[str, int]) -> bytearray:
     """A request of kind `name` with these fields behind the header's, by the documented offsets; others are all ones."""
-    places = {label: (at + HEADER_BYTES, size) for label, (at, size) in STRUCTS[name].items()} | STRUCTS[HEADER]
-    whole = bytearray(b"\xff" * (HEADER_BYTES + TOTALS[name]))
+    places = {label: (at + REQUEST_HEADER_BYTES, size) for label, (at, size) in STRUCTS[name].items()} | STRUCTS[HEADER]
+    whole = bytearray(b"\xff" * (REQUEST_HEADER_BYTES + TOTALS[name]))
     for label, value in values.items():
         at, size = places[label]
         whole[at : at + size] = value.to_bytes(size, "little")
@@ -78,9 +78,9 @@ def test_the_fields_of_a_structure_add_up_to_its_size(name: str, total: int, pla
 
 
 def test_sizes_are_the_documented_ones() -> None:
-    assert TOTALS[HEADER] == HEADER_BYTES
-    assert HEADER_BYTES + TOTALS["READ"] == HEADER_BYTES + TOTALS["WRITE"] == wire.IO_BYTES == 80
-    assert wire.FALLOCATION.size <= HEADER_BYTES + TOTALS["FALLOCATE"] <= wire.IO_BYTES
+    assert TOTALS[HEADER] == REQUEST_HEADER_BYTES
+    assert REQUEST_HEADER_BYTES + TOTALS["READ"] == REQUEST_HEADER_BYTES + TOTALS["WRITE"] == wire.IO_BYTES == 80
+    assert wire.FALLOCATION.size <= REQUEST_HEADER_BYTES + TOTALS["FALLOCATE"] <= wire.IO_BYTES
     assert wire.REPLY_BYTES == wire.REPLY.size == TOTALS["reply header"]
     assert wire.WRITTEN.size == TOTALS["reply header"] + TOTALS["WRITE reply"]
 

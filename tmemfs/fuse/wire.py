@@ -41,7 +41,7 @@ INTERRUPTED: Final = Struct("<40xQ")
 WRITTEN_TO: Final = Struct("<8xQ24xQ")
 FALLOCATION: Final = Struct("<IIQQ24xQQI")
 IO_BYTES: Final = 80
-HEADER_BYTES: Final = 40
+REQUEST_HEADER_BYTES: Final = 40
 USER: Final = Struct("<I")
 USER_AT: Final = 24
 
@@ -64,7 +64,7 @@ _INIT_LIMITS_AT: Final = REPLY_BYTES + 16
 _INIT_REPLY_BYTES: Final = REPLY_BYTES + 64
 _OLD_INIT_REPLY_BYTES: Final = REPLY_BYTES + 24
 _MINOR: Final = Struct("<I")
-_MINOR_AT: Final = HEADER_BYTES + 4
+_MINOR_AT: Final = REQUEST_HEADER_BYTES + 4
 #: Of the protocol: from 14 on libfuse splices requests into a pipe, and the kernel wants pages for that (fuse_lowlevel.c).
 _MINOR_WITHOUT_SPLICE: Final = 13
 
