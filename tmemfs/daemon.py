@@ -45,12 +45,12 @@ from tmemfs.store.segments import CLEANING_RESERVE_BYTES, RECORD_BYTES, Extents,
 from tmemfs.store.slots import SLOT_BYTES, SlotTable
 from tmemfs.store.tmem import Tmem
 from tmemfs.system import memory
-from tmemfs.system.doctor import require_root
+from tmemfs.system.capabilities import require_root
 from tmemfs.system.kernel_settings import KernelSettings
-from tmemfs.system.lifecycle import loops_of_own, unmount_own
 from tmemfs.system.limits import raise_limits
 from tmemfs.system.log import Log, log_in_background
 from tmemfs.system.notify import notify
+from tmemfs.system.own_mount import loops_of_own, unmount_own
 from tmemfs.system.posix_signals import REOPEN_LOG, SignalInbox
 from tmemfs.system.swap_watch import SwapWatch
 from tmemfs.system.swapdev import is_mounted, unmount

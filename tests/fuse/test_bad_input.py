@@ -134,7 +134,7 @@ def test_a_mount_twice(tmp_path: Path) -> None:
 
 
 def test_not_root(place: Place) -> None:
-    become_nobody = "import os, sys, tmemfs.cli, tmemfs.system.doctor, tmemfs.system.lifecycle, tmemfs.view; os.setuid(65534)"
+    become_nobody = "import os, sys, tmemfs.cli, tmemfs.cli.doctor, tmemfs.cli.lifecycle, tmemfs.cli.view; os.setuid(65534)"
     for command in ("mount", "up", "down", "umount"):
         script = f"{become_nobody}; sys.exit(tmemfs.cli.main([{command!r}, {str(place.mountpoint)!r}]))"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=HANG_S, check=False)
@@ -243,7 +243,7 @@ def test_tables_that_would_take_more_than_an_eighth_of_ram(place: Place) -> None
 
 
 def test_the_doctor_serves_an_ordinary_user(place: Place) -> None:
-    script = "import os, sys, tmemfs.cli, tmemfs.system.doctor, tmemfs.tiers.file, tmemfs.store.native; os.setuid(65534)"
+    script = "import os, sys, tmemfs.cli, tmemfs.cli.doctor, tmemfs.tiers.file, tmemfs.store.native; os.setuid(65534)"
     for backing in ("/root/x/backing", "/dev/loop0", "/var/lib/tmemfs/backing", place.backing):
         words = [sys.executable, "-c", f"{script}; sys.exit(tmemfs.cli.main(['doctor', '--backing', {str(backing)!r}]))"]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)

@@ -80,7 +80,7 @@ def test_a_step_that_fails_leaves_nothing_behind(tmp_path: Path, fault: str, say
 
 
 def test_a_benchmark_that_is_not_run_by_root_is_refused_in_a_line(tmp_path: Path) -> None:
-    with started(tmp_path, "from tmemfs.system import doctor; doctor._is_root = lambda: False") as bench:
+    with started(tmp_path, "from tmemfs.system import capabilities; capabilities.is_root = lambda: False") as bench:
         _, said = bench.communicate(timeout=100)
     assert (bench.returncode, said) == (2, "bench: mounting and swapping need root: run it with sudo\n")
     assert_nothing_left(tmp_path)

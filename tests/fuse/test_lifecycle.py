@@ -86,8 +86,8 @@ def test_a_mount_that_another_one_hides_is_refused_before_anything_is_unmounted(
 
 
 def test_a_mount_that_a_namespace_holds_is_not_said_to_be_unmounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tmemfs.cli import lifecycle
     from tmemfs.errors import Busy
-    from tmemfs.system import lifecycle
 
     monkeypatch.setattr(lifecycle, "_DAEMON_ENDS_S", 0.5)
     with mounted(tmp_path) as place:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.settings_place import Machine
-from tmemfs import __version__, cli, daemon, demo, errors, view
+from tmemfs import __version__, cli, daemon, errors
+from tmemfs.cli import demo, doctor, view
+from tmemfs.cli.doctor import Check
 from tmemfs.errors import FellShort, TmemfsError
-from tmemfs.system import background, doctor, memory, runtime
-from tmemfs.system.doctor import Check
+from tmemfs.system import background, capabilities, memory, runtime
 from tmemfs.units import parse_size
 
 ERRORS = [
@@ -53,7 +54,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the places lie that are assumed when none is given; rights are not asked for."""
     monkeypatch.setattr(cli, "MOUNTPOINT", tmp_path / "mountpoint")
     monkeypatch.setattr(cli, "BACKING", tmp_path / "lib" / "backing")
-    monkeypatch.setattr(doctor, "require_root", lambda: None)
+    monkeypatch.setattr(capabilities, "require_root", lambda: None)
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     return tmp_path
 
@@ -268,7 +269,7 @@ def test_a_mount_in_the_foreground_is_served_with_what_was_given(places: Path, m
 
 @pytest.mark.parametrize("arguments", [["down"], ["umount"], ["mount", "--size", "8M"], ["up", "--size", "8M"]])
 def test_what_needs_root_says_so(tmp_path: Path, refused: Said, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
-    monkeypatch.setattr(doctor, "_is_root", lambda: False)
+    monkeypatch.setattr(capabilities, "is_root", lambda: False)
     assert refused(*arguments, tmp_path) == (2, "mounting and swapping need root: run it with sudo")
 
 
@@ -439,7 +440,7 @@ def test_the_doctor_examines_any_machine_and_creates_nothing(tmp_path: Path, cap
 
 
 def test_the_command_imports_nothing_heavy_before_it_knows_what_is_wanted() -> None:
-    heavy = "sorted({'trio', 'pyfuse3', 'lz4', 'zstandard', 'xxhash', 'tmemfs.daemon', 'tmemfs.view'} & sys.modules.keys())"
+    heavy = "sorted({'trio', 'pyfuse3', 'lz4', 'zstandard', 'xxhash', 'tmemfs.daemon', 'tmemfs.cli.view'} & sys.modules.keys())"
     done = subprocess.run(
         [sys.executable, "-c", f"import sys, tmemfs.cli; print({heavy})"], capture_output=True, text=True, check=True
     )

@@ -21,13 +21,14 @@ from typing import Final
 import pytest
 
 from tests.parts import FaultyTier, Regions, new_pressure
-from tmemfs import cli, daemon, demo, view
+from tmemfs import cli, daemon
+from tmemfs.cli import demo, doctor, lifecycle, view
 from tmemfs.control import Control
 from tmemfs.jobs.engine import Engine
 from tmemfs.jobs.services import Limits, Services
 from tmemfs.jobs.supervision import Jobs
 from tmemfs.store.codec import parse_codec
-from tmemfs.system import background, doctor, lifecycle
+from tmemfs.system import background, capabilities
 from tmemfs.system.ownership import open_log
 from tmemfs.units import MIB
 
@@ -163,7 +164,7 @@ def _leave_out_effects(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(background, "run_in_background", start)
     patch.setattr(daemon, "serve", lambda options, ready: daemon.check(options))
-    patch.setattr(doctor, "require_root", lambda: None)
+    patch.setattr(capabilities, "require_root", lambda: None)
     patch.setattr(daemon, "require_root", lambda: None)
     patch.setattr(background, "open_standard_descriptors", lambda: None)
     patch.setattr(background, "close_inherited", lambda: None)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tmemfs.cli import lifecycle
+from tmemfs.cli.lifecycle import Target
 from tmemfs.errors import Busy, Refused
-from tmemfs.system import lifecycle, runtime, swapdev
-from tmemfs.system.lifecycle import Target
+from tmemfs.system import own_mount, runtime, swapdev
 from tmemfs.system.proctext import Mount
 from tmemfs.system.runtime import Record
 from tmemfs.system.swapdev import FileId, Loop
@@ -159,9 +160,9 @@ def test_the_lock_is_that_of_the_mount_whatever_it_is_called(machine: Machine) -
 def test_a_daemon_whose_mount_was_detached_knows_what_uses_its_image(machine: Machine) -> None:
     runtime.write_record(record().with_loop("/dev/loop1", 7))
     machine.loops = [Loop("/dev/loop0", 6, "/swap"), Loop("/dev/loop1", 7, "/swap"), Loop("/dev/loop2", 8, "/mnt/one/swap")]
-    assert lifecycle.loops_of_own(PLACE) == ["/dev/loop1", "/dev/loop2"]
+    assert own_mount.loops_of_own(PLACE) == ["/dev/loop1", "/dev/loop2"]
     runtime.write_record(record(lives=False).with_loop("/dev/loop1", 7))
-    assert lifecycle.loops_of_own(PLACE) == ["/dev/loop2"]
+    assert own_mount.loops_of_own(PLACE) == ["/dev/loop2"]
 
 
 @pytest.mark.parametrize(("device", "kind"), [(OTHERS, "tmpfs"), (OTHERS, lifecycle.FS_TYPE), (None, "")])
@@ -174,9 +175,9 @@ def test_a_daemon_unmounts_nothing_that_is_not_its_own(
     if device is not None:
         machine.mount(PLACE, device, kind)
     with pytest.raises(OSError, match="not mounted there any more"):
-        lifecycle.unmount_own(PLACE)
+        own_mount.unmount_own(PLACE)
     machine.mount(PLACE, OURS)
-    lifecycle.unmount_own(PLACE)
+    own_mount.unmount_own(PLACE)
     assert unmounted == [PLACE]
 
 

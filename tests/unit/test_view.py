@@ -16,7 +16,8 @@ import pytest
 
 from tests.parts import FaultyTier, Regions, new_pressure, page_of
 from tests.waiting import HANG_S
-from tmemfs import __version__, view
+from tmemfs import __version__
+from tmemfs.cli import view
 from tmemfs.control import Control
 from tmemfs.errors import BadValue, Busy, FellShort, OutOfRange, Refused, TmemfsError
 from tmemfs.fuse.errnos import errno_of

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 from tmemfs.errors import TmemfsError
-from tmemfs.system.doctor import require_root
+from tmemfs.system.capabilities import require_root
 from tmemfs.units import MIB, format_size
 from tools.bench import cleaning, core, page_path
 from tools.interrupts import interruptible

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Final
 
 from tmemfs.errors import TmemfsError
-from tmemfs.system.doctor import require_root
+from tmemfs.system.capabilities import require_root
 from tmemfs.system.swapdev import SYS_BLOCK
 from tmemfs.units import GIB, MIB, PAGE_BYTES, parse_size
 from tools.bench.accounts import cpu_s, parse_flat

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from tmemfs.errors import TmemfsError
-from tmemfs.system.doctor import require_root
+from tmemfs.system.capabilities import require_root
 from tmemfs.units import GIB, MIB, PAGE_BYTES, format_size
 from tools.bench import workloads
 from tools.bench.contenders import Contender, Floor, Limits, Tmemfs, all_contenders, refuse_other_swaps, turned_on

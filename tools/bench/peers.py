@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tmemfs.errors import TmemfsError
-from tmemfs.system.doctor import require_root
+from tmemfs.system.capabilities import require_root
 from tmemfs.system.memory import available_ram_bytes, total_ram_bytes
 from tmemfs.system.swapdev import swap_entries
 from tmemfs.units import PAGE_BYTES

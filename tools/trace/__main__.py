@@ -17,7 +17,7 @@ from typing import Final
 
 from tmemfs.errors import TmemfsError
 from tmemfs.policy.density import next_victim
-from tmemfs.system.doctor import require_root
+from tmemfs.system.capabilities import require_root
 from tmemfs.units import parse_size
 from tools.trace.format import read
 from tools.trace.replay import Choice, oldest_first, replay

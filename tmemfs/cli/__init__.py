@@ -17,7 +17,8 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from tmemfs import __version__, usage
+from tmemfs import __version__
+from tmemfs.cli import usage
 from tmemfs.errors import BadValue, Busy, FellShort, Refused, TmemfsError
 from tmemfs.system.memory import total_ram_bytes
 from tmemfs.units import PAGE_BYTES, parse_size
@@ -195,13 +196,13 @@ def _serve(arguments: argparse.Namespace) -> Callable[[Callable[[], None]], None
 
     def serve(ready: Callable[[], None]) -> None:
         from tmemfs import daemon
-        from tmemfs.system import lifecycle, runtime
+        from tmemfs.system import own_mount, runtime
         from tmemfs.system.swapdev import resolved
 
         recorded: list[runtime.Record] = []
 
         def answers() -> None:
-            recorded.append(lifecycle.record_of(arguments.mountpoint, __version__, values))
+            recorded.append(own_mount.record_of(arguments.mountpoint, __version__, values))
             runtime.write_record(recorded[0])
             ready()
 
@@ -220,7 +221,7 @@ def _serve(arguments: argparse.Namespace) -> Callable[[Callable[[], None]], None
         with _default_places(arguments):
             daemon.serve(options, answers)
         for record in recorded:  # it was unmounted, by whatever command; after a failure there may be a loop device still
-            lifecycle.forget(record)
+            own_mount.forget(record)
 
     return serve
 
@@ -252,10 +253,10 @@ def _make_directory(place: Path) -> bool:
 
 
 def _up(arguments: argparse.Namespace) -> int:
-    from tmemfs.differences import refuse_differences
-    from tmemfs.system import lifecycle
-    from tmemfs.system.doctor import require_root
-    from tmemfs.view import print_stat, print_what_next
+    from tmemfs.cli import lifecycle
+    from tmemfs.cli.differences import refuse_differences
+    from tmemfs.cli.view import print_stat, print_what_next
+    from tmemfs.system.capabilities import require_root
 
     serve = _serve(arguments)
     require_root()
@@ -269,9 +270,9 @@ def _up(arguments: argparse.Namespace) -> int:
 
 
 def _down(arguments: argparse.Namespace) -> int:
-    from tmemfs.system import lifecycle
-    from tmemfs.system.doctor import require_root
-    from tmemfs.view import Bar
+    from tmemfs.cli import lifecycle
+    from tmemfs.cli.view import Bar
+    from tmemfs.system.capabilities import require_root
 
     require_root()
     with lifecycle.of(arguments.mountpoint, "down") as target, Bar("swapping in") as bar:
@@ -292,8 +293,9 @@ def _restore_kernel_settings() -> None:
 
 
 def _mount(arguments: argparse.Namespace) -> int:
-    from tmemfs.system import background, lifecycle
-    from tmemfs.system.doctor import require_root
+    from tmemfs.cli import lifecycle
+    from tmemfs.system import background
+    from tmemfs.system.capabilities import require_root
 
     serve = _serve(arguments)
     require_root()
@@ -319,8 +321,8 @@ def _start(arguments: argparse.Namespace, serve: Callable[[Callable[[], None]], 
 
 
 def _umount(arguments: argparse.Namespace) -> int:
-    from tmemfs.system import lifecycle
-    from tmemfs.system.doctor import require_root
+    from tmemfs.cli import lifecycle
+    from tmemfs.system.capabilities import require_root
 
     require_root()
     with lifecycle.of(arguments.mountpoint, "umount") as target:
@@ -330,8 +332,7 @@ def _umount(arguments: argparse.Namespace) -> int:
 
 
 def _stat(arguments: argparse.Namespace) -> int:
-    from tmemfs import view
-    from tmemfs.system import lifecycle
+    from tmemfs.cli import lifecycle, view
 
     mountpoint = lifecycle.readable_at(arguments.mountpoint)
     if arguments.json:
@@ -346,23 +347,23 @@ def _stat(arguments: argparse.Namespace) -> int:
 
 
 def _shrink(arguments: argparse.Namespace) -> int:
+    from tmemfs.cli.view import shrink
     from tmemfs.units import parse_seconds
-    from tmemfs.view import shrink
 
     seconds = None if arguments.deadline is None else parse_seconds(arguments.deadline)
     return shrink(arguments.mountpoint, arguments.size, seconds, arguments.raw)
 
 
 def _compact(arguments: argparse.Namespace) -> int:
+    from tmemfs.cli.view import compact
     from tmemfs.units import parse_seconds
-    from tmemfs.view import compact
 
     seconds = None if arguments.deadline is None else parse_seconds(arguments.deadline)
     return compact(arguments.mountpoint, arguments.factor, seconds, arguments.raw)
 
 
 def _get(arguments: argparse.Namespace) -> int:
-    from tmemfs.view import print_settings, read_control
+    from tmemfs.cli.view import print_settings, read_control
 
     if arguments.key is None:
         print_settings(arguments.mountpoint)
@@ -372,7 +373,7 @@ def _get(arguments: argparse.Namespace) -> int:
 
 
 def _set(arguments: argparse.Namespace) -> int:
-    from tmemfs.view import write_control
+    from tmemfs.cli.view import write_control
 
     key, value = arguments.key, arguments.value
     if value is None:
@@ -384,7 +385,7 @@ def _set(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from tmemfs.demo import run
+    from tmemfs.cli.demo import run
     from tmemfs.store.codec import parse_codec
 
     run(_swap_bytes(arguments.size), parse_codec(arguments.codec), arguments.directory)
@@ -392,7 +393,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from tmemfs.system.doctor import examine
+    from tmemfs.cli.doctor import examine
 
     words = {True: "ok", False: "FAILS", None: "limited"}
     checks = examine(arguments.backing, _backing_refused(arguments.backing), _not_compiled())

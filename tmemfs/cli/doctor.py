@@ -11,15 +11,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from tmemfs.errors import Refused
 from tmemfs.system import proctext
+from tmemfs.system.capabilities import CAP_IPC_LOCK, CAP_SYS_NICE, CAP_SYS_RESOURCE, has_capability, is_root
 from tmemfs.system.kernel_settings import Findings, KernelSettings
 from tmemfs.system.memory import total_ram_bytes
 from tmemfs.system.signals import Signals
 from tmemfs.system.swapdev import swap_entries
 from tmemfs.units import format_size
 
-_CAP_IPC_LOCK, _CAP_SYS_ADMIN, _CAP_SYS_NICE, _CAP_SYS_RESOURCE = 14, 21, 23, 24
 _PACKAGES: Final = ("trio", "pyfuse3", "lz4", "zstandard", "xxhash")
 _PROGRAMS: Final = ("losetup", "mkswap", "swapon", "swapoff")
 
@@ -53,9 +52,9 @@ def examine(backing: Path, backing_refused: str = "", not_compiled: str = "") ->
         ("Python packages", _packages),
         ("backing", lambda name: _backing(name, backing, backing_refused)),
         ("free disk", lambda name: _disk(name, backing)),
-        ("lock memory", lambda name: _capability(name, _CAP_IPC_LOCK, lock)),
-        ("io_flusher, oom score", lambda name: _capability(name, _CAP_SYS_RESOURCE, resource)),
-        ("real-time", lambda name: _capability(name, _CAP_SYS_NICE, nice)),
+        ("lock memory", lambda name: _capability(name, CAP_IPC_LOCK, lock)),
+        ("io_flusher, oom score", lambda name: _capability(name, CAP_SYS_RESOURCE, resource)),
+        ("real-time", lambda name: _capability(name, CAP_SYS_NICE, nice)),
         ("compiled store", lambda name: _compiled(name, not_compiled)),
         ("pressure signals", _pressure),
         ("memory cgroups", _cgroup),
@@ -75,18 +74,8 @@ def _tried(name: str, check: Callable[[str], Check]) -> Check:
         return Check(name, None, f"unknown ({error.strerror})", "run it as root")
 
 
-def require_root() -> None:
-    """Raise Refused for whoever may not mount."""
-    if not _is_root():
-        raise Refused("mounting and swapping need root: run it with sudo")
-
-
-def _is_root() -> bool:
-    return os.geteuid() == 0 and _has_capability(_CAP_SYS_ADMIN)
-
-
 def _root(name: str) -> Check:
-    ok = _is_root()
+    ok = is_root()
     return Check(name, ok, "yes" if ok else "no", "" if ok else "mounting and swapon need root: run with sudo")
 
 
@@ -143,13 +132,8 @@ def _free_bytes(backing: Path) -> tuple[Path, int]:
 
 
 def _capability(name: str, number: int, advice: str) -> Check:
-    ok = True if _has_capability(number) else None
+    ok = True if has_capability(number) else None
     return Check(name, ok, "yes" if ok else "no", "" if ok else advice)
-
-
-def _has_capability(number: int) -> bool:
-    status = proctext.parse_keyed(Path("/proc/self/status").read_bytes(), b"CapEff:")
-    return bool(int(status["CapEff"], 16) >> number & 1)
 
 
 def _compiled(name: str, why_not: str) -> Check:

@@ -18,9 +18,9 @@ from types import TracebackType
 from typing import Final
 
 from tmemfs import __version__
+from tmemfs.cli.usage import suggestion
 from tmemfs.errors import BadValue, Busy, FellShort, OutOfRange, Refused, TmemfsError
 from tmemfs.units import PAGE_BYTES, format_size, parse_size
-from tmemfs.usage import suggestion
 
 _BAR_AFTER_S: Final = 1.0
 _BAR_CELLS: Final = 30

@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from tmemfs.cli.lifecycle import Target
+from tmemfs.cli.view import read_control, read_stat
 from tmemfs.errors import Busy
 from tmemfs.system import swapdev
-from tmemfs.system.lifecycle import Target
 from tmemfs.system.memory import total_ram_bytes
 from tmemfs.units import SEGMENT_BYTES, format_size, parse_size
-from tmemfs.view import read_control, read_stat
 
 #: What runs where that is another value, else None.
 _Compare = Callable[[Target, str], str | None]
