@@ -43,8 +43,8 @@ class Place:
 
     def fill_reserve(self) -> None:
         """What the background does; otherwise the first frames that are freed would fill it."""
-        while plan := self.tmem.upkeep.plan_populate():
-            self.tmem.upkeep.commit_populate(plan)
+        while plan := self.tmem.reclaim.plan_populate():
+            self.tmem.reclaim.commit_populate(plan)
 
     def store(self, first: int, count: int, seed: int = 0) -> None:
         """Store raw pages; what has to wait waits."""

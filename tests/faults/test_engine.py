@@ -57,9 +57,9 @@ async def background(engine: Engine, nursery: trio.Nursery) -> AsyncIterator[Non
 
 def fill_reserve(engine: Engine) -> None:
     """What the background does; otherwise the frames of the first segments written back would fill it."""
-    while plan := engine.tmem.upkeep.plan_populate():
+    while plan := engine.tmem.reclaim.plan_populate():
         populate(engine.tmem.arena.region.map, plan.frame * SEGMENT_BYTES, SEGMENT_BYTES)
-        engine.tmem.upkeep.commit_populate(plan)
+        engine.tmem.reclaim.commit_populate(plan)
 
 
 def raw(number: int) -> bytes:
@@ -85,7 +85,7 @@ async def fill_up(engine: Engine, tier: FaultyTier) -> None:
     await until(lambda: not engine.tmem.arena.is_growing)
     with suppress(NoRoom):
         await store(engine, 4096, 4000)
-    assert not engine.tmem.arena.has_room
+    assert not engine.tmem.arena.has_free_frame
 
 
 async def load(engine: Engine, slot: int) -> bytes | None:
@@ -530,7 +530,7 @@ async def test_on_a_tier_that_cannot_discard_an_extent_is_free_at_once(found_out
         assert (await engine.shrinker.shrink(ALL)).reason is None, round_
         await finish(engine.pager.discard(0, 8192 * PAGE_BYTES))
     await engine.shrinker.shrink(ALL)
-    assert statistics(engine.tmem).backing_current == engine.tmem.extents.dying_bytes == 0
+    assert statistics(engine.tmem).backing_current == engine.tmem.extents.retired_bytes == 0
     assert (engine.holes.counts.discard_errors, engine.holes.counts.discarded) == (0, 0)
     await store(engine, 0, 2048)
     await engine.shrinker.shrink(ALL)

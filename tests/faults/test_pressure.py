@@ -456,7 +456,7 @@ async def test_stores_go_on_when_the_system_has_no_memory_at_all(
 
     monkeypatch.setattr("tmemfs.jobs.shrinker.populate", populate)
     place.start(nursery)
-    await _until(lambda: not place.tmem.arena.takes_cold and place.tmem.arena.has_room)
+    await _until(lambda: not place.tmem.arena.takes_cold and place.tmem.arena.has_free_frame)
     for slot in range(12 * FULL):
         if waiting := place.engine.pager.write(slot * PAGE_BYTES, memoryview(page_of("raw" if slot % 2 else "half", slot))):
             with trio.fail_after(HANG_S):

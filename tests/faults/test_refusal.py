@@ -56,7 +56,7 @@ class Counted:
 
 async def test_a_refused_store_is_neither_encoded_nor_deferred(full: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = Counted(monkeypatch, pager_module, "encode_pages")
-    inserted = Counted(monkeypatch, full.tmem, "insert")
+    inserted = Counted(monkeypatch, full.tmem, "store")
     before = full.pager.refused
     for number in range(REFUSED):
         with pytest.raises(NoRoom, match="injected"):
@@ -93,7 +93,7 @@ async def test_a_free_frame_ends_the_refusals_although_the_tier_still_fails(full
         full.pager.write(0, memoryview(raw(99)))
     assert full.room.stuck
     await finish(full.pager.discard(0, 3000 * PAGE_BYTES))
-    await until(lambda: full.tmem.arena.has_room)
+    await until(lambda: full.tmem.arena.has_free_frame)
     await finish(full.pager.write(0, memoryview(raw(99))))
     assert await load(full, 0) == raw(99)
 
@@ -103,7 +103,7 @@ async def test_a_tier_that_works_again_ends_the_refusals_although_nothing_is_sto
 ) -> None:
     monkeypatch.setattr(shrinker_module, "RETRY_S", 0.01)
     tier.fail()
-    await until(lambda: services.state() == "running" and full.tmem.arena.has_room)
+    await until(lambda: services.state() == "running" and full.tmem.arena.has_free_frame)
     assert full.pager.write(0, memoryview(raw(99))) is None
     assert await load(full, 0) == raw(99)
 
@@ -145,7 +145,7 @@ def test_the_page_path_answers_what_is_refused_without_another_thread(kernel: Ke
     slot = 1100
     while not isinstance(pager.write(slot * PAGE_BYTES, memoryview(page_of("raw", slot))), Deferred):
         slot += 1
-    assert not tmem.arena.has_room
+    assert not tmem.arena.has_free_frame
     pager._room.set_stuck("nothing can be written")
     deferred = kernel.relay.deferred
     for unique in range(REFUSED):

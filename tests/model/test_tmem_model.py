@@ -74,21 +74,21 @@ class TmemMachine(RuleBasedStateMachine):
         """Store a run of pages; what finds no room is as it was."""
         pages = [page_of(kind, seed + number) for number in range(min(count, SLOTS - first))]
         packed = encode_pages(memoryview(b"".join(pages)), parse_codec(codec))
-        stored = self.tmem.insert(first, packed)
+        stored = self.tmem.store(first, packed)
         for number in range(stored):
             self.pages[first + number] = pages[number]
         if stored < len(pages):
-            assert not self.tmem.arena.has_room
+            assert not self.tmem.arena.has_free_frame
 
     @rule(slot=SLOT, kind=st.sampled_from(KINDS), seed=SEED)
     def store_if_unchanged(self, slot: int, kind: Kind, seed: int) -> None:
         """A store with the version of now succeeds; one with an older version does not."""
         version = self.tmem.version(slot)
         page = page_of(kind, seed)
-        if self.tmem.insert_if(slot, version, encode(page, parse_codec("lz4"))):
+        if self.tmem.store_if(slot, version, encode(page, parse_codec("lz4"))):
             self.pages[slot] = page
             if self.tmem.version(slot) != version:
-                assert self.tmem.insert_if(slot, version, encode(page, parse_codec("none"))) is False
+                assert self.tmem.store_if(slot, version, encode(page, parse_codec("none"))) is False
 
     @rule(first=SLOT, count=st.integers(1, 2000))
     def invalidate(self, first: int, count: int) -> None:
@@ -185,7 +185,7 @@ class TmemMachine(RuleBasedStateMachine):
             self.tier.write(plan.extent, plan.data)
             self.tmem.commit_write_back(plan)
             self._merge_all_in_ram()
-        while release := self.tmem.upkeep.plan_release():
+        while release := self.tmem.reclaim.plan_release():
             self._release(release)
 
     @rule()
@@ -270,7 +270,7 @@ class TmemMachine(RuleBasedStateMachine):
     @rule()
     def plan_release(self) -> None:
         """Begin to give frames back."""
-        if plan := self.tmem.upkeep.plan_release(2):
+        if plan := self.tmem.reclaim.plan_release(2):
             self.releases.append(plan)
 
     @precondition(lambda self: self.releases)
@@ -281,12 +281,12 @@ class TmemMachine(RuleBasedStateMachine):
         if ok:
             self._release(plan)
         else:
-            self.tmem.upkeep.abort_release(plan)
+            self.tmem.reclaim.abort_release(plan)
 
     @rule()
     def plan_discard(self) -> None:
         """Begin to punch holes."""
-        if plan := self.tmem.upkeep.plan_discard(3):
+        if plan := self.tmem.reclaim.plan_discard(3):
             self.discards.append(plan)
 
     @precondition(lambda self: self.discards)
@@ -296,42 +296,42 @@ class TmemMachine(RuleBasedStateMachine):
         plan = self.discards.pop()
         if ok:
             self.tier.discard(plan.extents)
-            self.tmem.upkeep.commit_discard(plan)
+            self.tmem.reclaim.commit_discard(plan)
         else:
-            self.tmem.upkeep.abort_discard(plan)
+            self.tmem.reclaim.abort_discard(plan)
 
     @rule()
     def punch_again(self) -> None:
         """Holes that could not be punched are tried again."""
-        self.tmem.upkeep.punch_again()
+        self.tmem.reclaim.punch_again()
 
     @rule()
     def punch_none(self) -> None:
         """The tier turns out not to be able to discard."""
-        self.tmem.upkeep.punch_none()
-        assert not self.tmem.extents.has_dying
+        self.tmem.reclaim.punch_none()
+        assert not self.tmem.extents.has_retired
 
     @invariant()
     def nothing_dead_keeps_a_segment_away(self) -> None:
         """What is not used, and not being punched or to be punched, can be written."""
         extents = self.tmem.extents
-        dying = sum(SEGMENT_BYTES for plan in self.discards for _ in plan.extents)
-        if not extents.has_dying:
-            most = extents.limit_bytes - extents.reserve_bytes - sum(extents.out.values()) - dying
-            of_number = (EXTENTS - len(extents.out)) * SEGMENT_BYTES - extents.reserve_bytes - dying
+        retired = sum(SEGMENT_BYTES for plan in self.discards for _ in plan.extents)
+        if not extents.has_retired:
+            most = extents.limit_bytes - extents.reserve_bytes - sum(extents.out.values()) - retired
+            of_number = (EXTENTS - len(extents.out)) * SEGMENT_BYTES - extents.reserve_bytes - retired
             assert extents.free_bytes >= min(most, of_number)
 
     @rule()
     def plan_populate(self) -> None:
         """Begin to fault a frame in."""
-        if plan := self.tmem.upkeep.plan_populate():
+        if plan := self.tmem.reclaim.plan_populate():
             self.populates.append(plan)
 
     @precondition(lambda self: self.populates)
     @rule(ok=st.booleans())
     def finish_populate(self, ok: bool) -> None:
         """The frame is faulted in, or the kernel has no memory."""
-        self.tmem.upkeep.commit_populate(self.populates.pop(), ok)
+        self.tmem.reclaim.commit_populate(self.populates.pop(), ok)
 
     @rule(frames=st.integers(4, FRAMES))
     def limit_pool(self, frames: int) -> None:
@@ -383,7 +383,7 @@ class TmemMachine(RuleBasedStateMachine):
     def _release(self, plan: Release) -> None:
         for frame in plan.frames:
             self.tmem.arena.frame_view(frame)[:] = bytes(SEGMENT_BYTES)
-        self.tmem.upkeep.commit_release(plan)
+        self.tmem.reclaim.commit_release(plan)
 
 
 TestTmem = TmemMachine.TestCase

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.parts import KINDS, Regions, page_of
 from tmemfs.store import codec
 from tmemfs.store import native as hot
-from tmemfs.store.append import Inserter
+from tmemfs.store.append import Appender
 from tmemfs.store.codec import LARGEST_COMPRESSED_BYTES, LZ4, RAW, ZERO_PAGE, Packed, decode, encode, parse_codec
 from tmemfs.store.consistency import check, statistics
 from tmemfs.store.plans import WriteBack
@@ -100,7 +100,7 @@ def test_other_codecs_are_encoded_in_python() -> None:
 def test_the_regions_and_counts_are_those_of_python(runs: list[tuple[int, int, str, int, int]], limit: int) -> None:
     """Runs of pages over each other, with room and without, forgotten and written back between."""
     ours, theirs = _Store(limit), _Store(limit)
-    theirs.tmem._inserter = Inserter(theirs.tmem)
+    theirs.tmem._appender = Appender(theirs.tmem)
     try:
         for first, count, kind, seed, then in runs:
             packed = [encoded(kind, seed + n) for n in range(min(count, SLOTS - first))]
@@ -123,7 +123,7 @@ class _Store:
 
     def store(self, first: int, packed: Sequence[Packed], then: int) -> list[int]:
         """Store from the first and again from the middle; then forget some, or write a segment back."""
-        stored = [self.tmem.insert(first, [*packed]), self.tmem.insert(first, [*packed], len(packed) // 2)]
+        stored = [self.tmem.store(first, [*packed]), self.tmem.store(first, [*packed], len(packed) // 2)]
         if then == 1:
             self.tmem.invalidate(first // 2, 200)
         plan = self.tmem.plan_write_back(include_open=True) if then == 2 else None
@@ -137,7 +137,7 @@ class _Store:
         """Regions, derived tables and counters."""
         tmem = self.tmem
         regions = (bytes(region.view) for region in (self.regions.slots, self.regions.segments, self.regions.arena))
-        tables = (tmem.segments.live, tmem.segments.pages, tmem.segments.base, tmem.fullness.floor)
+        tables = (tmem.segments.live, tmem.segments.pages, tmem.segments.base, tmem.occupancy.floor)
         lanes = [(lane.is_open, lane.segment, lane.base, lane.fill, lane.seed, [*lane.sealed]) for lane in tmem.lanes]
         return (*regions, *map(bytes, tables), lanes, statistics(tmem), tmem.counts, tmem.live_bytes, tmem.disk_pages)
 
@@ -147,15 +147,15 @@ def test_what_is_no_page_is_refused_and_nothing_is_lost() -> None:
     pages = [encode(page_of("half", n), LZ4_CODEC) for n in range(3)]
     for bad in (None, (LZ4, bytearray(5)), (LZ4,), ("x", b""), (8, b""), (LZ4, None), (LZ4, bytes(5000))):
         with pytest.raises((TypeError, IndexError, ValueError)):
-            store.tmem.insert(10, [*pages, bad])  # type: ignore[list-item]
+            store.tmem.store(10, [*pages, bad])  # type: ignore[list-item]
         check(store.tmem)
         assert [store.tmem.load(10 + n) for n in range(3)] == [page_of("half", n) for n in range(3)]
     with pytest.raises(IndexError, match="no entry -1"):
-        store.tmem.insert(10, pages, -1)
+        store.tmem.store(10, pages, -1)
     with pytest.raises(IndexError):
-        store.tmem.insert((1 << 64) - 1, pages)
+        store.tmem.store((1 << 64) - 1, pages)
     with pytest.raises(IndexError, match="no slot 2000"):
-        store.tmem.insert(SLOTS - 2, pages)
+        store.tmem.store(SLOTS - 2, pages)
     check(store.tmem)
     store.regions.close()
 
@@ -209,7 +209,7 @@ def _store_for_ever(regions: Regions, batches: list[tuple[int, memoryview]], tol
         tmem = regions.start(FRAMES, SLOTS)
         while True:
             for first, pages in batches:
-                assert tmem.insert(first, hot.encode_pages(pages, LZ4_CODEC)) == BATCH
+                assert tmem.store(first, hot.encode_pages(pages, LZ4_CODEC)) == BATCH
             os.write(told, b".")
     finally:
         os._exit(1)

@@ -177,7 +177,7 @@ def test_max_may_be_written_in_capitals(services: Services) -> None:
 
 
 def test_every_file_reads_as_whole_lines(services: Services, files: dict[str, Attribute]) -> None:
-    services.engine.tmem.insert(0, [encode(page_of("half", 1), parse_codec("lz4"))])
+    services.engine.tmem.store(0, [encode(page_of("half", 1), parse_codec("lz4"))])
     assert [name for name in files if not re.fullmatch(r"(.+\n)+", read(files, name))] == []
 
 
@@ -187,7 +187,7 @@ def test_an_empty_pool_has_no_segments(files: dict[str, Attribute]) -> None:
 
 
 def test_a_segment_is_a_line(services: Services, files: dict[str, Attribute]) -> None:
-    services.engine.tmem.insert(0, [encode(page_of("raw", number), parse_codec("lz4")) for number in range(128)])
+    services.engine.tmem.store(0, [encode(page_of("raw", number), parse_codec("lz4")) for number in range(128)])
     services.engine.tmem.invalidate(0, 64)
     assert read(files, "segments") == "0 open raw 1 50% 25% 64\n"
 

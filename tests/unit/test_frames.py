@@ -45,13 +45,13 @@ def give_back(arena: Arena, frames: list[Frame]) -> list[bool]:
 
 def test_frames_are_taken_up_to_the_limit(arena: Arena) -> None:
     assert len(set(take(arena, 8))) == 8
-    assert (arena.take(), arena.has_room, arena.held, arena.peak) == (None, False, 8, 8)
+    assert (arena.take(), arena.has_free_frame, arena.held, arena.peak) == (None, False, 8, 8)
 
 
 def test_frames_are_taken_up_to_their_number() -> None:
     arena = Arena(3, 100)
     assert sorted(take(arena, 3)) == [0, 1, 2]
-    assert (arena.take(), arena.has_room) == (None, False)
+    assert (arena.take(), arena.has_free_frame) == (None, False)
     arena.region.close()
 
 
@@ -122,9 +122,9 @@ def test_a_frame_being_released_is_not_taken(arena: Arena) -> None:
     give_back(arena, used)
     releasing = arena.take_releasing(9)
     assert set(take(arena, 2)) == set(used) - set(releasing)
-    assert (arena.take(), arena.has_room) == (None, False)
+    assert (arena.take(), arena.has_free_frame) == (None, False)
     arena.released(releasing)
-    assert arena.has_room
+    assert arena.has_free_frame
 
 
 def test_a_lower_limit_sheds_ready_frames_only(arena: Arena) -> None:
@@ -152,7 +152,7 @@ def test_above_a_lowered_limit_nothing_is_faulted_in_and_nothing_queued_for_rele
     take(arena, 2)
     arena.limit = 3
     arena.shed_ready()
-    assert (arena.held, arena.wants_populating, arena.has_room, arena.take()) == (8, False, False, None)
+    assert (arena.held, arena.wants_populating, arena.has_free_frame, arena.take()) == (8, False, False, None)
 
 
 def test_a_ready_frame_is_taken_above_a_lowered_limit_because_that_holds_no_more(arena: Arena) -> None:
@@ -177,7 +177,7 @@ def test_adopted_frames_are_used_and_the_ones_between_them_free(arena: Arena) ->
 
 def test_adopting_more_than_the_limit_leaves_no_room(arena: Arena) -> None:
     arena.adopt({Frame(number) for number in range(FRAMES)})
-    assert (arena.held, arena.has_room, arena.wants_populating, arena.take()) == (FRAMES, False, False, None)
+    assert (arena.held, arena.has_free_frame, arena.wants_populating, arena.take()) == (FRAMES, False, False, None)
 
 
 def test_a_frame_is_a_segment_of_the_region(arena: Arena) -> None:
@@ -214,7 +214,7 @@ class ArenaMachine(RuleBasedStateMachine):
     @rule()
     def take(self) -> None:
         """A segment is opened."""
-        had_room, before = self.arena.has_room, self.hands
+        had_room, before = self.arena.has_free_frame, self.hands
         frame = self.arena.take()
         assert (frame is not None) == had_room
         if frame is not None:
@@ -302,6 +302,6 @@ def test_the_spare_frame_is_for_merges_alone() -> None:
     arena = Arena(8, 4, spare=1)
     arena.populated(arena.take_cold(), ok=True)
     assert [arena.take() is not None for _ in range(4)] == [True, True, True, False]
-    assert not arena.has_room and arena.held == 4
+    assert not arena.has_free_frame and arena.held == 4
     assert arena.take_spare() is not None and arena.held == 4
     assert arena.take_spare() is None

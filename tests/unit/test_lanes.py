@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from tmemfs.store.frames import Frame
 from tmemfs.store.lanes import Lane
-from tmemfs.store.occupancy import Fullness
+from tmemfs.store.occupancy import OccupancyIndex
 from tmemfs.store.record import SegmentId, segment_seed
 from tmemfs.store.segments import LANE_RAW
 from tmemfs.units import SEGMENT_BYTES
 
 
 def new_lane() -> Lane:
-    return Lane(LANE_RAW, Fullness(10))
+    return Lane(LANE_RAW, OccupancyIndex(10))
 
 
 def test_nothing_fits_into_a_lane_without_an_open_segment() -> None:
@@ -50,10 +50,10 @@ def test_the_oldest_is_next_unless_another_one_failed_to_be_written() -> None:
 
 
 def test_what_is_in_line_is_filed_by_its_live_share_and_nothing_else() -> None:
-    fullness = Fullness(10)
-    lane = Lane(LANE_RAW, fullness)
+    occupancy = OccupancyIndex(10)
+    lane = Lane(LANE_RAW, occupancy)
     lane.append(SegmentId(4), SEGMENT_BYTES // 2)
     lane.append(SegmentId(2), SEGMENT_BYTES // 8)
-    assert list(fullness.emptiest(LANE_RAW, 1.0)) == [2, 4]
+    assert list(occupancy.emptiest(LANE_RAW, 1.0)) == [2, 4]
     lane.remove(SegmentId(2))
-    assert list(fullness.emptiest(LANE_RAW, 1.0)) == [4]
+    assert list(occupancy.emptiest(LANE_RAW, 1.0)) == [4]

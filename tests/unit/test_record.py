@@ -133,8 +133,8 @@ def test_what_a_store_writes_is_the_documented_record(kind: Kind, codec: str) ->
     regions = Regions.new(slots=64, frames=3, extents=1)
     tmem = regions.start(limit=3, slots=64)
     tag, payload = packed = encode(page_of(kind, 9), parse_codec(codec))
-    tmem.insert(40, [encode(page_of(kind, 8), parse_codec(codec))])
-    tmem.insert(41, [packed])
+    tmem.store(40, [encode(page_of(kind, 8), parse_codec(codec))])
+    tmem.store(41, [packed])
     handle = tmem.slots.handles[41]
     segment = handle_segment(handle)
     seed = 41 | tag << 32 | (tmem.segments.sequence(segment) & (1 << 29) - 1) << 35

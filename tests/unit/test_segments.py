@@ -228,8 +228,8 @@ def test_the_lowest_free_extent_is_taken_first() -> None:
 
 def discard(extents: Extents, *numbers: int) -> None:
     for number in numbers:
-        extents.die(Extent(number))
-    extents.discarded(extents.take_dying(len(numbers)), ok=True)
+        extents.retire(Extent(number))
+    extents.discarded(extents.take_retired(len(numbers)), ok=True)
 
 
 def test_extents_end_with_their_number() -> None:
@@ -261,12 +261,12 @@ def test_a_limit_below_what_is_out_takes_nothing_back() -> None:
 def test_a_dying_extent_is_held_until_its_hole_is_punched() -> None:
     extents = Extents(1)
     extents.take(8192)
-    extents.die(Extent(0))
-    assert (extents.held_bytes, extents.dying_bytes, extents.out, extents.take(4096)) == (8192, 8192, {}, None)
-    taken = extents.take_dying(9)
-    assert (extents.held_bytes, extents.dying_bytes, extents.take(4096)) == (8192, 8192, None)
+    extents.retire(Extent(0))
+    assert (extents.held_bytes, extents.retired_bytes, extents.out, extents.take(4096)) == (8192, 8192, {}, None)
+    taken = extents.take_retired(9)
+    assert (extents.held_bytes, extents.retired_bytes, extents.take(4096)) == (8192, 8192, None)
     extents.discarded(taken, ok=True)
-    assert (extents.held_bytes, extents.dying_bytes, extents.take(4096)) == (0, 0, 0)
+    assert (extents.held_bytes, extents.retired_bytes, extents.take(4096)) == (0, 0, 0)
 
 
 def test_a_hole_that_could_not_be_punched_is_written_over_or_tried_again() -> None:
@@ -274,17 +274,17 @@ def test_a_hole_that_could_not_be_punched_is_written_over_or_tried_again() -> No
     for _ in range(2):
         extents.take(8192)
     fail_to_discard(extents, 1, 0)
-    assert (extents.held_bytes, extents.dying_bytes, extents.take_dying(9)) == (16384, 16384, ())
+    assert (extents.held_bytes, extents.retired_bytes, extents.take_retired(9)) == (16384, 16384, ())
     assert extents.take(4096) == 0  # and no free one, which would need more disk
-    assert (extents.held_bytes, extents.dying_bytes) == (12288, 8192)
+    assert (extents.held_bytes, extents.retired_bytes) == (12288, 8192)
     extents.punch_again()
-    assert extents.take_dying(9) == (1,) and not extents.has_stale
+    assert extents.take_retired(9) == (1,) and not extents.has_stale
 
 
 def fail_to_discard(extents: Extents, *numbers: int) -> None:
     for number in numbers:
-        extents.die(Extent(number))
-    extents.discarded(extents.take_dying(len(numbers)), ok=False)
+        extents.retire(Extent(number))
+    extents.discarded(extents.take_retired(len(numbers)), ok=False)
 
 
 def test_extents_whose_holes_could_not_be_punched_keep_no_segment_away() -> None:
@@ -302,15 +302,15 @@ def test_without_holes_an_extent_is_free_as_soon_as_it_is_empty() -> None:
     extents = Extents(4)
     for _ in range(4):
         extents.take(4096)
-    extents.die(Extent(3))
-    being_punched = extents.take_dying(1)
+    extents.retire(Extent(3))
+    being_punched = extents.take_retired(1)
     fail_to_discard(extents, 2)
-    extents.die(Extent(1))
+    extents.retire(Extent(1))
     extents.punch_none()
-    assert (extents.held_bytes, extents.dying_bytes, extents.has_dying, extents.has_stale) == (8192, 4096, False, False)
-    extents.die(Extent(0))
+    assert (extents.held_bytes, extents.retired_bytes, extents.has_retired, extents.has_stale) == (8192, 4096, False, False)
+    extents.retire(Extent(0))
     extents.discarded(being_punched, ok=False)
-    assert (extents.held_bytes, extents.dying_bytes) == (0, 0)
+    assert (extents.held_bytes, extents.retired_bytes) == (0, 0)
     assert [extents.take(4096) for _ in range(4)] == [0, 1, 2, 3]
 
 
@@ -319,13 +319,13 @@ def test_what_died_first_is_punched_first_in_order_and_no_more_than_asked_for() 
     for _ in range(5):
         extents.take(4096)
     for number in (4, 1, 3, 0):
-        extents.die(Extent(number))
-    assert [extents.take_dying(2), extents.take_dying(9), extents.take_dying(9)] == [(1, 4), (0, 3), ()]
+        extents.retire(Extent(number))
+    assert [extents.take_retired(2), extents.take_retired(9), extents.take_retired(9)] == [(1, 4), (0, 3), ()]
 
 
-def test_only_what_is_out_can_die() -> None:
+def test_only_what_is_out_can_be_retired() -> None:
     with pytest.raises(KeyError):
-        Extents(2).die(Extent(0))
+        Extents(2).retire(Extent(0))
 
 
 def test_adopted_extents_are_out_and_the_ones_between_them_free() -> None:
@@ -344,29 +344,29 @@ def test_adopted_extents_are_out_and_the_ones_between_them_free() -> None:
 def test_every_extent_is_free_out_dying_or_stale_and_counted_until_it_is_free(steps: list[tuple[str, int]]) -> None:
     extents = Extents(5)
     out: dict[Extent, int] = {}
-    dying: dict[Extent, int] = {}
+    retired: dict[Extent, int] = {}
     planned: dict[Extent, int] = {}
     stale: dict[Extent, int] = {}
     has_holes = True
     for step, number in steps:
         if step == "take":
             extent = extents.take(number * 4096)
-            free = set(map(Extent, range(5))) - out.keys() - dying.keys() - planned.keys() - stale.keys()
-            fits = extents.limit_bytes >= sum((*out.values(), *dying.values(), *planned.values())) + number * 4096
+            free = set(map(Extent, range(5))) - out.keys() - retired.keys() - planned.keys() - stale.keys()
+            fits = extents.limit_bytes >= sum((*out.values(), *retired.values(), *planned.values())) + number * 4096
             assert extent == (next(iter(stale), min(free, default=None)) if fits else None)
             if extent is not None:
                 stale.pop(extent, None)
                 out[extent] = number * 4096
         elif step == "die" and out:
             extent = sorted(out)[number % len(out)]
-            extents.die(extent)
+            extents.retire(extent)
             size = out.pop(extent)
             if has_holes:
-                dying[extent] = size
+                retired[extent] = size
         elif step == "plan":
-            taken = extents.take_dying(number)
-            assert list(taken) == sorted(list(dying)[:number])
-            planned |= {extent: dying.pop(extent) for extent in taken}
+            taken = extents.take_retired(number)
+            assert list(taken) == sorted(list(retired)[:number])
+            planned |= {extent: retired.pop(extent) for extent in taken}
         elif step in ("done", "failed") and planned:
             extents.discarded(tuple(planned), ok=step == "done")
             if step == "failed" and has_holes:
@@ -374,17 +374,17 @@ def test_every_extent_is_free_out_dying_or_stale_and_counted_until_it_is_free(st
             planned = {}
         elif step == "again":
             extents.punch_again()
-            dying |= stale
+            retired |= stale
             stale = {}
         elif step == "none" and number == 0:
             extents.punch_none()
-            has_holes, dying, stale = False, {}, {}
+            has_holes, retired, stale = False, {}, {}
         elif step == "limit":
             extents.limit_bytes = number * 4096
         assert extents.out == out
-        assert extents.dying_bytes == sum(dying.values()) + sum(planned.values()) + sum(stale.values())
+        assert extents.retired_bytes == sum(retired.values()) + sum(planned.values()) + sum(stale.values())
         assert extents.has_stale == bool(stale)
-        assert extents.held_bytes == sum(out.values()) + extents.dying_bytes
+        assert extents.held_bytes == sum(out.values()) + extents.retired_bytes
 
 
 def test_the_reserve_is_for_cleaning_alone() -> None:

@@ -12,8 +12,8 @@ import pytest
 from tests.parts import FaultyTier, Regions, merge, new_tmem, page_of
 from tmemfs.errors import BackingFull, Corrupt, TierError, TmemfsError
 from tmemfs.pages.reader import Reader
-from tmemfs.store import append as insert_module
-from tmemfs.store.append import Inserter
+from tmemfs.store import append as append_module
+from tmemfs.store.append import Appender
 from tmemfs.store.codec import LZ4, RAW, ZERO_PAGE, Packed, encode, parse_codec
 from tmemfs.store.consistency import census, check, segment_lines, statistics
 from tmemfs.store.merges import Merge
@@ -47,9 +47,9 @@ class Place:
         self.tmem = self.regions.start(self.regions.frames, SLOTS)
         self.reader = Reader(self.tmem, self.tier)
 
-    def insert(self, first: int, pages: list[bytes]) -> int:
+    def store(self, first: int, pages: list[bytes]) -> int:
         """Store pages; what was stored is what has to be there."""
-        stored = self.tmem.insert(first, packed(pages))
+        stored = self.tmem.store(first, packed(pages))
         self.pages |= {first + number: page for number, page in enumerate(pages[:stored])}
         return stored
 
@@ -116,48 +116,48 @@ def planned(tmem: Tmem, include_open: bool = True) -> WriteBack:
 
 def test_a_store_stops_at_a_full_pool_and_tells_how_far_it_came(place: Place) -> None:
     place.tmem.limit_pool(2 * SEGMENT_BYTES)
-    assert place.insert(100, raw(0, 600)) == 2 * FULL
-    assert not place.tmem.arena.has_room
+    assert place.store(100, raw(0, 600)) == 2 * FULL
+    assert not place.tmem.arena.has_free_frame
     place.verify()
 
 
 def test_a_store_goes_on_from_where_it_stopped(place: Place) -> None:
     place.tmem.limit_pool(2 * SEGMENT_BYTES)
     pages = raw(0, 600)
-    assert place.insert(0, pages) == 510
+    assert place.store(0, pages) == 510
     place.write_back()
-    assert place.tmem.insert(0, packed(pages), 510) == 600
+    assert place.tmem.store(0, packed(pages), 510) == 600
     place.pages |= dict(enumerate(pages))
     place.verify()
     assert place.tmem.counts.stores == 600
 
 
 def test_what_found_no_room_has_its_old_page(place: Place) -> None:
-    place.insert(0, raw(0, 10))
+    place.store(0, raw(0, 10))
     place.tmem.limit_pool(SEGMENT_BYTES)
-    assert place.insert(1000, raw(1000, FULL - 10)) == FULL - 10
-    assert place.insert(5, raw(2000, 1)) == 0
+    assert place.store(1000, raw(1000, FULL - 10)) == FULL - 10
+    assert place.store(5, raw(2000, 1)) == 0
     assert place.tmem.load(5) == page_of("raw", 5)
     place.verify()
 
 
 def test_pages_behind_one_that_found_no_room_are_not_stored_out_of_order(place: Place) -> None:
     place.tmem.limit_pool(0)
-    assert place.insert(0, [ZERO_PAGE, ZERO_PAGE, page_of("half", 1), ZERO_PAGE]) == 2
+    assert place.store(0, [ZERO_PAGE, ZERO_PAGE, page_of("half", 1), ZERO_PAGE]) == 2
     assert place.tmem.pages_stored == 2
 
 
 def test_zero_pages_need_no_room(place: Place) -> None:
     place.tmem.limit_pool(0)
-    assert place.insert(0, [ZERO_PAGE] * 100) == 100
+    assert place.store(0, [ZERO_PAGE] * 100) == 100
     assert (place.tmem.pool_bytes, place.tmem.pages_stored) == (0, 100)
 
 
 def test_a_page_fits_into_the_open_segment_of_a_full_pool(place: Place) -> None:
     place.tmem.limit_pool(SEGMENT_BYTES)
-    place.insert(0, halves(0, 1))
-    assert place.insert(1, halves(1, 1)) == 1
-    assert place.insert(2, raw(2, 1)) == 0  # another lane, which would need a frame of its own
+    place.store(0, halves(0, 1))
+    assert place.store(1, halves(1, 1)) == 1
+    assert place.store(2, raw(2, 1)) == 0  # another lane, which would need a frame of its own
     place.verify()
 
 
@@ -170,11 +170,11 @@ def test_a_limit_is_whole_frames_and_no_more_than_there_are(tmem: Tmem) -> None:
 
 def test_a_lower_limit_sheds_the_reserve(tmem: Tmem) -> None:
     for _ in range(4):
-        plan = tmem.upkeep.plan_populate()
+        plan = tmem.reclaim.plan_populate()
         assert plan is not None
-        tmem.upkeep.commit_populate(plan)
+        tmem.reclaim.commit_populate(plan)
     tmem.limit_pool(SEGMENT_BYTES)
-    release = tmem.upkeep.plan_release()
+    release = tmem.reclaim.plan_release()
     assert release is not None and len(release.frames) == 3
 
 
@@ -182,57 +182,57 @@ def test_a_lower_limit_sheds_the_reserve(tmem: Tmem) -> None:
 
 
 def test_a_store_with_the_version_of_now_is_done(place: Place) -> None:
-    place.insert(7, halves(0, 1))
-    assert place.tmem.insert_if(7, place.tmem.version(7), encode(page_of("half", 1), LZ4_CODEC)) is True
+    place.store(7, halves(0, 1))
+    assert place.tmem.store_if(7, place.tmem.version(7), encode(page_of("half", 1), LZ4_CODEC)) is True
     assert place.tmem.load(7) == page_of("half", 1)
 
 
 @pytest.mark.parametrize("kind", ["half", "raw", "fill", "zero"])
 def test_a_store_with_the_version_of_an_older_page_changes_nothing(place: Place, kind: Any) -> None:
-    place.insert(7, halves(0, 1))
+    place.store(7, halves(0, 1))
     old = place.tmem.version(7)
-    place.insert(7, [page_of(kind, 1)])
-    assert place.tmem.insert_if(7, old, encode(page_of("half", 2), LZ4_CODEC)) is False
+    place.store(7, [page_of(kind, 1)])
+    assert place.tmem.store_if(7, old, encode(page_of("half", 2), LZ4_CODEC)) is False
     place.verify()
 
 
 def test_a_store_with_the_version_of_a_page_that_was_forgotten_changes_nothing(place: Place) -> None:
-    place.insert(7, halves(0, 1))
+    place.store(7, halves(0, 1))
     old = place.tmem.version(7)
     place.tmem.invalidate(7, 1)
-    assert place.tmem.insert_if(7, old, encode(page_of("half", 2), LZ4_CODEC)) is False
+    assert place.tmem.store_if(7, old, encode(page_of("half", 2), LZ4_CODEC)) is False
     assert place.tmem.load(7) == ZERO_PAGE
 
 
 def test_the_same_place_in_a_later_use_of_the_segment_is_another_version(place: Place) -> None:
-    place.insert(7, halves(0, 1))
+    place.store(7, halves(0, 1))
     old = place.tmem.version(7)
     place.write_back()
     place.tmem.invalidate(7, 1)
-    place.insert(7, halves(0, 1))
+    place.store(7, halves(0, 1))
     assert place.tmem.version(7)[0] == old[0]
     assert place.tmem.version(7) != old
-    assert place.tmem.insert_if(7, old, encode(page_of("half", 2), LZ4_CODEC)) is False
+    assert place.tmem.store_if(7, old, encode(page_of("half", 2), LZ4_CODEC)) is False
 
 
 def test_a_write_back_leaves_the_version(place: Place) -> None:
-    place.insert(7, halves(0, 1))
+    place.store(7, halves(0, 1))
     version = place.tmem.version(7)
     place.write_back()
     assert place.tmem.version(7) == version
-    assert place.tmem.insert_if(7, version, encode(page_of("half", 2), LZ4_CODEC)) is True
+    assert place.tmem.store_if(7, version, encode(page_of("half", 2), LZ4_CODEC)) is True
     assert place.tmem.load(7) == page_of("half", 2)
 
 
 def test_an_empty_slot_has_a_version_too(tmem: Tmem) -> None:
     version = tmem.version(7)
-    assert tmem.insert_if(7, version, encode(page_of("half", 2), LZ4_CODEC)) is True
-    assert tmem.insert_if(7, version, encode(page_of("half", 3), LZ4_CODEC)) is False
+    assert tmem.store_if(7, version, encode(page_of("half", 2), LZ4_CODEC)) is True
+    assert tmem.store_if(7, version, encode(page_of("half", 3), LZ4_CODEC)) is False
 
 
 def test_a_store_if_unchanged_that_finds_no_room_is_told_from_one_that_came_too_late(place: Place) -> None:
     place.tmem.limit_pool(0)
-    assert place.tmem.insert_if(7, place.tmem.version(7), encode(page_of("half", 2), LZ4_CODEC)) is None
+    assert place.tmem.store_if(7, place.tmem.version(7), encode(page_of("half", 2), LZ4_CODEC)) is None
     assert place.tmem.load(7) == ZERO_PAGE
 
 
@@ -240,15 +240,15 @@ def test_a_store_if_unchanged_that_finds_no_room_is_told_from_one_that_came_too_
 
 
 def test_raw_pages_have_segments_of_their_own(place: Place) -> None:
-    place.insert(0, [page for number in range(20) for page in (page_of("raw", number), page_of("half", number))])
+    place.store(0, [page for number in range(20) for page in (page_of("raw", number), page_of("half", number))])
     lines = segment_lines(place.tmem)
     assert [(line.lane, line.state, line.pages) for line in lines] == [("raw", "open", 20), ("packed", "open", 20)]
     assert statistics(place.tmem).raw_pages == 20
 
 
 def test_raw_pages_leave_before_older_packed_ones(place: Place) -> None:
-    place.insert(0, halves(0, 600))
-    place.insert(1000, raw(0, 2 * FULL))
+    place.store(0, halves(0, 600))
+    place.store(1000, raw(0, 2 * FULL))
     order = []
     while plan := place.tmem.plan_write_back(include_open=False):
         assert isinstance(plan, WriteBack)
@@ -258,7 +258,7 @@ def test_raw_pages_leave_before_older_packed_ones(place: Place) -> None:
 
 
 def test_an_open_segment_leaves_only_when_asked_for_and_nothing_else_is_left(place: Place) -> None:
-    place.insert(0, halves(0, 600))
+    place.store(0, halves(0, 600))
     assert [len(place.tmem.load(slot) or b"") for slot in (0, 599)] == [PAGE_BYTES, PAGE_BYTES]
     sealed = planned(place.tmem)
     assert place.tmem.segments.sequence(sealed.segment) == 1
@@ -268,11 +268,11 @@ def test_an_open_segment_leaves_only_when_asked_for_and_nothing_else_is_left(pla
 
 def test_an_empty_store_has_no_victim(tmem: Tmem) -> None:
     assert tmem.plan_write_back(include_open=True) is None
-    assert (tmem.has_victims, tmem.upkeep.plan_release(), tmem.upkeep.plan_discard()) == (False, None, None)
+    assert (tmem.has_victims, tmem.reclaim.plan_release(), tmem.reclaim.plan_discard()) == (False, None, None)
 
 
 def test_a_segment_is_written_in_whole_blocks(place: Place) -> None:
-    place.insert(0, halves(0, 3))
+    place.store(0, halves(0, 3))
     plan = planned(place.tmem)
     fill = place.tmem.segments.fill(plan.segment)
     assert (len(plan.data), plan.pages, plan.extent) == (whole_blocks(fill), 3, 0)
@@ -280,7 +280,7 @@ def test_a_segment_is_written_in_whole_blocks(place: Place) -> None:
 
 
 def test_a_write_that_failed_is_next_again(place: Place) -> None:
-    place.insert(0, halves(0, 1100))
+    place.store(0, halves(0, 1100))
     plan = planned(place.tmem)
     place.tmem.abort_write_back(plan)
     assert place.tmem.segments.state(plan.segment) == SEALED
@@ -292,7 +292,7 @@ def test_a_write_that_failed_is_next_again(place: Place) -> None:
 
 
 def test_a_full_backing_is_said_and_the_victim_waits(place: Place) -> None:
-    place.insert(0, halves(0, 600))
+    place.store(0, halves(0, 600))
     place.tmem.limit_backing(SEGMENT_BYTES - 1)
     with pytest.raises(BackingFull, match=r"raise backing\.max or give it more space"):
         place.tmem.plan_write_back()
@@ -305,7 +305,7 @@ def test_a_full_backing_is_said_and_the_victim_waits(place: Place) -> None:
 def test_the_engine_is_told_when_a_segment_is_opened_and_when_one_goes(tmem: Tmem) -> None:
     told = []
     tmem.notice = lambda: told.append(len(told))
-    tmem.insert(0, packed(halves(0, 2)))
+    tmem.store(0, packed(halves(0, 2)))
     assert len(told) == 1
     tmem.commit_write_back(planned(tmem))
     assert len(told) == 2
@@ -319,7 +319,7 @@ def test_the_engine_is_told_that_the_pool_is_full(tmem: Tmem) -> None:
     tmem.limit_pool(0)
     told = []
     tmem.notice = lambda: told.append("full")
-    tmem.insert(0, packed(raw(0, 1)))
+    tmem.store(0, packed(raw(0, 1)))
     assert told == ["full"]
 
 
@@ -332,17 +332,17 @@ def test_a_slot_never_stored_reads_as_zeros(tmem: Tmem) -> None:
 
 
 def test_the_load_of_a_page_on_the_tier_gives_nothing(place: Place) -> None:
-    place.insert(0, halves(0, 5))
+    place.store(0, halves(0, 5))
     assert place.tmem.load(3) == page_of("half", 3)
     place.write_back()
     assert place.tmem.load(3) is None
-    place.insert(3, halves(9, 1))
+    place.store(3, halves(9, 1))
     assert place.tmem.load(3) == page_of("half", 9)
     place.verify()
 
 
 def test_a_page_is_in_ram_until_its_write_is_committed(place: Place) -> None:
-    place.insert(0, raw(0, 5))
+    place.store(0, raw(0, 5))
     plan = planned(place.tmem)
     assert place.tmem.segments.state(plan.segment) == WRITING
     assert place.tmem.load(3) == page_of("raw", 3)
@@ -351,9 +351,9 @@ def test_a_page_is_in_ram_until_its_write_is_committed(place: Place) -> None:
 
 
 def test_a_read_takes_pages_from_ram_and_says_where_the_others_are(place: Place) -> None:
-    place.insert(10, raw(0, 4))
+    place.store(10, raw(0, 4))
     place.write_back()
-    place.insert(11, raw(7, 1))
+    place.store(11, raw(7, 1))
     place.tmem.invalidate(12, 1)
     plan = place.tmem.plan_read(9, 6)
     assert [page and page[:8] for page in plan.pages] == [
@@ -372,22 +372,22 @@ def test_a_read_takes_pages_from_ram_and_says_where_the_others_are(place: Place)
 
 
 def test_a_segment_being_read_outlives_its_last_page(place: Place) -> None:
-    place.insert(0, raw(0, 2))
+    place.store(0, raw(0, 2))
     extent = place.write_back().extent
     plan = place.tmem.plan_read(0, 2)
     segment = plan.records[0].segment
     place.tmem.invalidate(0, 2)
-    assert (place.tmem.segments.state(segment), place.tmem.upkeep.plan_discard()) == (ON_TIER, None)
+    assert (place.tmem.segments.state(segment), place.tmem.reclaim.plan_discard()) == (ON_TIER, None)
     assert place.reader.perform(plan) == raw(0, 2)
     assert place.tmem.segments.state(segment) == FREE
-    discard = place.tmem.upkeep.plan_discard()
+    discard = place.tmem.reclaim.plan_discard()
     assert discard is not None and discard.extents == (extent,)
 
 
 def test_a_read_that_fails_while_it_is_planned_pins_nothing(place: Place) -> None:
-    place.insert(0, raw(0, 1))
+    place.store(0, raw(0, 1))
     place.write_back()
-    place.insert(1, halves(0, 1))
+    place.store(1, halves(0, 1))
     payload = payload_of(place.tmem, 1)
     payload[:] = b"\xff" * len(payload)
     with pytest.raises(Corrupt, match="the record of slot 1 is damaged in RAM: test the machine's memory"):
@@ -396,7 +396,7 @@ def test_a_read_that_fails_while_it_is_planned_pins_nothing(place: Place) -> Non
 
 
 def test_a_read_from_the_tier_that_fails_leaves_the_page_there(place: Place) -> None:
-    place.insert(0, raw(0, 1))
+    place.store(0, raw(0, 1))
     place.write_back()
     place.tier.fail("read")
     with pytest.raises(TierError):
@@ -413,7 +413,7 @@ def payload_of(tmem: Tmem, slot: int) -> memoryview:
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
 def test_a_record_found_damaged_in_ram_is_counted(place: Place, codec: str) -> None:
-    place.tmem.insert(0, [encode(page_of("half", 1), parse_codec(codec))])
+    place.tmem.store(0, [encode(page_of("half", 1), parse_codec(codec))])
     payload = payload_of(place.tmem, 0)
     payload[3:] = b"\xff" * (len(payload) - 3)
     with pytest.raises(Corrupt):
@@ -422,7 +422,7 @@ def test_a_record_found_damaged_in_ram_is_counted(place: Place, codec: str) -> N
 
 
 def test_a_record_damaged_in_ram_never_loads_as_less_than_a_page(place: Place) -> None:
-    place.insert(0, halves(0, 1))
+    place.store(0, halves(0, 1))
     payload = payload_of(place.tmem, 0)
     lengths = set()
     for at in range(len(payload) - 16, len(payload)):
@@ -440,7 +440,7 @@ def test_a_record_damaged_in_ram_never_loads_as_less_than_a_page(place: Place) -
 
 
 def test_a_sealed_segment_is_freed_with_its_last_page(place: Place) -> None:
-    place.insert(0, raw(0, FULL + 1))
+    place.store(0, raw(0, FULL + 1))
     [sealed, opened] = place.tmem.segments.in_use()
     place.tmem.invalidate(0, FULL - 1)
     assert place.tmem.segments.state(sealed) == SEALED
@@ -450,28 +450,28 @@ def test_a_sealed_segment_is_freed_with_its_last_page(place: Place) -> None:
 
 
 def test_an_open_segment_without_a_page_goes_on_being_filled(place: Place) -> None:
-    place.insert(0, raw(0, 1))
+    place.store(0, raw(0, 1))
     place.tmem.invalidate(0, 1)
     [segment] = place.tmem.segments.in_use()
-    place.insert(0, raw(1, 1))
+    place.store(0, raw(1, 1))
     assert place.tmem.segments.in_use() == [segment]
     assert place.tmem.segments.state(segment) == OPEN
     place.verify()
 
 
 def test_a_segment_that_dies_while_it_is_written_is_freed_by_the_commit(place: Place) -> None:
-    place.insert(0, raw(0, 2))
+    place.store(0, raw(0, 2))
     plan = planned(place.tmem)
     place.tmem.invalidate(0, 2)
     assert place.tmem.segments.state(plan.segment) == WRITING
     place.tmem.commit_write_back(plan)
     assert place.tmem.segments.state(plan.segment) == FREE
-    assert (statistics(place.tmem).segments_on_disk, place.tmem.extents.dying_bytes) == (0, len(plan.data))
+    assert (statistics(place.tmem).segments_on_disk, place.tmem.extents.retired_bytes) == (0, len(plan.data))
     check(place.tmem)
 
 
 def test_a_segment_that_dies_while_its_write_fails_is_freed_by_the_abort(place: Place) -> None:
-    place.insert(0, raw(0, 2))
+    place.store(0, raw(0, 2))
     plan = planned(place.tmem)
     place.tmem.invalidate(0, 2)
     place.tmem.abort_write_back(plan)
@@ -481,54 +481,54 @@ def test_a_segment_that_dies_while_its_write_fails_is_freed_by_the_abort(place: 
 
 
 def test_an_extent_is_not_used_again_while_its_hole_is_punched(place: Place) -> None:
-    place.insert(0, raw(0, 1))
+    place.store(0, raw(0, 1))
     first = place.write_back().extent
     place.tmem.invalidate(0, 1)
-    place.insert(0, raw(0, 1))
+    place.store(0, raw(0, 1))
     second = place.write_back().extent
     assert (first, second) == (0, 1)
-    discard = place.tmem.upkeep.plan_discard()
+    discard = place.tmem.reclaim.plan_discard()
     assert discard is not None
-    place.insert(1, raw(1, 1))
+    place.store(1, raw(1, 1))
     assert place.write_back().extent == 2
-    place.tmem.upkeep.abort_discard(discard)
-    place.tmem.upkeep.punch_again()
-    discard = place.tmem.upkeep.plan_discard()
+    place.tmem.reclaim.abort_discard(discard)
+    place.tmem.reclaim.punch_again()
+    discard = place.tmem.reclaim.plan_discard()
     assert discard is not None and discard.extents == (first,)
-    place.tmem.upkeep.commit_discard(discard)
-    place.insert(1, raw(1, 1))
+    place.tmem.reclaim.commit_discard(discard)
+    place.store(1, raw(1, 1))
     assert place.write_back().extent == first
 
 
 def test_memory_is_released_in_parts(place: Place) -> None:
-    place.insert(0, raw(0, 7 * FULL))
+    place.store(0, raw(0, 7 * FULL))
     place.tmem.invalidate(0, 6 * FULL)
     held = place.tmem.pool_bytes
-    first, second = place.tmem.upkeep.plan_release(1), place.tmem.upkeep.plan_release()
+    first, second = place.tmem.reclaim.plan_release(1), place.tmem.reclaim.plan_release()
     assert first is not None and second is not None
     assert (len(first.frames), len(second.frames)) == (1, 1)  # of six frames the reserve keeps four
-    place.tmem.upkeep.commit_release(first)
-    place.tmem.upkeep.abort_release(second)
+    place.tmem.reclaim.commit_release(first)
+    place.tmem.reclaim.abort_release(second)
     assert place.tmem.pool_bytes == held - SEGMENT_BYTES
-    again = place.tmem.upkeep.plan_release()
+    again = place.tmem.reclaim.plan_release()
     assert again is not None and again.frames == second.frames
 
 
 def test_the_reserve_is_populated_up_to_its_size(tmem: Tmem) -> None:
-    plans = [tmem.upkeep.plan_populate() for _ in range(5)]
+    plans = [tmem.reclaim.plan_populate() for _ in range(5)]
     assert [plan is not None for plan in plans] == [True] * 4 + [False]
     for plan in plans[:4]:
         assert plan is not None
-        tmem.upkeep.commit_populate(plan, ok=plan is not plans[0])
+        tmem.reclaim.commit_populate(plan, ok=plan is not plans[0])
     assert tmem.pool_bytes == 3 * SEGMENT_BYTES
-    assert tmem.upkeep.plan_populate() is not None
+    assert tmem.reclaim.plan_populate() is not None
 
 
 # ---- figures -------------------------------------------------------------------------------------------------------
 
 
 def test_statistics_are_of_the_pages_that_are_live(place: Place) -> None:
-    place.insert(0, [page_of(kind, 3) for kind in ("zero", "fill", "raw", "half", "text")])
+    place.store(0, [page_of(kind, 3) for kind in ("zero", "fill", "raw", "half", "text")])
     place.tmem.plan_read(0, 5)
     place.tmem.invalidate(1, 1)
     place.tmem.invalidate(1, 1)
@@ -557,7 +557,7 @@ def test_statistics_are_of_the_pages_that_are_live(place: Place) -> None:
     ],
 )
 def test_a_check_names_the_figure_that_differs(place: Place, name: str, tamper: Callable[[Tmem], None]) -> None:
-    place.insert(2, halves(0, 2))
+    place.store(2, halves(0, 2))
     check(place.tmem)
     tamper(place.tmem)
     with pytest.raises(AssertionError, match=name):
@@ -566,7 +566,7 @@ def test_a_check_names_the_figure_that_differs(place: Place, name: str, tamper: 
 
 @pytest.mark.parametrize("segment", [0, 5], ids=["behind the fill", "in a free segment"])
 def test_a_scan_calls_a_handle_that_refers_to_no_record_a_bug(place: Place, segment: int) -> None:
-    place.insert(0, halves(0, 1))
+    place.store(0, halves(0, 1))
     handle = place.tmem.slots.handles[0] & (1 << SEGMENT_SHIFT) - 1
     place.tmem.slots.handles[9] = handle | segment << SEGMENT_SHIFT | 1 << 30
     with pytest.raises(TmemfsError, match="bug in tmemfs: the handle of slot 9 refers to no record; please report it"):
@@ -598,24 +598,24 @@ def kill(patch: pytest.MonkeyPatch, owner: object, name: str, after: bool = Fals
 
 def furnish(place: Place) -> None:
     """Pages of every kind in RAM, in segments open and sealed, and on the tier."""
-    place.insert(0, raw(0, FULL))
+    place.store(0, raw(0, FULL))
     place.write_back()
-    place.insert(300, halves(0, 520))
-    place.insert(900, raw(1000, FULL))
-    place.insert(1200, [page_of("zero", 0), page_of("fill", 1), page_of("text", 2)])
-    place.insert(0, raw(5000, 3))  # three of the first ones are dead
+    place.store(300, halves(0, 520))
+    place.store(900, raw(1000, FULL))
+    place.store(1200, [page_of("zero", 0), page_of("fill", 1), page_of("text", 2)])
+    place.store(0, raw(5000, 3))  # three of the first ones are dead
 
 
 def in_python(place: Place) -> None:
-    """Store with Inserter in Python, whose steps can be told apart; test_compiled.py kills the other one."""
-    place.tmem._inserter = Inserter(place.tmem)
+    """Store with Appender in Python, whose steps can be told apart; test_compiled.py kills the other one."""
+    place.tmem._appender = Appender(place.tmem)
 
 
 def go_on(place: Place) -> None:
     """After a kill: every page is there, and storing, writing back and loading go on."""
     place.start()
     place.verify()
-    place.insert(1500, halves(7000, 300) + raw(7000, 100))
+    place.store(1500, halves(7000, 300) + raw(7000, 100))
     while plan := place.tmem.plan_write_back(include_open=True):
         if isinstance(plan, Merge):
             merge(place.tmem, plan, place.tier)
@@ -627,8 +627,8 @@ def go_on(place: Place) -> None:
 
 Point = Callable[[pytest.MonkeyPatch, Tmem], None]
 STORE_POINTS: dict[str, Point] = {
-    "before the record": lambda patch, _: kill(patch, insert_module, "xxh3_64_intdigest"),
-    "behind the header": lambda patch, _: kill(patch, insert_module, "_pack_header", after=True),
+    "before the record": lambda patch, _: kill(patch, append_module, "xxh3_64_intdigest"),
+    "behind the header": lambda patch, _: kill(patch, append_module, "_pack_header", after=True),
     "before the fill": lambda patch, tmem: kill(patch, tmem.segments, "set_fill"),
     "behind the fill": lambda patch, tmem: kill(patch, tmem.segments, "set_fill", after=True),
 }
@@ -656,7 +656,7 @@ def test_a_store_killed_before_its_handle_leaves_the_old_page(
     in_python(place)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         STORE_POINTS[point](patch, place.tmem)
-        place.tmem.insert(slot, packed(halves(9000, 1)))
+        place.tmem.store(slot, packed(halves(9000, 1)))
     go_on(place)
 
 
@@ -665,7 +665,7 @@ def test_a_store_killed_behind_its_handle_leaves_the_new_page(place: Place, monk
     in_python(place)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill(patch, place.tmem, "drop")
-        place.tmem.insert(400, packed(halves(9000, 1)))
+        place.tmem.store(400, packed(halves(9000, 1)))
     place.pages[400] = page_of("half", 9000)
     go_on(place)
 
@@ -676,7 +676,7 @@ def test_a_store_of_many_pages_killed_within_leaves_those_before(place: Place, m
     pages = halves(9000, 10)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill(patch, place.tmem.segments, "set_fill", call=5)
-        place.tmem.insert(1400, packed(pages))
+        place.tmem.store(1400, packed(pages))
     place.pages |= {1400 + number: page for number, page in enumerate(pages[:4])}
     go_on(place)
 
@@ -684,10 +684,10 @@ def test_a_store_of_many_pages_killed_within_leaves_those_before(place: Place, m
 @pytest.mark.parametrize("point", OPEN_POINTS)
 def test_a_store_killed_while_it_opens_a_segment_loses_nothing(place: Place, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
     furnish(place)
-    place.insert(900, raw(2000, FULL - 3))  # the raw lane's open segment is full now
+    place.store(900, raw(2000, FULL - 3))  # the raw lane's open segment is full now
     with monkeypatch.context() as patch, pytest.raises(Killed):
         OPEN_POINTS[point](patch, place.tmem)
-        place.tmem.insert(900, packed(raw(9000, 1)))
+        place.tmem.store(900, packed(raw(9000, 1)))
     go_on(place)
 
 
@@ -733,7 +733,7 @@ def test_an_invalidate_killed_within_forgets_the_first_pages_only(place: Place, 
     go_on(place)
 
 
-@pytest.mark.parametrize("name", ["move", "die"])
+@pytest.mark.parametrize("name", ["move", "retire"])
 def test_a_death_on_the_tier_killed_within_frees_the_segment_at_the_next_start(
     place: Place, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -752,12 +752,12 @@ def test_a_death_on_the_tier_killed_within_frees_the_segment_at_the_next_start(
 def test_plans_of_a_store_that_was_killed_are_forgotten(place: Place) -> None:
     furnish(place)
     place.tmem.plan_read(10, 8)
-    place.tmem.upkeep.plan_populate()
-    place.tmem.upkeep.plan_release()
+    place.tmem.reclaim.plan_populate()
+    place.tmem.reclaim.plan_release()
     planned(place.tmem)
     place.start()
     assert place.tmem.segments.pins == {}
-    assert place.tmem.extents.dying_bytes == 0
+    assert place.tmem.extents.retired_bytes == 0
     assert place.tmem.arena.idle == 0
     go_on(place)
 
@@ -772,9 +772,9 @@ def test_a_start_after_a_start_is_the_same(place: Place) -> None:
 
 
 def test_a_segment_that_is_being_filled_is_not_called_sparse(place: Place) -> None:
-    place.insert(0, raw(0, 1))
+    place.store(0, raw(0, 1))
     assert statistics(place.tmem).ram_amplification == 1.0
-    place.insert(1, raw(1, FULL))
+    place.store(1, raw(1, FULL))
     assert 1.0 < statistics(place.tmem).ram_amplification < 1.01
     for slot in range(0, FULL, 2):
         place.tmem.invalidate(slot, 1)
@@ -806,7 +806,7 @@ class CountedLock:
 
 def test_segments_are_listed_a_few_at_a_time_so_that_loads_come_between(monkeypatch: pytest.MonkeyPatch) -> None:
     tmem, lock = new_tmem(slots=33 * FULL, frames=40, limit=40), CountedLock()
-    tmem.insert(0, [(RAW, page_of("raw", 1))] * (33 * FULL))
+    tmem.store(0, [(RAW, page_of("raw", 1))] * (33 * FULL))
     monkeypatch.setattr(tmem, "lock", lock)
     assert len(segment_lines(tmem)) == 33
     assert lock.times == -(-33 // 8)

@@ -160,8 +160,8 @@ def shrink(tmem: Tmem, tier: Tier) -> None:
         tmem.commit_write_back(plan)
     elif plan is not None:
         tmem.merges.abort(plan)
-    while release := tmem.upkeep.plan_release():
-        tmem.upkeep.commit_release(release)
+    while release := tmem.reclaim.plan_release():
+        tmem.reclaim.commit_release(release)
 
 
 def asked(recording: Recording) -> list[tuple[int, int, int, tuple[int, ...]]]:
@@ -273,7 +273,7 @@ def test_victims_of_a_replay_are_those_of_the_store() -> None:
     packed = [encode(page_of("half", seed), LZ4) for seed in range(8)]
     for slot in range(8000):
         page = [packed[slot % len(packed)]]
-        while not tmem.insert(slot, page):
+        while not tmem.store(slot, page):
             shrink(tmem, tier)
         pool.store(slot, len(page[0][1]))
         if random.random() < 0.004:

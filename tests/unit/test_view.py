@@ -193,7 +193,7 @@ def test_a_column_there_is_none_of_is_refused_with_those_there_are(
 def test_what_a_daemon_says_can_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     regions = Regions.new(slots=64, frames=10, extents=10)
     engine = Engine.over(regions.start(10, 64), FaultyTier(), parse_codec("lz4"))
-    engine.tmem.insert(0, [encode(page_of("text", 1), parse_codec("lz4"))])
+    engine.tmem.store(0, [encode(page_of("text", 1), parse_codec("lz4"))])
     outcomes = {"memory_locked": 1, "io_flusher": 1, "oom_score_adj_set": 1, "realtime": 1}
     services = Services(engine, Limits(engine, 64 * MIB, 10 * MIB), new_pressure(engine), Jobs(), "none", outcomes)
     (tmp_path / "control").mkdir()

@@ -241,7 +241,7 @@ class Cleaner:
     def _plan_clean(self, least_gain_bytes: int) -> Merge | None:
         """The store's plan; made again without what is dead on the tier if that may have left no extent for it."""
         plan = self._merges.plan_clean(least_gain_bytes)
-        if plan is None and self._tmem.extents.dying_bytes:
+        if plan is None and self._tmem.extents.retired_bytes:
             self._holes.punch()
             plan = self._merges.plan_clean(least_gain_bytes)
         return plan

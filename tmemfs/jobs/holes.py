@@ -48,7 +48,7 @@ class Holes:
         self._pause_s = FIRST_PAUSE_S
         self._again_at = math.inf
         if not tier.can_discard:
-            tmem.upkeep.punch_none()
+            tmem.reclaim.punch_none()
 
     @property
     def wait_s(self) -> float:
@@ -58,26 +58,26 @@ class Holes:
     @property
     def is_due(self) -> bool:
         """Whether there is something to punch. Without the lock: a hint."""
-        return self._tmem.extents.has_dying or not self.wait_s
+        return self._tmem.extents.has_retired or not self.wait_s
 
     def punch(self, again: bool = False) -> None:
         """Punch what is due, `again` also those put off; a second thread waits for the first, whose extents it may need."""
-        upkeep = self._tmem.upkeep
+        reclaim = self._tmem.reclaim
         with self._lock:
             if not self._tier.can_discard:
-                upkeep.punch_none()
+                reclaim.punch_none()
             elif again or not self.wait_s:
-                upkeep.punch_again()
-            while plan := upkeep.plan_discard():
+                reclaim.punch_again()
+            while plan := reclaim.plan_discard():
                 try:
                     self._tier.discard(plan.extents)
                 except BaseException as error:
-                    upkeep.abort_discard(plan)
+                    reclaim.abort_discard(plan)
                     if not isinstance(error, TierError):
                         raise
                     self._put_off(error)
                     continue
-                upkeep.commit_discard(plan)
+                reclaim.commit_discard(plan)
                 self.counts.discarded += len(plan.extents) * self._tier.can_discard
             if not self._tmem.extents.has_stale:
                 self._pause_s, self._again_at = FIRST_PAUSE_S, math.inf

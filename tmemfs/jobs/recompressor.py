@@ -81,7 +81,7 @@ class Recompressor:
     async def _work_on(self, idle: deque[Use]) -> None:
         """Encode `idle` anew, a segment at a time."""
         self._is_fresh = False
-        while idle and self.level is not None and self._tmem.arena.has_room:
+        while idle and self.level is not None and self._tmem.arena.has_free_frame:
             began = time.monotonic()
             await self._worker.run(partial(self._encode_some, idle, self.level))
             await trio.sleep((time.monotonic() - began) * _REST)

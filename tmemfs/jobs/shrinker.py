@@ -258,11 +258,11 @@ class Shrinker:
             while True:
                 self._framed = trio.Event()  # not `_kicked`: what else a notice was for is still to be looked at
                 self._kick_pending = False  # before the look: a notice after it kicks again, one before it is seen by it
-                if arena.has_room or not arena.is_growing:
+                if arena.has_free_frame or not arena.is_growing:
                     break
                 await self._framed.wait()
         self._wants_frame = False
-        return arena.has_room
+        return arena.has_free_frame
 
     async def _fill_reserve_on(self) -> None:
         """Keep the reserve filled. The system may have no memory for it, for as long as it likes: nobody waits for that."""
@@ -296,7 +296,7 @@ class Shrinker:
 
     async def _step(self, goal: int) -> bool:
         """Free up to `goal` bytes in the background; whether to go on at once."""
-        include_open = not self._tmem.arena.has_room
+        include_open = not self._tmem.arena.has_free_frame
         answer = await self._free(_Tally(ShrinkRequest(goal), include_open), self._background)
         return answer.written > 0 and self._room.stuck is None
 
@@ -398,18 +398,18 @@ class Shrinker:
 
     def _release(self) -> None:
         """Give the memory of frames that are not needed back to the system."""
-        while plan := self._tmem.upkeep.plan_release():
+        while plan := self._tmem.reclaim.plan_release():
             try:
                 for frame in plan.frames:
                     punch(self._tmem.arena.region.fd, frame * SEGMENT_BYTES, SEGMENT_BYTES)
             except OSError as error:
-                self._tmem.upkeep.abort_release(plan)
+                self._tmem.reclaim.abort_release(plan)
                 log.error("memory could not be given back: %s", error)
                 return
             except BaseException:
-                self._tmem.upkeep.abort_release(plan)
+                self._tmem.reclaim.abort_release(plan)
                 raise
-            self._tmem.upkeep.commit_release(plan)
+            self._tmem.reclaim.commit_release(plan)
             with self._lock:
                 self.counts.released_bytes += len(plan.frames) * SEGMENT_BYTES
 
@@ -422,17 +422,17 @@ class Shrinker:
 
     def _fill_reserve(self) -> None:
         """Fault frames in for what comes; in a thread."""
-        while plan := self._tmem.upkeep.plan_populate():
+        while plan := self._tmem.reclaim.plan_populate():
             try:
                 populate(self._tmem.arena.region.map, plan.frame * SEGMENT_BYTES, SEGMENT_BYTES)
             except OSError as error:
-                self._tmem.upkeep.commit_populate(plan, ok=False)
+                self._tmem.reclaim.commit_populate(plan, ok=False)
                 log.warning("no memory for the reserve: %s", error)
                 return
             except BaseException:
-                self._tmem.upkeep.commit_populate(plan, ok=False)
+                self._tmem.reclaim.commit_populate(plan, ok=False)
                 raise
-            self._tmem.upkeep.commit_populate(plan)
+            self._tmem.reclaim.commit_populate(plan)
             # the background has to look again if somebody waits for the frame, or if the frame takes the pool above its watermark
             if self._wants_frame or self._tmem.pool_bytes > self.marks.under(self.ceiling).high:
                 self._notice()

@@ -125,7 +125,7 @@ class Pager:
             raise NoRoom(f"the swap image ends at {self.swap_bytes} bytes: mount it with a larger --size")
         stuck = self._room.stuck
         # a free frame is looked for here and not only by the shrinker: refusals end with the first one
-        if stuck is not None and not self._tmem.arena.has_room and not _is_zero(data):
+        if stuck is not None and not self._tmem.arena.has_free_frame and not _is_zero(data):
             self._refuse(offset, len(data), stuck)
         if not (offset | len(data)) % PAGE_BYTES:
             return self._store(offset // PAGE_BYTES, encode_pages(data, self.codec))
@@ -155,7 +155,7 @@ class Pager:
 
     def _store(self, first: int, packed: list[Packed]) -> Deferred | None:
         """Store whole pages: what swap-out is."""
-        stored = 0 if self._waiting else self._tmem.insert(first, packed)
+        stored = 0 if self._waiting else self._tmem.store(first, packed)
         return None if stored == len(packed) else self._wait_with([_Run(first, packed, stored)])
 
     def _wait_with(self, steps: list[_Run | _Patch]) -> Deferred:
@@ -210,7 +210,7 @@ class Pager:
     def _apply(self, step: _Run | _Patch, may_block: bool = False) -> bool:
         """Do `step` as far as it goes now; whether it is finished."""
         if isinstance(step, _Run):
-            step.stored = self._tmem.insert(step.first, step.packed, step.stored)
+            step.stored = self._tmem.store(step.first, step.packed, step.stored)
             return step.stored == len(step.packed)
         while True:
             version = self._tmem.version(step.slot)
@@ -220,7 +220,7 @@ class Pager:
                     return False
                 page = self._reader.perform(self._tmem.plan_read(step.slot, 1))[0]
             patched = page[: step.at] + step.data + page[step.at + len(step.data) :]
-            stored = self._tmem.insert_if(step.slot, version, encode(patched, self.codec))
+            stored = self._tmem.store_if(step.slot, version, encode(patched, self.codec))
             if stored is not False:
                 return bool(stored)
 

@@ -29,18 +29,18 @@ from tmemfs.units import SEGMENT_BYTES
 if TYPE_CHECKING:
     from tmemfs.store.tmem import Tmem
 
-#: Counts the changes of what Inserter and codec.encode_pages do: compiled.pyx says which it was written after.
-REVISION: Final = 1
+#: Counts the changes of what Appender and codec.encode_pages do: compiled.pyx says which it was written after.
+REVISION: Final = 2
 _pack_header = HEADER.pack_into
 
 
-class Inserter:
+class Appender:
     """Stores encoded pages in `tmem`."""
 
     def __init__(self, tmem: Tmem) -> None:
         self._tmem = tmem
 
-    def insert(self, first: int, packed: list[Packed], start: int = 0) -> int:
+    def append(self, first: int, packed: list[Packed], start: int = 0) -> int:
         """Store entries of `packed` from `start` on, for slots first+start, ...; gives how many entries are stored now.
 
         One function, record and handle written out: three calls a page take 3.5 us, this 2.9.

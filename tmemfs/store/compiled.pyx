@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
-"""The two functions that every stored page goes through, compiled: `encode_lz4` (codec.py) and `Inserter.insert` (insert.py).
+"""The two functions that every stored page goes through, compiled: `encode_lz4` (codec.py) and `Appender.append` (append.py).
 
 They do what their pure-Python namesakes do, which stay, and are used where this was not built; tests hold the two against each
 other. lz4 and xxhash are called directly: a batch is compressed without the interpreter's lock. The order of a store (record,
@@ -13,7 +13,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from tmemfs.store import codec, record, segments
-from tmemfs.store import append as insert
+from tmemfs.store import append
 from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES
 
 cdef extern from "lz4.h" nogil:
@@ -29,8 +29,8 @@ cdef extern from *:
     void store_release(uint64_t *at, uint64_t value) nogil
 
 cdef enum:
-    #: insert.REVISION of what this was written after.
-    REVISION = 1
+    #: append.REVISION of what this was written after.
+    REVISION = 2
     PAGE = 4096
     BLOCK = 4096
     SEGMENT = 1 << 20
@@ -62,7 +62,7 @@ def _same_constants():
             SEGMENT_AT, LENGTHS, CHECKSUM, RECORD_WORDS * 8, REVISION)
     theirs = (PAGE_BYTES, BLOCK_BYTES, SEGMENT_BYTES, codec.LARGEST_COMPRESSED_BYTES, record.HEADER_BYTES, record.GRAIN_BYTES,
               codec.ZERO, codec.RAW, codec.FILL, codec.LZ4, record.TAG_MASK, record.LENGTH_SHIFT, record.OFFSET_BYTES_SHIFT,
-              record.SEGMENT_SHIFT, record.LENGTH_MASK, record.CHECKSUM_MASK, segments.RECORD_BYTES, insert.REVISION)
+              record.SEGMENT_SHIFT, record.LENGTH_MASK, record.CHECKSUM_MASK, segments.RECORD_BYTES, append.REVISION)
     if ours != theirs or sys.byteorder != "little":
         raise ImportError("compiled from another version of tmemfs, or for a big-endian machine: run 'make setup' again")
 
@@ -121,7 +121,7 @@ cdef struct Changes:
     int64_t raw_stores
 
 
-cdef class Inserter:
+cdef class Appender:
     """Stores encoded pages in `tmem`. Guarded by its lock."""
 
     cdef object _tmem
@@ -143,9 +143,9 @@ cdef class Inserter:
         self._base = tmem.segments.base
         self._live = tmem.segments.live
         self._pages = tmem.segments.pages
-        self._floor = tmem.fullness.floor
+        self._floor = tmem.occupancy.floor
 
-    def insert(self, uint64_t first, list packed not None, Py_ssize_t start=0):
+    def append(self, uint64_t first, list packed not None, Py_ssize_t start=0):
         """Store entries of `packed` from `start` on, for slots first+start, ...; gives how many entries are stored now."""
         if first > self._slots or <uint64_t>len(packed) > self._slots - first:
             raise IndexError(f"there is no slot {int(first) + len(packed) - 1}")

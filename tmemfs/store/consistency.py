@@ -59,7 +59,7 @@ class TmemStatistics:
     """What the store holds (pages live now, bytes) and has done (pages since the start).
 
     `stored_bytes` are all payloads since the start; amplification is bytes occupied by bytes of live records, open segments left
-    out; `ram_fullness` and `disk_fullness` are numbers of sealed segments by eighths of live share, the emptiest first;
+    out; `ram_occupancy` and `disk_occupancy` are numbers of sealed segments by eighths of live share, the emptiest first;
     `lane_pages` are pages by lane (segments.LANES), in RAM and on the tier.
     """
 
@@ -86,8 +86,8 @@ class TmemStatistics:
     stored_bytes: int
     ram_amplification: float
     disk_amplification: float
-    ram_fullness: tuple[int, ...]
-    disk_fullness: tuple[int, ...]
+    ram_occupancy: tuple[int, ...]
+    disk_occupancy: tuple[int, ...]
     lane_pages: tuple[int, ...]
 
 
@@ -153,7 +153,7 @@ def recover(tmem: Tmem) -> None:
     tmem.live_bytes = sum(found.live.values())
     for segment in used:
         if not segments.live[segment]:
-            tmem.died(segment)
+            tmem.emptied(segment)
 
 
 def check(tmem: Tmem) -> None:
@@ -178,12 +178,12 @@ def check(tmem: Tmem) -> None:
         assert tmem.live_bytes == sum(found.live.values()), "live bytes"
         tier_live_bytes = sum(tmem.segments.live[s] for s in used if tmem.segments.state(s) == ON_TIER)
         assert tmem.tier_live_bytes == tier_live_bytes, "live bytes on the tier"
-        assert all(tmem.segments.live[s] >= tmem.fullness.floor[s] for s in used), "fullness"
+        assert all(tmem.segments.live[s] >= tmem.occupancy.floor[s] for s in used), "occupancy index"
         sealed = sum(len(lane.sealed) for lane in tmem.lanes)
-        assert sum(tmem.fullness.histogram(LANE_PACKED, LANE_RAW)) == sealed, "segments filed by their lanes"
+        assert sum(tmem.occupancy.histogram(LANE_PACKED, LANE_RAW)) == sealed, "segments filed by their lanes"
         assert len(set(frames)) == len(frames) and set(frames) == tmem.arena.used, "frames in use"
         assert on_tier.items() <= tmem.extents.out.items(), "extents in use"
-        held = sum(tmem.extents.out.values()) + tmem.extents.dying_bytes
+        held = sum(tmem.extents.out.values()) + tmem.extents.retired_bytes
         assert tmem.extents.held_bytes == held, "bytes held on the tier"
         _check_records(tmem)
 
@@ -207,7 +207,7 @@ def _check_records(tmem: Tmem) -> None:
 
 def statistics(tmem: Tmem) -> TmemStatistics:
     """The state as it is now, in one consistent reading that looks at no segment; but how full they are is read just before."""
-    ram_fullness, disk_fullness = tmem.fullness.histogram(LANE_PACKED, LANE_RAW), tmem.fullness.histogram(TIER)
+    ram_occupancy, disk_occupancy = tmem.occupancy.histogram(LANE_PACKED, LANE_RAW), tmem.occupancy.histogram(TIER)
     with tmem.lock:
         by_tag, counts, arena = tmem.pages_by_tag, tmem.counts, tmem.arena
         stored = sum(by_tag)
@@ -235,8 +235,8 @@ def statistics(tmem: Tmem) -> TmemStatistics:
             stored_bytes=counts.stored_bytes,
             ram_amplification=tmem.merges.space_in_ram().amplification,
             disk_amplification=tmem.merges.space().amplification,
-            ram_fullness=ram_fullness,
-            disk_fullness=disk_fullness,
+            ram_occupancy=ram_occupancy,
+            disk_occupancy=disk_occupancy,
             lane_pages=tmem.lane_pages,
         )
 

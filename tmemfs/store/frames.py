@@ -74,7 +74,7 @@ class Arena:
         return len(self._ready) + len(self._releasing) + self._given_back + self._populating
 
     @property
-    def has_room(self) -> bool:
+    def has_free_frame(self) -> bool:
         """Whether `take` would give a frame."""
         if len(self._ready) > self.spare:
             return True

@@ -4,7 +4,7 @@ Packed and raw records have lanes of their own, because raw ones gain nothing fr
 
 Invariants:
 1. `sealed` holds the lane's segments in state SEALED, in order of age; what failed to be written is in front again.
-2. The same segments are filed in `fullness`, in the lane's group.
+2. The same segments are filed in `occupancy`, in the lane's group.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from tmemfs.store.frames import Frame
-from tmemfs.store.occupancy import Fullness
+from tmemfs.store.occupancy import OccupancyIndex
 from tmemfs.store.record import SegmentId, segment_seed
 from tmemfs.units import SEGMENT_BYTES
 
 
 class Lane:
-    """Lane `index`, filed in `fullness`. While no segment is open, `fill` is SEGMENT_BYTES, so that nothing fits.
+    """Lane `index`, filed in `occupancy`. While no segment is open, `fill` is SEGMENT_BYTES, so that nothing fits.
 
     `base` is the arena offset of the open segment's frame, `seed` what its sequence adds to its records' checksums.
     """
 
-    __slots__ = ("_fullness", "base", "fill", "index", "is_open", "sealed", "seed", "segment")
+    __slots__ = ("_occupancy", "base", "fill", "index", "is_open", "sealed", "seed", "segment")
 
-    def __init__(self, index: int, fullness: Fullness) -> None:
+    def __init__(self, index: int, occupancy: OccupancyIndex) -> None:
         self.index = index
-        self._fullness = fullness
+        self._occupancy = occupancy
         self.sealed: OrderedDict[SegmentId, None] = OrderedDict()
         self.close()
 
@@ -50,7 +50,7 @@ class Lane:
     def append(self, segment: SegmentId, live_bytes: int) -> None:
         """`segment` was sealed: it is the last in line."""
         self.sealed[segment] = None
-        self._fullness.add(self.index, segment, live_bytes, SEGMENT_BYTES)
+        self._occupancy.add(self.index, segment, live_bytes, SEGMENT_BYTES)
 
     def to_front(self, segment: SegmentId, live_bytes: int) -> None:
         """`segment` is next in line."""
@@ -60,7 +60,7 @@ class Lane:
     def remove(self, segment: SegmentId) -> None:
         """`segment` is not in line any more."""
         del self.sealed[segment]
-        self._fullness.remove(segment)
+        self._occupancy.remove(segment)
 
     @property
     def oldest(self) -> SegmentId | None:

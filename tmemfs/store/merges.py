@@ -166,7 +166,7 @@ class Merges:
         tmem = self._tmem
         with tmem.lock:
             for lane in tmem.lanes:
-                emptiest = filter(self.can_be_emptied, tmem.fullness.emptiest(lane.index, DENSE_SHARE))
+                emptiest = filter(self.can_be_emptied, tmem.occupancy.emptiest(lane.index, DENSE_SHARE))
                 chosen = max(map(self._fitting, self._by_dictionary(islice(emptiest, LOOK_AT))), key=len, default=[])
                 if len(chosen) > 1:
                     return self.plan_merge(lane, sorted(chosen, key=tmem.segments.age))
@@ -322,7 +322,7 @@ class Merges:
             self._finish_sources(plan, set(damaged), set_aside=not gains and not damaged)
             if plan.extent is not None:
                 table.give_back(plan.target)
-                tmem.extents.die(plan.extent)
+                tmem.extents.retire(plan.extent)
             else:
                 self._drop_target_in_ram(plan)
             tmem.notice()
@@ -330,7 +330,7 @@ class Merges:
     def space(self) -> Space:
         """What segments take of the tier, and how much of that lives. Under the lock or outdated."""
         tmem = self._tmem
-        return Space(tmem.extents.held_bytes - tmem.extents.dying_bytes, tmem.tier_live_bytes, tmem.extents.free_bytes)
+        return Space(tmem.extents.held_bytes - tmem.extents.retired_bytes, tmem.tier_live_bytes, tmem.extents.free_bytes)
 
     def space_in_ram(self) -> Space:
         """The same of the frames of full segments; the open ones are being filled. Under the lock or outdated."""
@@ -388,13 +388,13 @@ class Merges:
         def worth(segment: SegmentId) -> float:
             return self.score(table.live[segment] / whole_blocks(table.fill(segment)), now - table.age(segment))
 
-        ranked = sorted(self._tmem.fullness.candidates(TIER), key=worth, reverse=True)
+        ranked = sorted(self._tmem.occupancy.candidates(TIER), key=worth, reverse=True)
         alike = next(iter(self._by_dictionary(ranked)), [])
         return sorted(self._fitting(alike[:_MOST_SOURCES]), key=table.age)
 
     def _tier_source(self, segment: SegmentId) -> Source:
         table = self._tmem.segments
-        self._tmem.fullness.remove(segment)
+        self._tmem.occupancy.remove(segment)
         table.pin(segment)
         fill, seed = table.fill(segment), segment_seed(table.sequence(segment))
         return Source(segment, seed, fill, whole_blocks(fill), None, Extent(table.index(segment)))
@@ -431,12 +431,12 @@ class Merges:
         `set_aside`: nothing is gained with them before more of them has died.
         """
         tmem, table, goes = self._tmem, self._tmem.segments, 0
-        file = tmem.fullness.set_aside if set_aside else tmem.fullness.add
+        file = tmem.occupancy.set_aside if set_aside else tmem.occupancy.add
         for source in reversed(plan.sources):
             segment, live = source.segment, table.live[source.segment]
             if plan.extent is not None:
                 if table.unpin(segment) and not live:
-                    tmem.died(segment)
+                    tmem.emptied(segment)
                 elif live and segment not in damaged:
                     file(TIER, segment, live, source.size_bytes)
                 continue
@@ -457,9 +457,9 @@ class Merges:
         live = table.live[target]
         if plan.extent is not None:
             if table.unpin(target) and not live:
-                tmem.died(target)
+                tmem.emptied(target)
             elif live:
-                tmem.fullness.add(TIER, target, live, whole_blocks(table.fill(target)))
+                tmem.occupancy.add(TIER, target, live, whole_blocks(table.fill(target)))
         elif live:
             assert plan.frame is not None
             table.move(target, SEALED, plan.frame)

@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tmemfs.store import codec
-from tmemfs.store.append import Inserter
+from tmemfs.store.append import Appender
 from tmemfs.store.codec import LZ4, Codec, Packed
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ else:
 IS_COMPILED: Final = not WHY_NOT
 
 
-class InsertsPages(Protocol):
-    """What stores encoded pages (insert.Inserter)."""
+class AppendsPages(Protocol):
+    """What stores encoded pages (append.Appender)."""
 
-    def insert(self, first: int, packed: list[Packed], start: int = 0) -> int:
-        """See Inserter."""
+    def append(self, first: int, packed: list[Packed], start: int = 0) -> int:
+        """See Appender."""
 
 
 def encode_pages(pages: memoryview, chosen: Codec) -> list[Packed]:
@@ -40,6 +40,6 @@ def encode_pages(pages: memoryview, chosen: Codec) -> list[Packed]:
     return codec.encode_pages(pages, chosen)
 
 
-def inserter(tmem: Tmem) -> InsertsPages:
+def appender(tmem: Tmem) -> AppendsPages:
     """What stores pages in `tmem`, under its lock."""
-    return compiled.Inserter(tmem) if IS_COMPILED else Inserter(tmem)
+    return compiled.Appender(tmem) if IS_COMPILED else Appender(tmem)

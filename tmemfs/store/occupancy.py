@@ -1,4 +1,4 @@
-"""Fullness: segments by the share of them that is still live, the lanes in RAM and the tier apart.
+"""OccupancyIndex: segments by the share of them that is still live, the lanes in RAM and the tier apart.
 
 LEVELS lists for each of these groups, each in order of arrival, so that victims are found by looking at a few segments a level,
 however many there are; a dropped record moves its segment only when that falls to a lower level. A segment from which nothing
@@ -25,7 +25,7 @@ _PER_LEVEL: Final = 4
 _ASIDE: Final = _GROUPS * LEVELS
 
 
-class Fullness:
+class OccupancyIndex:
     """At most `count` segments, each in one group or none, by live share."""
 
     def __init__(self, count: int) -> None:

@@ -1,4 +1,4 @@
-"""Upkeep: what frames and extents need besides pages going in and out: memory given back, holes punched, the reserve filled.
+"""Reclaim: what frames and extents need besides pages going in and out: memory given back, holes punched, the reserve filled.
 
 Plans like those of the store: whoever performs one commits or aborts it. Takes the store's lock itself.
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tmemfs.store.tmem import Tmem
 
 
-class Upkeep:
+class Reclaim:
     """Plans the upkeep of `tmem`'s arena and extents."""
 
     def __init__(self, tmem: Tmem) -> None:
@@ -40,7 +40,7 @@ class Upkeep:
     def plan_discard(self, most: int = 64) -> Discard | None:
         """Up to `most` extents whose holes are to be punched."""
         with self._tmem.lock:
-            extents = self._tmem.extents.take_dying(most)
+            extents = self._tmem.extents.take_retired(most)
         return Discard(extents) if extents else None
 
     def commit_discard(self, plan: Discard) -> None:

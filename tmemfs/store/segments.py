@@ -233,9 +233,9 @@ CLEANING_RESERVE_BYTES: Final = 2 * SEGMENT_BYTES
 class Extents:
     """Which extents of the tier are free, lowest first, so that the backing stays short.
 
-    An extent is free, out (it holds a segment or is being written), dying (its hole is to be punched) or stale (its hole could
+    An extent is free, out (it holds a segment or is being written), retired (its hole is to be punched) or stale (its hole could
     not be punched: what is in it is dead, and the next segment is written over it). What is not free takes the whole blocks of its
-    fill. What is out or dying takes at most `limit_bytes`, and at most `count` extents; stale ones are taken before free ones, so
+    fill. What is out or retired takes at most `limit_bytes`, and at most `count` extents; stale ones are taken before free ones, so
     they never keep a segment away, and the disk they take does not grow. The last `reserve_bytes` of both limits are for cleaning
     alone, so that it makes progress on a tier that is full.
 
@@ -250,10 +250,10 @@ class Extents:
         self.limit_bytes = count * SEGMENT_BYTES if limit_bytes is None else limit_bytes
         self.held_bytes = 0
         #: Of `held_bytes`, those whose holes are still to be punched.
-        self.dying_bytes = 0
+        self.retired_bytes = 0
         self.out: dict[Extent, int] = {}
         self._are_punched = True
-        self._dying: dict[Extent, int] = {}
+        self._retired: dict[Extent, int] = {}
         self._stale: dict[Extent, int] = {}
         self._stale_bytes = 0
         self._discarding: dict[Extent, int] = {}
@@ -261,9 +261,9 @@ class Extents:
         self._untouched = 0
 
     @property
-    def has_dying(self) -> bool:
+    def has_retired(self) -> bool:
         """Whether holes are to be punched now."""
-        return bool(self._dying)
+        return bool(self._retired)
 
     @property
     def has_stale(self) -> bool:
@@ -281,7 +281,7 @@ class Extents:
 
     @property
     def _taken(self) -> int:
-        """Extents that are out or dying."""
+        """Extents that are out or retired."""
         return self._untouched - len(self._free) - len(self._stale)
 
     def take(self, size_bytes: int, for_cleaning: bool = False) -> Extent | None:
@@ -316,20 +316,20 @@ class Extents:
         self._untouched = max(extents, default=-1) + 1
         self._free = [Extent(index) for index in range(self._untouched) if index not in extents]
 
-    def die(self, extent: Extent) -> None:
+    def retire(self, extent: Extent) -> None:
         """Nothing in `extent` is needed any more: queue its hole, or free it where there are no holes."""
         size_bytes = self.out.pop(extent)
-        self.dying_bytes += size_bytes
+        self.retired_bytes += size_bytes
         if self._are_punched:
-            self._dying[extent] = size_bytes
+            self._retired[extent] = size_bytes
         else:
             self._free_one(extent, size_bytes)
 
-    def take_dying(self, most: int) -> tuple[Extent, ...]:
+    def take_retired(self, most: int) -> tuple[Extent, ...]:
         """Up to `most` extents whose holes are to be punched now, those that died first, in order."""
-        taken = tuple(sorted(islice(self._dying, most)))
+        taken = tuple(sorted(islice(self._retired, most)))
         for extent in taken:
-            self._discarding[extent] = self._dying.pop(extent)
+            self._discarding[extent] = self._retired.pop(extent)
         return taken
 
     def discarded(self, extents: tuple[Extent, ...], ok: bool) -> None:
@@ -344,20 +344,20 @@ class Extents:
 
     def punch_again(self) -> None:
         """Queue the holes of stale extents."""
-        self._dying.update(self._stale)
+        self._retired.update(self._stale)
         self._stale.clear()
         self._stale_bytes = 0
 
     def punch_none(self) -> None:
-        """The tier cannot discard: what is dying or stale is free, and what dies from now on is so at once."""
+        """The tier cannot discard: what is retired or stale is free, and what dies from now on is so at once."""
         self._are_punched = False
         self.punch_again()
-        while self._dying:
-            self._free_one(*self._dying.popitem())
+        while self._retired:
+            self._free_one(*self._retired.popitem())
 
     def _free_one(self, extent: Extent, size_bytes: int) -> None:
         self.held_bytes -= size_bytes
-        self.dying_bytes -= size_bytes
+        self.retired_bytes -= size_bytes
         heapq.heappush(self._free, extent)
 
     def _unstale(self, extent: Extent) -> None:
@@ -365,4 +365,4 @@ class Extents:
         size_bytes = self._stale.pop(extent)
         self._stale_bytes -= size_bytes
         self.held_bytes -= size_bytes
-        self.dying_bytes -= size_bytes
+        self.retired_bytes -= size_bytes

@@ -6,7 +6,7 @@ commit re-checks what may have changed meanwhile.
 
 Thread-safety: every public method takes the lock itself and may be called from any thread; properties read without it, and may
 be outdated when they return. Compression happens before
-`insert`, never under the lock; the one page a load decompresses is decompressed under it, so that its frame cannot go.
+`store`, never under the lock; the one page a load decompresses is decompressed under it, so that its frame cannot go.
 
 Order of a store: record bytes, then fill, then the handle. Order of a write-back: data written, then the segment's place,
 then the frame is given back. So a process killed at any instruction leaves regions from which `Tmem` starts again.
@@ -35,10 +35,10 @@ from tmemfs.store.dictionary import Dictionaries, Dictionary, read_dictionary
 from tmemfs.store.frames import Arena, Frame
 from tmemfs.store.lanes import Lane
 from tmemfs.store.merges import Merge, Merges
-from tmemfs.store.native import inserter
-from tmemfs.store.occupancy import TIER, Fullness
+from tmemfs.store.native import appender
+from tmemfs.store.occupancy import TIER, OccupancyIndex
 from tmemfs.store.plans import ReadPlan, RecordAt, WriteBack
-from tmemfs.store.reclaim import Upkeep
+from tmemfs.store.reclaim import Reclaim
 from tmemfs.store.record import (
     EMPTY,
     GRAIN_MASK,
@@ -105,8 +105,8 @@ class Tmem:
         self.extents = extents
         self.notice: Callable[[], None] = lambda: None
         # guarded by the lock
-        self.fullness = Fullness(segments.count)
-        self.lanes = (Lane(LANE_PACKED, self.fullness), Lane(LANE_RAW, self.fullness))
+        self.occupancy = OccupancyIndex(segments.count)
+        self.lanes = (Lane(LANE_PACKED, self.occupancy), Lane(LANE_RAW, self.occupancy))
         self.pages_by_tag = [0] * _TAGS
         self.compressed_bytes = 0
         self.disk_pages = 0
@@ -117,26 +117,26 @@ class Tmem:
         self.counts = Counts()
         self.dictionaries = Dictionaries()
         self.merges = Merges(self)
-        self.upkeep = Upkeep(self)
+        self.reclaim = Reclaim(self)
         recover(self)
-        self._inserter = inserter(self)
+        self._appender = appender(self)
 
     # ---- pages -----------------------------------------------------------------------------------------------------
 
-    def insert(self, first: int, packed: list[Packed], start: int = 0) -> int:
+    def store(self, first: int, packed: list[Packed], start: int = 0) -> int:
         """Store the encoded pages of slots first+start, ...; gives how many entries of `packed` are stored now.
 
         Fewer than all of them means that the next one finds no room in RAM: make room and go on from there.
         """
         with self.lock:
-            return self._inserter.insert(first, packed, start)
+            return self._appender.append(first, packed, start)
 
-    def insert_if(self, slot: int, expected: Version, packed: Packed) -> bool | None:
+    def store_if(self, slot: int, expected: Version, packed: Packed) -> bool | None:
         """Store one page if the slot's version is still `expected`: True; False if it is not; None without room."""
         with self.lock:
             if self._version(slot) != expected:
                 return False
-            return True if self._inserter.insert(slot, [packed]) else None
+            return True if self._appender.append(slot, [packed]) else None
 
     def version(self, slot: int) -> Version:
         """What changes with every store and invalidate of `slot`, and with nothing else."""
@@ -228,7 +228,7 @@ class Tmem:
             self.counts.loads_disk += len(records)
             for record in records:
                 if self.segments.unpin(record.segment) and not self.segments.live[record.segment]:
-                    self.died(record.segment)
+                    self.emptied(record.segment)
 
     def plan_write_back(self, include_open: bool = False) -> WriteBack | Merge | None:
         """The next victim: raw segments before packed ones, old before young, loaded from after not; None if there is none.
@@ -264,7 +264,7 @@ class Tmem:
                 self.file_on_tier(plan.segment)
             else:
                 self.segments.move(plan.segment, FREE, 0)
-                self.extents.die(plan.extent)
+                self.extents.retire(plan.extent)
             goes = self.arena.give_back(plan.frame)
             self.notice()
             return goes
@@ -272,7 +272,7 @@ class Tmem:
     def abort_write_back(self, plan: WriteBack) -> None:
         """The data of `plan` is not on the tier: the segment stays in RAM, next in line; its extent will be punched."""
         with self.lock:
-            self.extents.die(plan.extent)
+            self.extents.retire(plan.extent)
             if self.segments.live[plan.segment]:
                 self.segments.move(plan.segment, SEALED, plan.frame)
                 self.to_front(plan.segment)
@@ -333,7 +333,7 @@ class Tmem:
 
     def open_next(self, lane: Lane) -> bool:
         """Seal the lane's segment and open another; False, and the lane as it was, if there is no frame."""
-        if not self.arena.has_room:
+        if not self.arena.has_free_frame:
             self.notice()
             return False
         self._seal(lane)
@@ -352,7 +352,7 @@ class Tmem:
             self.segments.move(segment, SEALED, self.segments.index(segment))
             lane.append(segment, self.segments.live[segment])
             if not self.segments.live[segment]:
-                self.died(segment)
+                self.emptied(segment)
 
     def drop(self, handle: int) -> None:
         """A slot does not refer to the record of `handle` any more."""
@@ -375,11 +375,11 @@ class Tmem:
                 self.cold_pages -= 1
                 self.cold_raw_pages -= tag == RAW
         if not live:
-            self.died(segment)
-        elif live < self.fullness.floor[segment] and self.fullness.refile(segment, live):
+            self.emptied(segment)
+        elif live < self.occupancy.floor[segment] and self.occupancy.refile(segment, live):
             self.notice()
 
-    def died(self, segment: SegmentId) -> None:
+    def emptied(self, segment: SegmentId) -> None:
         """No slot refers to `segment`: free it, unless it is open, being written or pinned (then that frees it later)."""
         state = self.segments.state(segment)
         if state == SEALED:
@@ -390,9 +390,9 @@ class Tmem:
             self.notice()
         elif state == ON_TIER and segment not in self.segments.pins:
             extent = Extent(self.segments.index(segment))
-            self.fullness.remove(segment)
+            self.occupancy.remove(segment)
             self.segments.move(segment, FREE, 0)
-            self.extents.die(extent)
+            self.extents.retire(extent)
             self.notice()
 
     def _lane_to_shrink(self, include_open: bool) -> Lane:
@@ -416,7 +416,7 @@ class Tmem:
         """`segment` lies on the tier now, and may be cleaned when enough of it has died."""
         live = self.segments.live[segment]
         self.tier_live_bytes += live
-        self.fullness.add(TIER, segment, live, whole_blocks(self.segments.fill(segment)))
+        self.occupancy.add(TIER, segment, live, whole_blocks(self.segments.fill(segment)))
 
     def to_front(self, segment: SegmentId) -> None:
         """`segment` is sealed, in RAM, and the next in line of its lane."""

@@ -148,7 +148,7 @@ class Drive:
         numbers = [(self._next + at) % CONTENTS for at in range(count)]
         self._next += count
         packed, stored = [self._packed[number] for number in numbers], 0
-        while (stored := self.tmem.insert(first, packed, stored)) < count:
+        while (stored := self.tmem.store(first, packed, stored)) < count:
             self._make_room()
         self._model[first : first + count] = array("h", numbers)
 
@@ -180,17 +180,17 @@ class Drive:
         elif plan is not None:
             assert plan.into is not None
             self._merge(plan, Copied(plan.into))
-        while release := self.tmem.upkeep.plan_release():
-            self.tmem.upkeep.commit_release(release)
+        while release := self.tmem.reclaim.plan_release():
+            self.tmem.reclaim.commit_release(release)
 
     def _clean(self, least_gain_bytes: int = SEGMENT_BYTES // 32) -> bool:
         plan = self.tmem.merges.plan_clean(least_gain_bytes)
         if plan is None:
             return False
         self._merge(plan, Copied(self._into))
-        while discard := self.tmem.upkeep.plan_discard():
+        while discard := self.tmem.reclaim.plan_discard():
             self.tier.discard(discard.extents)
-            self.tmem.upkeep.commit_discard(discard)
+            self.tmem.reclaim.commit_discard(discard)
         return True
 
     def _merge(self, plan: Merge, copied: Copied) -> None:

@@ -8,7 +8,7 @@ and a sealed segment without live ones vanishes.
 Left out: watermarks, merges of sparse segments, cleaning, recompression. So the figures hold one order of victims against another;
 they do not predict what the store itself would read and write.
 
-Source: Inserter.insert (tmemfs/store/append.py), Tmem._victim and drop (tmemfs/store/tmem.py).
+Source: Appender.append (tmemfs/store/append.py), Tmem._victim and drop (tmemfs/store/tmem.py).
 """
 
 from __future__ import annotations
