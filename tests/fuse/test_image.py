@@ -17,7 +17,7 @@ from tests.mounted import Place, mounted
 from tests.parts import page_of
 from tests.waiting import wait_until
 from tmemfs.samples import RealPages
-from tmemfs.tiers.file import HEADER_BYTES as BACKING_HEADER_BYTES
+from tmemfs.tiers.file import BACKING_HEADER_BYTES
 from tmemfs.units import MIB, PAGE_BYTES, SECTOR_BYTES
 
 pytestmark = pytest.mark.fuse

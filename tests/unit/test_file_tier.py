@@ -13,13 +13,13 @@ from random import Random
 import pytest
 
 from tmemfs.errors import BackingFull, Busy, Refused, TierError
-from tmemfs.tiers.file import HEADER_BYTES, MAGIC, FileTier, check_backing
+from tmemfs.tiers.file import BACKING_HEADER_BYTES, MAGIC, FileTier, check_backing
 from tmemfs.tiers.tier import Extent
 from tmemfs.units import BLOCK_BYTES, SEGMENT_BYTES
 
 HEADER = MAGIC.ljust(BLOCK_BYTES, b"\0")
 #: The file of a daemon that was killed.
-LEFT_BEHIND = HEADER.ljust(HEADER_BYTES, b"\0") + b"pages that nobody wants" * 1000
+LEFT_BEHIND = HEADER.ljust(BACKING_HEADER_BYTES, b"\0") + b"pages that nobody wants" * 1000
 #: What a file system may take for itself when it cuts an extent of its own in two.
 METADATA_BYTES = 64 << 10
 #: What a file may hold that is not ours.
@@ -83,14 +83,14 @@ def allocated(path: Path) -> int:
 
 
 def test_a_new_file_has_our_header_and_nothing_else(path: Path, tier: FileTier) -> None:
-    assert path.read_bytes() == HEADER.ljust(HEADER_BYTES, b"\0")
+    assert path.read_bytes() == HEADER.ljust(BACKING_HEADER_BYTES, b"\0")
     assert path.stat().st_mode & 0o777 == 0o600
     assert (tier.name, tier.is_device) == (str(path), False)
 
 
 def test_the_header_is_the_documented_one() -> None:
     assert MAGIC == b"tmemfs backing, format 1\n"
-    assert HEADER_BYTES == 2 * SEGMENT_BYTES
+    assert BACKING_HEADER_BYTES == 2 * SEGMENT_BYTES
 
 
 def test_what_is_written_is_read_back(tier: FileTier) -> None:
@@ -221,7 +221,7 @@ def test_neighbours_are_discarded_with_one_hole(tier: FileTier, monkeypatch: pyt
 
 def test_a_discard_of_what_was_never_written_is_nothing(path: Path, tier: FileTier) -> None:
     tier.discard((Extent(100),))
-    assert path.stat().st_size == HEADER_BYTES
+    assert path.stat().st_size == BACKING_HEADER_BYTES
 
 
 def test_a_hole_that_cannot_be_punched_is_an_error_of_the_tier(tier: FileTier, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,8 +351,8 @@ def test_a_check_finds_a_full_file_system(path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_reserve_is_allocated_behind_the_header(path: Path, tier: FileTier) -> None:
-    assert allocated(path) >= HEADER_BYTES
-    assert path.stat().st_size == HEADER_BYTES
+    assert allocated(path) >= BACKING_HEADER_BYTES
+    assert path.stat().st_size == BACKING_HEADER_BYTES
 
 
 def test_cleaning_gets_the_reserve_of_a_full_file_system_and_nothing_else_does(
@@ -361,7 +361,7 @@ def test_cleaning_gets_the_reserve_of_a_full_file_system_and_nothing_else_does(
     written = os.pwrite
 
     def full(fd: int, data: memoryview, offset: int) -> int:
-        if allocated(path) >= HEADER_BYTES:
+        if allocated(path) >= BACKING_HEADER_BYTES:
             raise OSError(errno.ENOSPC, "No space left on device")
         return written(fd, data, offset)
 
@@ -371,7 +371,7 @@ def test_cleaning_gets_the_reserve_of_a_full_file_system_and_nothing_else_does(
     tier.write(Extent(0), noise(1, BLOCK_BYTES), for_cleaning=True)
     assert read(tier, 0, 0, BLOCK_BYTES) == noise(1, BLOCK_BYTES)
     tier.discard((Extent(3),))
-    assert allocated(path) >= HEADER_BYTES
+    assert allocated(path) >= BACKING_HEADER_BYTES
     with pytest.raises(BackingFull):
         tier.write(Extent(1), noise(1))
 

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 MAGIC: Final = b"tmemfs backing, format 1\n"
 #: Header and reserve. The reserve holds one segment and what the file system needs to write it.
-HEADER_BYTES: Final = 2 * SEGMENT_BYTES
+BACKING_HEADER_BYTES: Final = 2 * SEGMENT_BYTES
 _BLKGETSIZE64: Final = 0x80081272
 _BLKDISCARD: Final = 0x1277
 #: What says that there will never be a hole, and not only this time.
@@ -83,7 +83,7 @@ class FileTier:
             self._write(extent, data)
 
     def _write(self, extent: Extent, data: memoryview) -> None:
-        position = HEADER_BYTES + extent * SEGMENT_BYTES
+        position = BACKING_HEADER_BYTES + extent * SEGMENT_BYTES
         try:
             while data:
                 written = os.pwrite(self._fd, data, position)
@@ -98,7 +98,7 @@ class FileTier:
 
     def read(self, extent: Extent, offset: int, into: memoryview) -> None:
         """Fill `into`; a file that ends before it is an error."""
-        position = HEADER_BYTES + extent * SEGMENT_BYTES + offset
+        position = BACKING_HEADER_BYTES + extent * SEGMENT_BYTES + offset
         try:
             while into:
                 count = os.preadv(self._fd, [into], position)
@@ -118,7 +118,7 @@ class FileTier:
         try:
             for first, end in pairwise([0, *ends, len(ordered)]):
                 self._punch(
-                    HEADER_BYTES + ordered[first] * SEGMENT_BYTES,
+                    BACKING_HEADER_BYTES + ordered[first] * SEGMENT_BYTES,
                     (end - first) * SEGMENT_BYTES,
                 )
         except OSError as error:
@@ -153,7 +153,7 @@ class FileTier:
         try:
             self._forget()
             if not self.is_device:
-                self._punch(BLOCK_BYTES, HEADER_BYTES - BLOCK_BYTES)
+                self._punch(BLOCK_BYTES, BACKING_HEADER_BYTES - BLOCK_BYTES)
         except OSError as error:  # what is left there is written over, so it does no harm that it stays
             if not self._has_no_holes(error):
                 log.warning("%s: what was left there could not be discarded (%s)", self.name, error.strerror)
@@ -170,8 +170,8 @@ class FileTier:
     def _forget(self) -> None:
         if not self.is_device:
             os.ftruncate(self._fd, BLOCK_BYTES)
-        elif self.can_discard and (whole := (_device_bytes(self._fd) - HEADER_BYTES) // SEGMENT_BYTES * SEGMENT_BYTES) > 0:
-            self._punch(HEADER_BYTES, whole)
+        elif self.can_discard and (whole := (_device_bytes(self._fd) - BACKING_HEADER_BYTES) // SEGMENT_BYTES * SEGMENT_BYTES) > 0:
+            self._punch(BACKING_HEADER_BYTES, whole)
 
     def _keep_reserve(self) -> None:
         """Allocate the space between header and extents, if it can be had. A device's space is its own.
@@ -182,7 +182,7 @@ class FileTier:
             return
         if not self.is_device:
             try:
-                allocate(self._fd, BLOCK_BYTES, HEADER_BYTES - BLOCK_BYTES)
+                allocate(self._fd, BLOCK_BYTES, BACKING_HEADER_BYTES - BLOCK_BYTES)
             except OSError:
                 return
         self._reserve_used = False
@@ -193,7 +193,7 @@ class FileTier:
             return False
         self._reserve_used = True
         with suppress(OSError):
-            self._punch(BLOCK_BYTES, HEADER_BYTES - BLOCK_BYTES)
+            self._punch(BLOCK_BYTES, BACKING_HEADER_BYTES - BLOCK_BYTES)
         return True
 
     def _punch(self, offset: int, length: int) -> None:
@@ -238,7 +238,7 @@ def _check_new(path: Path) -> None:
 def _capacity(path: Path, fd: int) -> int:
     """Bytes of whole extents that a device has, or that are free on a file's file system. Raises Refused if that is none."""
     if stat.S_ISBLK(os.fstat(fd).st_mode):
-        capacity, instead = _device_bytes(fd) - HEADER_BYTES, "give a larger device as --backing"
+        capacity, instead = _device_bytes(fd) - BACKING_HEADER_BYTES, "give a larger device as --backing"
     else:
         space = os.fstatvfs(fd)
         capacity, instead = space.f_bavail * space.f_frsize, "free space there"
@@ -253,11 +253,11 @@ def _refuse_foreign(path: Path, fd: int) -> None:
 
     Other formats begin or end there, at 1 KiB (ext4), 4 KiB (md), 64 KiB (btrfs) or in the last block (GPT, md).
     """
-    with mmap.mmap(-1, HEADER_BYTES) as data:
+    with mmap.mmap(-1, BACKING_HEADER_BYTES) as data:
         start = data[: os.preadv(fd, [data], 0)]
         is_ours = start.startswith(MAGIC) and not any(start[len(MAGIC) :])
         if not is_ours and stat.S_ISBLK(os.fstat(fd).st_mode) and not any(start):
-            last = max(_device_bytes(fd) - HEADER_BYTES, 0) // BLOCK_BYTES * BLOCK_BYTES
+            last = max(_device_bytes(fd) - BACKING_HEADER_BYTES, 0) // BLOCK_BYTES * BLOCK_BYTES
             is_ours = not any(data[: os.preadv(fd, [data], last)])
     if not is_ours:
         raise Refused(f"{path} was not made by tmemfs: give another --backing, or move it away yourself")
