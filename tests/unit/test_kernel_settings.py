@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.settings_place import ORDINARY, PRIORITY, Killed, Machine
 from tmemfs.errors import Busy
 from tmemfs.system import kernel_settings
-from tmemfs.system.kernel_settings import BOOST, MINIMUM, KernelSettings, Record, lowered
+from tmemfs.system.kernel_settings import BOOST, MINIMUM, KernelSettings, SettingsRecord, lowered
 
 #: No one of them is a lowered value of another, so what is found says who wrote it.
 MINIMA = (67584, 40961, 8191, 99991)
@@ -253,8 +253,8 @@ def test_findings_say_what_is_changed_and_for_whom(machine: Machine) -> None:
 
 
 def test_a_record_is_what_was_encoded() -> None:
-    record = Record("b", {MINIMUM: 5, BOOST: 0}, frozenset((3, 9)))
-    assert Record.decode(record.encode()) == record
+    record = SettingsRecord("b", {MINIMUM: 5, BOOST: 0}, frozenset((3, 9)))
+    assert SettingsRecord.decode(record.encode()) == record
 
 
 @pytest.mark.parametrize(("value", "half"), [(67584, 33792), (9999, 5000), (1, 1), (0, 0)])

@@ -12,7 +12,7 @@ from tmemfs.cli.lifecycle import Target
 from tmemfs.errors import Busy, Refused
 from tmemfs.system import own_mount, runtime, swapdev
 from tmemfs.system.proctext import Mount
-from tmemfs.system.runtime import Record
+from tmemfs.system.runtime import MountRecord
 from tmemfs.system.swapdev import FileId, Loop
 
 PLACE = Path("/mnt/one")
@@ -41,10 +41,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(monkeypatch)
 
 
-def record(place: Path = PLACE, device: int = OURS, lives: bool = True) -> Record:
+def record(place: Path = PLACE, device: int = OURS, lives: bool = True) -> MountRecord:
     started = runtime.process_started(os.getpid())
     assert started is not None
-    return Record(str(place), os.getpid(), started if lives else started - 1, runtime.boot_id(), device, "0.1.0")
+    return MountRecord(str(place), os.getpid(), started if lives else started - 1, runtime.boot_id(), device, "0.1.0")
 
 
 def devices(target: Target) -> list[str]:

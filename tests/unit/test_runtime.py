@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tmemfs.errors import Refused
 from tmemfs.system import runtime
-from tmemfs.system.runtime import Record
+from tmemfs.system.runtime import MountRecord
 
 NAME = "run-tmemfs.lock"
 
@@ -26,11 +26,11 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tmemfs.d"
 
 
-def record(mountpoint: str = "/run/tmemfs", pid: int | None = None, started: int | None = None) -> Record:
+def record(mountpoint: str = "/run/tmemfs", pid: int | None = None, started: int | None = None) -> MountRecord:
     pid = os.getpid() if pid is None else pid
     started = runtime.process_started(pid) if started is None else started
     assert started is not None
-    return Record(mountpoint, pid, started, runtime.boot_id(), 40, "0.1.0", {"codec": "lz4"})
+    return MountRecord(mountpoint, pid, started, runtime.boot_id(), 40, "0.1.0", {"codec": "lz4"})
 
 
 def held(directory: Path) -> subprocess.Popen[str]:
@@ -135,7 +135,7 @@ def test_a_later_process_with_the_same_number_is_another_one() -> None:
     started = runtime.process_started(os.getpid())
     assert started is not None
     assert not record(started=started - 1).daemon_lives
-    assert not Record("/m", os.getpid(), started, "another boot", 40, "0.1.0").daemon_lives
+    assert not MountRecord("/m", os.getpid(), started, "another boot", 40, "0.1.0").daemon_lives
 
 
 def test_a_process_that_has_ended_lives_no_more_though_nobody_waited_for_it() -> None:

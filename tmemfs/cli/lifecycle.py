@@ -29,7 +29,7 @@ from typing import Final
 from tmemfs.errors import Busy, Refused
 from tmemfs.system import memory_limits, runtime, swapdev
 from tmemfs.system.proctext import Mount, parse_mounts
-from tmemfs.system.runtime import Record
+from tmemfs.system.runtime import MountRecord
 from tmemfs.units import format_size
 
 _DAEMON_ENDS_S: Final = 20.0
@@ -44,7 +44,7 @@ class Target:
     """One mount: what there is of it. `mountpoint` is that of its record; `places` are all where it is mounted here."""
 
     mountpoint: Path
-    record: Record | None
+    record: MountRecord | None
     device: int | None
     places: tuple[Path, ...]
 
@@ -127,7 +127,7 @@ def _places(mounts: list[Mount], device: int) -> Iterator[Path]:
     return (Path(mount.mountpoint) for mount in mounts if mount.device == device and mount.kind == FS_TYPE)
 
 
-def _is_of_something(record: Record, mounts: list[Mount], records: list[Record]) -> bool:
+def _is_of_something(record: MountRecord, mounts: list[Mount], records: list[MountRecord]) -> bool:
     """Whether there still is anything of what is recorded: else a daemon was killed, and what it left was undone by hand."""
     if record.daemon_lives:
         return True

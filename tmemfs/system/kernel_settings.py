@@ -69,7 +69,7 @@ def _is_ours(name: str, administrators: int, value: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class SettingsRecord:
     """The administrator's values by name; `workers` had our priority before us. Of the boot whose identity is `boot`."""
 
     boot: str
@@ -82,7 +82,7 @@ class Record:
         return json.dumps(fields).encode() + b"\n"
 
     @classmethod
-    def decode(cls, text: bytes) -> Record:
+    def decode(cls, text: bytes) -> SettingsRecord:
         """Raises ValueError for what `encode` does not give."""
         try:
             fields = json.loads(text)
@@ -93,7 +93,7 @@ class Record:
 
 
 #: Of a user that found no record though another one lives: it changes nothing.
-_UNKNOWN: Final = Record("")
+_UNKNOWN: Final = SettingsRecord("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,14 +235,14 @@ class KernelSettings:
             return False
         return now <= wanted or self._sysctls[name].write(wanted)
 
-    def _restore(self, name: str, record: Record) -> bool:
+    def _restore(self, name: str, record: SettingsRecord) -> bool:
         """Undo a change of `name`. Whether nothing of ours is left of it."""
         administrators, now = record.values[name], self._sysctls[name].read()
         if now is None:
             return False
         return now == administrators or not _is_ours(name, administrators, now) or self._sysctls[name].write(administrators)
 
-    def _restore_all(self, record: Record) -> bool:
+    def _restore_all(self, record: SettingsRecord) -> bool:
         """Restore everything, or where a user lives what it makes again by itself. Whether the record is gone after that."""
         is_in_use = self._living()
         if record == _UNKNOWN:
@@ -254,7 +254,7 @@ class KernelSettings:
         self._forget()
         return True
 
-    def _recorded(self) -> Record:
+    def _recorded(self) -> SettingsRecord:
         """The administrator's values: those recorded, or those of now if nobody can have changed them."""
         record, is_in_use = self._load(), self._living()
         if record and (is_in_use or not self._restore_all(record)):
@@ -263,19 +263,19 @@ class KernelSettings:
             return _UNKNOWN
         values = {name: sysctl.read() for name, sysctl in self._sysctls.items()}
         known = {name: value for name, value in values.items() if value is not None}
-        record = Record(self._boot(), known, self._workers.with_priority())
+        record = SettingsRecord(self._boot(), known, self._workers.with_priority())
         self._write(record)
         return record
 
-    def _load(self) -> Record | None:
+    def _load(self) -> SettingsRecord | None:
         """The record of this boot, if there is one that can be read."""
         try:
-            record = Record.decode((self._directory / _RECORD).read_bytes())
+            record = SettingsRecord.decode((self._directory / _RECORD).read_bytes())
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         return record if record.boot == self._boot() else None
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: SettingsRecord) -> None:
         """Whole or not at all."""
         fd, name = mkstemp(prefix=_NEW, dir=self._directory)
         try:

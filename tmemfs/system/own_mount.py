@@ -12,20 +12,20 @@ from pathlib import Path
 
 from tmemfs.errors import Refused
 from tmemfs.system import runtime, swapdev
-from tmemfs.system.runtime import Record
+from tmemfs.system.runtime import MountRecord
 
 
-def record_of(mountpoint: Path, version: str, options: dict[str, str]) -> Record:
+def record_of(mountpoint: Path, version: str, options: dict[str, str]) -> MountRecord:
     """What to record of the mount at `mountpoint` that this process serves. Raises Refused."""
     place = swapdev.resolved(mountpoint)
     mount = swapdev.mount_at(place)
     started = runtime.process_started(os.getpid())
     if mount is None or started is None:
         raise Refused(f"{place} was unmounted while it was mounted: try again")
-    return Record(os.fspath(place), os.getpid(), started, runtime.boot_id(), mount.device, version, options)
+    return MountRecord(os.fspath(place), os.getpid(), started, runtime.boot_id(), mount.device, version, options)
 
 
-def forget(record: Record) -> None:
+def forget(record: MountRecord) -> None:
     """Drop the record of a mount that has ended, unless a command is at it that does so itself."""
     with suppress(OSError, Refused):
         last = runtime.read_record(Path(record.mountpoint))
@@ -48,7 +48,7 @@ def unmount_own(mountpoint: Path) -> None:
     swapdev.unmount(mountpoint)
 
 
-def _own_record(mountpoint: Path) -> Record | None:
+def _own_record(mountpoint: Path) -> MountRecord | None:
     """None where who started this process keeps no records."""
     try:
         record = runtime.read_record(swapdev.resolved(mountpoint))

@@ -45,7 +45,7 @@ _PLAIN: Final = frozenset((string.ascii_letters + string.digits + "_.").encode()
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class MountRecord:
     """One mount. `options` are the values that a daemon was started with, by option; `loop` is '' until there is one."""
 
     mountpoint: str
@@ -63,7 +63,7 @@ class Record:
         """Whether the process that is recorded still runs."""
         return self.boot == boot_id() and process_started(self.pid) == self.started
 
-    def with_loop(self, device: str, diskseq: int) -> Record:
+    def with_loop(self, device: str, diskseq: int) -> MountRecord:
         """The record of the same mount, with its loop device."""
         return replace(self, loop=device, diskseq=diskseq)
 
@@ -156,7 +156,7 @@ def _is_at(fd: int, path: Path) -> bool:
         return False
 
 
-def write_record(record: Record) -> None:
+def write_record(record: MountRecord) -> None:
     """Keep `record`, in place of an older one of the same mountpoint."""
     path = _path_of(Path(record.mountpoint))
     new = path.with_suffix(f".{os.getpid()}")
@@ -166,12 +166,12 @@ def write_record(record: Record) -> None:
     os.replace(new, path)
 
 
-def read_record(mountpoint: Path) -> Record | None:
+def read_record(mountpoint: Path) -> MountRecord | None:
     """The record of `mountpoint`, if there is one that can be understood."""
     return _read(_path_of(mountpoint))
 
 
-def read_records() -> list[Record]:
+def read_records() -> list[MountRecord]:
     """All of them."""
     found = map(_read, sorted(runtime_directory().glob("*.json")))
     return [record for record in found if record is not None]
@@ -183,7 +183,7 @@ def remove_record(mountpoint: Path) -> None:
         _path_of(mountpoint).unlink()
 
 
-def drop_record(record: Record, is_locked: bool) -> None:
+def drop_record(record: MountRecord, is_locked: bool) -> None:
     """Forget `record`, unless it is another one by now, or somebody works on its mount. `is_locked`: that is us."""
     mountpoint = Path(record.mountpoint)
     if is_locked:
@@ -205,10 +205,10 @@ def _path_of(mountpoint: Path) -> Path:
     return runtime_directory() / f"{name_for(mountpoint)}.json"
 
 
-def _read(path: Path) -> Record | None:
+def _read(path: Path) -> MountRecord | None:
     """None also for what another version wrote that this one does not understand."""
     try:
-        record = Record(**json.loads(path.read_bytes()))
+        record = MountRecord(**json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
     wanted = {"mountpoint": str, "pid": int, "started": int, "boot": str, "device": int, "options": dict, "diskseq": int}
