@@ -13,7 +13,7 @@ import pytest
 
 from tests.settings_place import Machine
 from tmemfs import __version__, cli, daemon, errors
-from tmemfs.cli import demo, doctor, view
+from tmemfs.cli import defaults, demo, doctor, start, view
 from tmemfs.cli.doctor import Check
 from tmemfs.errors import FellShort, TmemfsError
 from tmemfs.system import background, capabilities, memory, runtime
@@ -52,8 +52,8 @@ def mount(tmp_path: Path) -> Path:
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the places lie that are assumed when none is given; rights are not asked for."""
-    monkeypatch.setattr(cli, "MOUNTPOINT", tmp_path / "mountpoint")
-    monkeypatch.setattr(cli, "BACKING", tmp_path / "lib" / "backing")
+    monkeypatch.setattr(defaults, "MOUNTPOINT", tmp_path / "mountpoint")
+    monkeypatch.setattr(defaults, "BACKING", tmp_path / "lib" / "backing")
     monkeypatch.setattr(capabilities, "require_root", lambda: None)
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     return tmp_path
@@ -232,9 +232,9 @@ def test_a_size_that_is_none_is_refused(places: Path, refused: Said, command: st
 
 
 def test_a_mount_without_a_size_is_of_twice_the_ram() -> None:
-    size = cli._swap_bytes(None)
+    size = start.swap_bytes(None)
     assert size % 4096 == 0 and 0 <= memory.total_ram_bytes() * 2 - size < 4096
-    assert cli._swap_bytes("8G") == 8 << 30
+    assert start.swap_bytes("8G") == 8 << 30
 
 
 @pytest.mark.parametrize("option", ["--size=5000", "--pool-max=lots", "--codec=lzma"])

@@ -22,7 +22,7 @@ import pytest
 
 from tests.parts import FaultyTier, Regions, new_pressure
 from tmemfs import cli, daemon
-from tmemfs.cli import demo, doctor, lifecycle, view
+from tmemfs.cli import defaults, demo, doctor, lifecycle, view
 from tmemfs.control import Control
 from tmemfs.jobs.engine import Engine
 from tmemfs.jobs.services import Limits, Services
@@ -119,9 +119,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.path.relpath(place / "socket"))
     monkeypatch.chdir(place / "cwd")
-    monkeypatch.setattr(cli, "MOUNTPOINT", place / "empty")
-    monkeypatch.setattr(cli, "BACKING", place / "lib" / "backing")
-    monkeypatch.setattr(cli, "LOG", place / "log")
+    monkeypatch.setattr(defaults, "MOUNTPOINT", place / "empty")
+    monkeypatch.setattr(defaults, "BACKING", place / "lib" / "backing")
+    monkeypatch.setattr(defaults, "LOG", place / "log")
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     _leave_out_effects(monkeypatch)
     return place
@@ -147,10 +147,8 @@ def _leave_out_effects(patch: pytest.MonkeyPatch) -> None:
         finally:
             background._remove_empty(log)
 
-    def up(*arguments: object, **_: object) -> str:
-        starts = arguments[-1]
-        assert callable(starts)
-        starts()
+    def up(target: Target, priority: int, compare: Callable[[], None], start: Callable[[], None]) -> str:
+        start()
         return "up"
 
     @contextlib.contextmanager
