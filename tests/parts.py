@@ -21,7 +21,7 @@ from tmemfs.store.slots import SLOT_BYTES, SlotTable
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.kernel_settings import Change
 from tmemfs.system.signals import Memory, Signals
-from tmemfs.tiers.memory import MemoryTier
+from tmemfs.tiers.in_memory import MemoryTier
 from tmemfs.tiers.tier import Extent, Tier
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 

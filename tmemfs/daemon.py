@@ -55,7 +55,7 @@ from tmemfs.system.posix_signals import REOPEN_LOG, SignalInbox
 from tmemfs.system.swap_watch import SwapWatch
 from tmemfs.system.swapdev import is_mounted, unmount
 from tmemfs.tiers.file import FileTier, check_backing
-from tmemfs.tiers.memory import MemoryTier
+from tmemfs.tiers.in_memory import MemoryTier
 from tmemfs.tiers.tier import Tier
 from tmemfs.units import MIB, PAGE_BYTES, SEGMENT_BYTES, format_size, parse_size
 

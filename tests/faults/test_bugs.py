@@ -22,7 +22,7 @@ from tmemfs.pages.pager import Deferred
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.consistency import check
 from tmemfs.store.merges import Merges
-from tmemfs.tiers.memory import MemoryTier
+from tmemfs.tiers.in_memory import MemoryTier
 from tmemfs.tiers.tier import Tier
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 

@@ -22,7 +22,7 @@ from tmemfs.policy.density import next_victim
 from tmemfs.store.codec import encode, parse_codec
 from tmemfs.store.plans import WriteBack
 from tmemfs.store.tmem import Tmem
-from tmemfs.tiers.memory import MemoryTier
+from tmemfs.tiers.in_memory import MemoryTier
 from tmemfs.tiers.tier import Tier
 from tmemfs.units import MIB, PAGE_BYTES, SEGMENT_BYTES
 from tools.trace.format import DISCARD, LOAD, STORE, Columns, Request, read, write

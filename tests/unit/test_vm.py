@@ -11,8 +11,9 @@ from tools.vm import __main__ as vm
 from tools.vm import evidence, machine
 from tools.vm.contenders import unprotected
 from tools.vm.evidence import Killed, Sample, Verdict
+from tools.vm.growth import MARGIN_BYTES, lockable_bytes
 from tools.vm.hogs import PAGE, Pages, memory_of, wrong_pages
-from tools.vm.scenarios import MARGIN_BYTES, SCENARIOS, lockable_bytes
+from tools.vm.scenarios import SCENARIOS
 from tools.vm.watch import completed_requests
 
 KILLED = """\

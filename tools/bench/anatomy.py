@@ -33,7 +33,7 @@ from tmemfs.store.segments import Extents, SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.memory import heap_settings
-from tmemfs.tiers.memory import MemoryTier
+from tmemfs.tiers.in_memory import MemoryTier
 from tmemfs.units import PAGE_BYTES
 
 INODE: Final = 2

@@ -1,10 +1,12 @@
 """The recorder: a pager that notes what it is asked, and answers as any pager does.
 
-What is noted is the request as it came, whether or not it is granted; a store with the lengths of the payloads that the pager
-encoded anyway, so nothing is compressed twice. A page that `load_page` has not in RAM is noted by the `read_page` that follows.
+It notes each request as it comes, whether or not the request is granted. A store is noted with the lengths of its payloads. They
+are encoded once more for that, so that the recorder needs only what a pager offers to everybody. A page that `load_page` does not
+find in RAM is noted by the `read_page` that follows.
 
-Left out: parts of pages, which swap never stores and a trace has no word for, and what comes when the recording is full. They
-are counted. The recording grows in memory and is written when all is over: this is no tool for a machine without memory to spare.
+It leaves out, and counts, parts of pages, which swap never sends and a trace has no word for, and
+what comes when the recording is full. The recording grows in memory and is written at the end: this is no tool for a machine
+without memory to spare.
 
 Thread-safety: the requests of a mount come from one thread, which is the only one that notes.
 """
@@ -16,9 +18,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from tmemfs.pages.free_frames import Room
-from tmemfs.pages.pager import Deferred, Pager, _Patch, _Run
+from tmemfs.pages.pager import Deferred, Pager
 from tmemfs.pages.reader import Reader
-from tmemfs.store.codec import Codec, Packed
+from tmemfs.store.codec import Codec
+from tmemfs.store.native import encode_pages
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import PAGE_BYTES
 from tools.trace.format import DISCARD, LOAD, STORE, Columns
@@ -53,7 +56,8 @@ class RecordingPager(Pager):
 
     def __init__(self, tmem: Tmem, reader: Reader, room: Room, codec: Codec, recording: Recording) -> None:
         super().__init__(tmem, reader, room, codec)
-        self.load_page = self._load_page
+        self._load = self.load_page
+        self.load_page = self._load_and_note
         self._recording = recording
 
     def read(self, offset: int, size: int) -> bytes | Deferred:
@@ -69,6 +73,12 @@ class RecordingPager(Pager):
         self._recording.note(LOAD, slot, 1)
         return super().read_page(slot)
 
+    def write(self, offset: int, data: memoryview) -> Deferred | None:
+        """Note the whole pages, and store."""
+        if offset + len(data) <= self.swap_bytes:
+            self._note_store(offset, data)
+        return super().write(offset, data)
+
     def discard(self, offset: int, length: int) -> Deferred | None:
         """Note the whole pages, and discard."""
         end = min(offset + length, self.swap_bytes)
@@ -78,26 +88,17 @@ class RecordingPager(Pager):
         self._recording.left_out += bool((offset | end) % PAGE_BYTES)
         return super().discard(offset, length)
 
-    def _load_page(self, slot: int) -> bytes | None:
-        page = self._tmem.load(slot)
+    def _load_and_note(self, slot: int) -> bytes | None:
+        page = self._load(slot)
         if page is not None:
             self._recording.note(LOAD, slot, 1)
         return page
 
-    def _store(self, first: int, packed: list[Packed]) -> Deferred | None:
-        """Note whole pages, and store them."""
-        self._note_store(first, packed)
-        return super()._store(first, packed)
-
-    def _steps(self, offset: int, data: memoryview) -> list[_Run | _Patch]:
-        """The steps of a write that has parts of pages, its whole pages noted."""
-        steps = super()._steps(offset, data)
-        for step in steps:
-            if isinstance(step, _Run):
-                self._note_store(step.first, step.packed)
-            else:
-                self._recording.left_out += 1
-        return steps
-
-    def _note_store(self, first: int, packed: list[Packed]) -> None:
-        self._recording.note(STORE, first, len(packed), [len(payload) for _, payload in packed])
+    def _note_store(self, offset: int, data: memoryview) -> None:
+        end = offset + len(data)
+        first, last = -(-offset // PAGE_BYTES), end // PAGE_BYTES
+        whole = max(last - first, 0)
+        if whole:
+            pages = data[first * PAGE_BYTES - offset : last * PAGE_BYTES - offset]
+            self._recording.note(STORE, first, whole, [len(payload) for _, payload in encode_pages(pages, self.codec)])
+        self._recording.left_out += -(-end // PAGE_BYTES) - offset // PAGE_BYTES - whole

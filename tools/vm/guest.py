@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Final
 
 from tools.vm.contenders import Contender, contender, run
+from tools.vm.environment import Guest
 from tools.vm.evidence import Verdict, meminfo
-from tools.vm.scenarios import SCENARIOS, Guest
+from tools.vm.scenarios import SCENARIOS
 
 DISK: Final = Path("/run/disk")
 DISK_DEVICE: Final = "/dev/vda"
