@@ -27,7 +27,7 @@ import xxhash
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tmemfs.samples import RealPages
+from tmemfs.cli.real_pages import RealPages
 from tmemfs.units import PAGE_BYTES, parse_size
 
 _ZERO_HASH: Final = xxhash.xxh3_64_intdigest(bytes(PAGE_BYTES))

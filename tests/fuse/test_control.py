@@ -13,9 +13,9 @@ import pytest
 from tests.mounted import Place, mounted, tmemfs
 from tests.parts import page_of
 from tests.waiting import wait_until
+from tmemfs.cli.real_pages import RealPages
 from tmemfs.control import Control
 from tmemfs.jobs.services import Services
-from tmemfs.samples import RealPages
 from tmemfs.system.memory import punch
 from tmemfs.units import MIB, PAGE_BYTES
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.mounted import mounted
 from tests.waiting import wait_until
-from tmemfs.samples import RealPages
+from tmemfs.cli.real_pages import RealPages
 from tmemfs.system.memory import punch
 from tmemfs.units import MIB, PAGE_BYTES
 

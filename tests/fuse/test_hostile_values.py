@@ -18,7 +18,7 @@ import pytest
 import tests
 from tests.mounted import TMEMFS, Place, mounted, tmemfs
 from tests.unit.test_command_fuzz import HOSTILE, command_line
-from tmemfs.samples import RealPages
+from tmemfs.cli.real_pages import RealPages
 from tmemfs.units import PAGE_BYTES
 
 pytestmark = pytest.mark.fuse

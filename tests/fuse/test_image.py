@@ -16,7 +16,7 @@ import pytest
 from tests.mounted import Place, mounted
 from tests.parts import page_of
 from tests.waiting import wait_until
-from tmemfs.samples import RealPages
+from tmemfs.cli.real_pages import RealPages
 from tmemfs.tiers.file import BACKING_HEADER_BYTES
 from tmemfs.units import MIB, PAGE_BYTES, SECTOR_BYTES
 

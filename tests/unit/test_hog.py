@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from tests.parts import page_of
-from tmemfs.samples import RealPages
+from tmemfs.cli.real_pages import RealPages
 from tmemfs.units import PAGE_BYTES
 from tools.hog import Churned, churn
 

@@ -15,11 +15,11 @@ from typing import Final
 
 import trio
 
+from tmemfs.cli.real_pages import RealPages
 from tmemfs.errors import Corrupt, NoRoom, Refused
 from tmemfs.jobs.engine import Engine
 from tmemfs.jobs.shrinker import ShrinkRequest
 from tmemfs.pages.pager import Deferred
-from tmemfs.samples import RealPages
 from tmemfs.store.codec import Codec
 from tmemfs.store.consistency import check
 from tmemfs.store.frames import RESERVE_FRAMES, Arena

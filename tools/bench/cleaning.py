@@ -9,7 +9,7 @@ from random import Random
 from statistics import median
 from typing import Final
 
-from tmemfs.samples import RealPages
+from tmemfs.cli.real_pages import RealPages
 from tmemfs.system.memory import punch
 from tmemfs.units import MIB, PAGE_BYTES
 from tools.bench.core import fill, read

@@ -15,7 +15,7 @@ from random import Random
 from statistics import median
 from typing import Final
 
-from tmemfs.samples import RealPages
+from tmemfs.cli.real_pages import RealPages
 from tmemfs.units import PAGE_BYTES
 from tools.bench.mounts import Mount, mounted
 

@@ -18,7 +18,7 @@ from random import Random
 from types import TracebackType
 from typing import Final
 
-from tmemfs.samples import heap_pages
+from tmemfs.cli.real_pages import heap_pages
 from tools.bench.native import TOUCHER, compiled
 from tools.cgroup import MemoryCgroup
 

@@ -1,8 +1,8 @@
 """Drives a store, without a mount and without a disk: stores, loads, write-backs and cleanings, each page checked.
 
-Pages are real ones (tmemfs/samples.py), encoded once, so that what is measured is the store and not its codec. The pool may hold
-an eighth of the live set. The tier is memory, unless another is given. Every LOAD_EACH-th operation also loads a page; at the end
-every page is loaded.
+Pages are real ones (tmemfs/cli/real_pages.py), encoded once, so that what is measured is the store and not its codec. The pool may
+hold an eighth of the live set. The tier is memory, unless another is given. Every LOAD_EACH-th operation also loads a page; at the
+end every page is loaded.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
+from tmemfs.cli.real_pages import RealPages
 from tmemfs.errors import BackingFull, TierError
 from tmemfs.pages.reader import Reader
-from tmemfs.samples import RealPages
 from tmemfs.store.codec import ZERO_PAGE, Packed, encode, parse_codec
 from tmemfs.store.consistency import check
 from tmemfs.store.frames import SPARE_FRAMES, Arena

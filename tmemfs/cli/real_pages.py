@@ -1,8 +1,11 @@
-"""Real process pages: anonymous memory of a Python interpreter, and as many different ones as wanted.
+"""Pages of a real process: anonymous memory of a Python interpreter, and as many different ones as wanted.
 
-Patterns compress like nothing a machine ever swaps. So tests and benchmarks take the heap of a Python that has imported a good
-part of the standard library, pages that are all zero left out, and stamp each copy with its number so that no two are alike. It is
-a process of its own (`python -m tmemfs.samples MOST` writes its pages), so that the pages do not depend on who asks for them.
+Generated patterns compress unlike anything that a machine swaps. So the demonstration, tests and benchmarks take the heap of a
+Python that has imported a good part of the standard library. `RealPages` stamps each copy with its number, so that no two are
+alike.
+
+The heap is that of a child (`python -m tmemfs.cli.real_pages MOST` writes its pages), so it does not depend on what the caller has
+imported. Zero pages are left out: they take no memory in a store.
 """
 
 from __future__ import annotations
@@ -28,9 +31,9 @@ _STAMP_BYTES: Final = 16
 
 
 def heap_pages(most: int = 8192) -> list[bytes]:
-    """Up to `most` different anonymous pages of another interpreter, none of them zero."""
-    command = [sys.executable, "-m", "tmemfs.samples", str(most)]
-    heap = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=Path(__file__).parents[1]).stdout
+    """Up to `most` different anonymous pages of another interpreter, none of them a zero page."""
+    command = [sys.executable, "-m", "tmemfs.cli.real_pages", str(most)]
+    heap = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=Path(__file__).parents[2]).stdout
     return [heap[at : at + PAGE_BYTES] for at in range(0, len(heap), PAGE_BYTES)]
 
 
@@ -38,7 +41,7 @@ def _own_heap_pages(most: int) -> list[bytes]:
     for name in _MODULES:
         try:
             importlib.import_module(name)
-        except ImportError:
+        except ImportError:  # a distribution may leave a module out; any large heap will do
             continue
     pages: dict[bytes, None] = {}
     with open("/proc/self/mem", "rb", buffering=0) as memory:
@@ -55,7 +58,7 @@ def _own_heap_pages(most: int) -> list[bytes]:
 def _read(fd: int, address: int) -> bytes | None:
     try:
         page = os.pread(fd, PAGE_BYTES, address)
-    except OSError:
+    except OSError:  # the area was unmapped since its line in maps was read
         return None
     return page if len(page) == PAGE_BYTES else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tmemfs.samples import RealPages, heap_pages
+from tmemfs.cli.real_pages import RealPages, heap_pages
 from tmemfs.units import PAGE_BYTES
 
 
