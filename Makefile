@@ -65,7 +65,7 @@ corpus: setup
 	$(VENV)/bin/python -m tools.corpus $(ARGS)
 
 docs: setup
-	$(VENV)/bin/python -m tmemfs.control > docs/control.md
+	$(VENV)/bin/python -m tools.control_document > docs/control.md
 
 clean:
 	@$(PYTHON) tools/in_use.py .

@@ -25,7 +25,7 @@ from typing import Final, Literal
 
 import trio
 
-from tmemfs.control import Control
+from tmemfs.control import ControlDirectory
 from tmemfs.errors import NO_THREADS, BadValue, Busy, Refused, TmemfsError
 from tmemfs.fuse.interrupts import Interrupts
 from tmemfs.fuse.library import pyfuse3
@@ -231,7 +231,7 @@ class _Server:
         self._services = services
         self._ready = ready
         self._interrupts = Interrupts()
-        self._namespace = Namespace(services.engine.pager, Control(services).attributes, self._space, self._interrupts)
+        self._namespace = Namespace(services.engine.pager, ControlDirectory(services).attributes, self._space, self._interrupts)
         self._signals = SignalInbox()
         self._worker = services.pressure.tuning.worker
         self._relay: Relay | None = None

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.exposition import families
 from tests.mounted import Place, mounted, tmemfs
 from tests.parts import page_of
 from tests.waiting import wait_until
 from tmemfs.cli.real_pages import RealPages
-from tmemfs.control import Control
-from tmemfs.jobs.services import Services
+from tmemfs.control_files import FILES
+from tmemfs.observe.registry import units
 from tmemfs.system.memory import punch
 from tmemfs.units import MIB, PAGE_BYTES
 
 pytestmark = pytest.mark.fuse
 
-TABLE = Control(Services.placeholder()).attributes
-READ_ONLY = [attribute.name for attribute in TABLE if attribute.write is None]
+READ_ONLY = [file.name for file in FILES if not file.is_writable]
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +49,13 @@ def errno_of_write(place: Place, name: str, value: str) -> int:
 
 def test_the_directory_is_the_table(place: Place) -> None:
     assert sorted(os.listdir(place.mountpoint)) == ["control", "swap"]
-    assert sorted(os.listdir(place.mountpoint / "control")) == sorted(attribute.name for attribute in TABLE)
-    for attribute in TABLE:
-        mode = (place.mountpoint / "control" / attribute.name).stat().st_mode
-        assert stat.S_IMODE(mode) == attribute.mode
+    assert sorted(os.listdir(place.mountpoint / "control")) == sorted(file.name for file in FILES)
+    for file in FILES:
+        mode = (place.mountpoint / "control" / file.name).stat().st_mode
+        assert stat.S_IMODE(mode) == file.mode
 
 
-@pytest.mark.parametrize("name", [attribute.name for attribute in TABLE if attribute.read])
+@pytest.mark.parametrize("name", [file.name for file in FILES])
 def test_every_file_reads_as_lines(place: Place, name: str) -> None:
     fill(place, 64)
     text = (place.mountpoint / "control" / name).read_text()
@@ -94,11 +94,11 @@ def test_read_only_files_refuse_to_open_for_writing(place: Place, name: str) -> 
     ],
 )
 def test_a_bad_value_is_refused_and_changes_nothing(place: Place, name: str, value: str, number: int) -> None:
-    before = {attribute.name: place.read(attribute.name) for attribute in TABLE[:9]}
+    before = {file.name: place.read(file.name) for file in FILES[:9]}
     assert errno_of_write(place, name, value) == number
     done = tmemfs("set", f"{name}={value}", "--mountpoint", place.mountpoint, check=False)
     assert done.returncode == 2 and ":" in done.stderr
-    assert {attribute.name: place.read(attribute.name) for attribute in TABLE[:9]} == before
+    assert {file.name: place.read(file.name) for file in FILES[:9]} == before
 
 
 def test_a_value_longer_than_a_page_is_refused(place: Place) -> None:
@@ -189,11 +189,10 @@ def test_zram_tools_can_read_the_statistics(place: Place) -> None:
 
 
 def test_metrics_are_prometheus_text(place: Place) -> None:
-    lines = place.read("metrics").splitlines()
-    types = dict(line.removeprefix("# TYPE ").split() for line in lines if line.startswith("#"))
-    values = dict(line.split() for line in lines if not line.startswith("#"))
-    assert types.keys() == values.keys() and all(float(value) >= 0 for value in values.values())
-    assert types["tmemfs_stores_total"] == "counter" and values["tmemfs_healthy"] == "1"
+    found = families(place.read("metrics") + "\n")
+    assert all(float(value) >= 0 for _, value in found.values())
+    assert found["tmemfs_stores_total"][0] == "counter" and found["tmemfs_healthy"][1] == "1"
+    assert found.keys() >= {"tmemfs_requests_total", "tmemfs_stores_refused_total", "tmemfs_memory_locked"}
 
 
 def test_segments_are_listed_oldest_first(place: Place) -> None:
@@ -206,8 +205,17 @@ def test_segments_are_listed_oldest_first(place: Place) -> None:
 
 def test_stat_has_the_outcome_of_every_protection(place: Place) -> None:
     values = place.flat()
-    assert {values[key] for key in ("memory_locked", "io_flusher", "oom_score_adj_set", "gc_frozen", "heap_kept")} <= {"0", "1"}
+    protections = ("memory_locked", "io_flusher", "oom_score_adj_set", "realtime", "core_dumps_off", "gc_frozen", "heap_kept")
+    assert {values[key] for key in protections} <= {"0", "1"}
     assert values["gc_frozen"] == "1" and values["heap_kept"] == "1"
+
+
+def test_every_key_of_stat_is_there_and_applies_but_kernel_settings_and_limits(place: Place) -> None:
+    values = place.flat()
+    assert values.keys() == units().keys()
+    assert {key for key, value in values.items() if value == "-"} == {
+        "min_free_kbytes", "min_free_kbytes_administrators", "watermark_boost_factor", "watermark_boost_factor_administrators",
+    }  # fmt: skip
 
 
 def test_the_command_shows_what_the_files_say(place: Place) -> None:

@@ -19,15 +19,13 @@ import pytest
 
 from tests.mounted import Place, directory_for_all, mounted, readable, wait_until
 from tests.parts import page_of
-from tmemfs.control import Control
-from tmemfs.jobs.services import Services
+from tmemfs.control_files import FILES
 from tmemfs.units import MIB, PAGE_BYTES
 
 pytestmark = pytest.mark.fuse
 
 SIZE: Final = 256 * MIB
 SLOTS: Final = 8
-TABLE: Final = Control(Services.placeholder()).attributes
 NOBODY: Final = 65534
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -79,7 +77,7 @@ def assert_unharmed(place: Place) -> None:
         assert os.pread(fd, SLOTS * PAGE_BYTES, 0) == b"".join(page_of("half", slot) for slot in range(SLOTS))
         assert os.pread(fd, 2 * PAGE_BYTES, SIZE - PAGE_BYTES) == page_of("half", 99)
     assert sorted(os.listdir(place.mountpoint)) == ["control", "swap"]
-    assert sorted(os.listdir(place.mountpoint / "control")) == sorted(attribute.name for attribute in TABLE)
+    assert sorted(os.listdir(place.mountpoint / "control")) == sorted(file.name for file in FILES)
     assert place.state == "running"
 
 
@@ -213,7 +211,7 @@ def test_a_copy_within_the_image_is_a_write(place: Place) -> None:
     assert_unharmed(place)
 
 
-@pytest.mark.parametrize("name", [attribute.name for attribute in TABLE if attribute.write])
+@pytest.mark.parametrize("name", [file.name for file in FILES if file.is_writable])
 def test_control_files_keep_mode_owner_and_size(place: Place, name: str) -> None:
     path = place.mountpoint / "control" / name
     before = path.stat()
@@ -253,14 +251,14 @@ def test_an_ordinary_user_reads_control_files_and_nothing_else(place: Place) -> 
         lambda: os.mkdir(control / "x"), lambda: os.open(control / "segments", os.O_RDONLY),
     ):  # fmt: skip
         assert as_nobody(act) == errno.EACCES
-    for attribute in TABLE:
-        if attribute.read and not attribute.private:
-            assert as_nobody((control / attribute.name).read_text) == 0
+    for file in FILES:
+        if not file.is_private:
+            assert as_nobody((control / file.name).read_text) == 0
     assert_unharmed(place)
 
 
 def test_only_root_reads_the_segments() -> None:
-    assert [attribute.name for attribute in TABLE if attribute.private] == ["segments"]
+    assert [file.name for file in FILES if file.is_private] == ["segments"]
 
 
 SHELLS: Final = (

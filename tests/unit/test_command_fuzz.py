@@ -23,7 +23,7 @@ import pytest
 from tests.parts import FaultyTier, Regions, new_pressure
 from tmemfs import cli, daemon
 from tmemfs.cli import defaults, demo, doctor, lifecycle, view
-from tmemfs.control import Control
+from tmemfs.control import ControlDirectory
 from tmemfs.jobs.engine import Engine
 from tmemfs.jobs.services import Limits, Services
 from tmemfs.jobs.supervision import Jobs
@@ -133,8 +133,7 @@ def _fill_control(directory: Path) -> None:
     engine = Engine.over(regions.start(10, 64), FaultyTier(), parse_codec("lz4"))
     outcomes = {"memory_locked": 1, "io_flusher": 1, "oom_score_adj_set": 1, "realtime": 1}
     services = Services(engine, Limits(engine, 64 * MIB, 10 * MIB), new_pressure(engine), Jobs(), "none", outcomes)
-    for attribute in Control(services).attributes:
-        assert attribute.read is not None
+    for attribute in ControlDirectory(services).attributes:
         (directory / attribute.name).write_text(attribute.read())
     regions.close()
 

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Final
 
 import pytest
 
 from tests.parts import FaultyTier, Regions, new_pressure, page_of
-from tmemfs.control import Attribute, Control, document
+from tmemfs.control import Attribute, ControlDirectory
+from tmemfs.control_files import FILES, ControlFile
 from tmemfs.errors import BadValue, OutOfRange, TmemfsError
 from tmemfs.fuse.errnos import errno_of
 from tmemfs.jobs.engine import Engine
 from tmemfs.jobs.services import SMALLEST_POOL_BYTES, Limits, Services, parse_pool_max
 from tmemfs.jobs.supervision import Jobs
-from tmemfs.observe import report
+from tmemfs.observe.metric import Output
+from tmemfs.observe.registry import shown_in
 from tmemfs.store.codec import encode, parse_codec
 from tmemfs.units import MIB
 
-DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "control.md"
-TABLE: Final = Control(Services.placeholder()).attributes
 LIMIT: Final = 12 * MIB
 RAM: Final = 64 * MIB
 
@@ -37,13 +36,11 @@ def services() -> Iterator[Services]:
 
 @pytest.fixture
 def files(services: Services) -> dict[str, Attribute]:
-    return {attribute.name: attribute for attribute in Control(services).attributes}
+    return {attribute.name: attribute for attribute in ControlDirectory(services).attributes}
 
 
 def read(files: dict[str, Attribute], name: str) -> str:
-    found = files[name].read
-    assert found is not None
-    return found()
+    return files[name].read()
 
 
 async def write(files: dict[str, Attribute], name: str, value: str) -> None:
@@ -57,44 +54,33 @@ def values(files: dict[str, Attribute]) -> dict[str, str]:
     return {name: read(files, name) for name in files if name not in ("stat", "metrics")}
 
 
-def test_the_document_is_made_from_the_table() -> None:
-    assert DOCUMENT.exists(), "docs/control.md is not there: run make docs"
-    assert DOCUMENT.read_text() == document(), "docs/control.md is not of this table: run make docs"
-
-
-def test_the_document_has_a_row_for_every_file() -> None:
-    rows = [line for line in document().splitlines() if line.startswith("| `")]
-    assert [row.split("`")[1] for row in rows] == [attribute.name for attribute in TABLE]
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}
-
-
-@pytest.mark.parametrize("attribute", TABLE, ids=lambda attribute: attribute.name)
-def test_every_file_says_what_it_is(attribute: Attribute) -> None:
-    assert attribute.help.endswith(".") and len(attribute.help) > 10
-    assert attribute.unit
-    assert re.fullmatch(r"[a-z_]+(\.[a-z]+)?", attribute.name)
-    assert attribute.read is not None or attribute.write is not None
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_every_file_says_what_it_is(file: ControlFile) -> None:
+    assert file.help.endswith(".") and len(file.help) > 10
+    assert file.unit
+    assert re.fullmatch(r"[a-z_]+(\.[a-z]+)?", file.name)
 
 
 def test_names_are_unique() -> None:
-    names = [attribute.name for attribute in TABLE]
+    names = [file.name for file in FILES]
     assert len(set(names)) == len(names)
 
 
-def test_the_mode_is_what_can_be_done() -> None:
-    def reads() -> str:
-        return "1\n"
-
-    async def writes(text: str) -> None:
-        return None
-
-    modes = [Attribute("a", "-", "A file.", *pair).mode for pair in ((reads, None), (None, writes), (reads, writes))]
-    assert modes == [0o444, 0o200, 0o644]
-    assert {attribute.name for attribute in TABLE if attribute.mode == 0o644} == {
+def test_the_mode_is_what_can_be_done(files: dict[str, Attribute]) -> None:
+    ways = [(False, False), (True, False), (False, True), (True, True)]
+    assert [ControlFile("a", "-", "A file.", *way).mode for way in ways] == [0o444, 0o644, 0o400, 0o600]
+    assert {name for name, attribute in files.items() if attribute.write} == {file.name for file in FILES if file.is_writable}
+    assert {file.name for file in FILES if file.mode == 0o644} == {
         "pool.max", "pool.high", "pool.low", "backing.max", "shrink", "compact", "clean.rate", "clean.daily", "recompress",
         "pressure.mode", "pressure.reserve", "pressure.growth",
         "codec", "kernel.tuning",
     }  # fmt: skip
+
+
+def test_the_files_that_are_documents_are_those_with_more_than_one_line(files: dict[str, Attribute], services: Services) -> None:
+    services.engine.tmem.store(0, [encode(page_of("raw", number), parse_codec("lz4")) for number in range(300)])
+    texts = {name: read(files, name) for name in files if name != "state"}  # whose first line is the value
+    assert {name for name, text in texts.items() if text.count("\n") > 1} == {file.name for file in FILES if file.is_document}
 
 
 @pytest.mark.parametrize(
@@ -192,11 +178,10 @@ def test_a_segment_is_a_line(services: Services, files: dict[str, Attribute]) ->
     assert read(files, "segments") == "0 open raw 1 50% 25% 64\n"
 
 
-def test_flat_keyed_files_have_a_value_for_every_key(files: dict[str, Attribute], services: Services) -> None:
-    makers: dict[str, Callable[[Services], report.Values]] = {"stat": report.stat, "events": report.events}
-    for name, make in makers.items():
-        pairs = [line.split(" ") for line in read(files, name).splitlines()]
-        assert [key for key, _ in pairs] == list(make(services))
+@pytest.mark.parametrize("name", ["stat", "events"])
+def test_flat_keyed_files_have_a_value_for_every_key(files: dict[str, Attribute], name: Output) -> None:
+    pairs = [line.split(" ") for line in read(files, name).splitlines()]
+    assert [key for key, _ in pairs] == [metric.name for metric in shown_in(name)]
 
 
 def test_the_three_files_of_zram_have_its_number_of_fields(files: dict[str, Attribute]) -> None:
@@ -222,15 +207,6 @@ def test_a_shrink_never_asked_for_has_an_answer(files: dict[str, Attribute]) -> 
     assert read(files, "shrink") == "requested 0\nfreed 0\nwritten 0\npages 0\nseconds 0\nreason -\n"
 
 
-def test_metrics_have_a_type_for_every_figure(files: dict[str, Attribute]) -> None:
-    lines = read(files, "metrics").splitlines()
-    types = [line.split()[2:] for line in lines if line.startswith("# TYPE ")]
-    figures = [line.split()[0] for line in lines if not line.startswith("#")]
-    assert [name for name, _ in types] == figures
-    assert all((kind == "counter") == name.endswith("_total") for name, kind in types)
-    assert len(set(figures)) == len(figures)
-
-
 def test_the_smallest_pool_is_ten_frames() -> None:
     assert SMALLEST_POOL_BYTES == 10 * MIB
     assert parse_pool_max("10M", RAM) == 10 * MIB
@@ -252,5 +228,4 @@ def test_one_figure_does_not_compute_all_of_them(
         raise AssertionError("all statistics were computed")
 
     monkeypatch.setattr("tmemfs.jobs.services.statistics", all_of_them)
-    read = files[name].read
-    assert read is not None and read() == f"{expected}\n"
+    assert files[name].read() == f"{expected}\n"

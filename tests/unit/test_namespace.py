@@ -13,6 +13,7 @@ import pytest
 
 from tests.parts import FaultyTier, Regions
 from tmemfs.control import Attribute
+from tmemfs.control_files import ControlFile
 from tmemfs.errors import FellShort, OutOfRange
 from tmemfs.fuse import namespace
 from tmemfs.fuse.namespace import CONTROL, FIRST_ATTRIBUTE, LONGEST_VALUE_BYTES, ROOT, SWAP, Namespace
@@ -54,7 +55,8 @@ def value() -> Value:
 def tree(value: Value) -> Iterator[Namespace]:
     regions = Regions.new(slots=4096, frames=32, extents=32)
     engine = Engine.over(regions.start(limit=16, slots=4096), FaultyTier(), parse_codec("lz4"))
-    attributes = (Attribute("value", "-", "A value.", value.read, value.write), Attribute("broken", "-", "A bug.", broken, broken))
+    files = ControlFile("value", "-", "A value.", is_writable=True), ControlFile("broken", "-", "A bug.", is_writable=True)
+    attributes = Attribute(files[0], value.read, value.write), Attribute(files[1], broken, broken)
     yield Namespace(engine.pager, attributes, lambda: (engine.pager.swap_bytes, 0))
     regions.close()
 

@@ -11,6 +11,7 @@ imported when the command that needs it is known: `tmemfs down` works where noth
     differences  what a second `up` asks for against what runs
     doctor       what the machine has of what tmemfs needs
     demo         the store alone, without a mount
+    real_pages   memory of a real process, for the demonstration
     usage        messages about words that are not understood
 
 Exit codes: 0 done; 1 done in part (a shrink fell short, the doctor found something essential missing); 2 refused, nothing

@@ -29,14 +29,6 @@ _LINE_CELLS: Final = 80
 _NAME_CELLS: Final = 13
 #: More than the daemon says of a value that it refused.
 _REASON_BYTES: Final = 4096
-#: Control files that are more than one value.
-_DOCUMENTS: Final = frozenset(("stat", "events", "metrics", "segments", "shrink", "compact"))
-_SIZES: Final = frozenset(
-    ("swap_size", "compressed_bytes", "pool_current", "pool_used", "pool_peak", "pool_max", "pool_resident", "backing_current",
-     "backing_max", "bytes_written", "bytes_released", "disk_read_bytes", "table_bytes", "resident_anon", "resident_file",
-     "resident_shmem")
-)  # fmt: skip
-
 _ADMINISTRATORS: Final = "_administrators"
 
 Values = dict[str, int | float | str]
@@ -84,8 +76,11 @@ def print_settings(mountpoint: Path) -> None:
         keys = sorted(os.listdir(mountpoint / "control"))
     except OSError as error:
         raise _translated(error, mountpoint, "control") from error
+    from tmemfs.control_files import FILES  # no other command needs it, and each is to start at once
+
+    documents = {file.name for file in FILES if file.is_document}
     for key in keys:
-        if key not in _DOCUMENTS:
+        if key not in documents:
             first, _, more = read_control(mountpoint, key).partition("\n")
             if not more or key == "state":
                 print(f"{key} {first}")
@@ -178,14 +173,17 @@ def print_columns(mountpoint: Path, columns: list[str], in_bytes: bool, headings
     if unknown:
         near = suggestion(unknown[0], stat)
         raise BadValue(f"no column {unknown[0]!r}{near}: 'tmemfs stat --raw' lists all")
-    values = [stat[column] for column in columns]
-    cells = [
-        format_size(int(value)) if column in _SIZES and not in_bytes else str(value)
-        for column, value in zip(columns, values, strict=True)
-    ]
+    cells = [_cell(column, stat[column], in_bytes) for column in columns]
     widths = [max(len(cell), len(column) if headings else 0) for cell, column in zip(cells, columns, strict=True)]
     for row in ([columns] if headings else []) + [cells]:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def _cell(key: str, value: int | float | str, in_bytes: bool) -> str:
+    """A figure as people read it: sizes with a unit, unless `in_bytes`; 'max' and '-' as the daemon says them."""
+    from tmemfs.observe.registry import units  # no other command needs it, and each is to start at once
+
+    return format_size(value) if isinstance(value, int | float) and units().get(key) == "bytes" and not in_bytes else str(value)
 
 
 def print_what_next(mountpoint: Path) -> None:

@@ -155,8 +155,8 @@ class Namespace(pyfuse3.Operations):
         if inode == SWAP and flags & os.O_TRUNC:  # the kernel would take the image for empty, and the loop device read nothing
             raise pyfuse3.FUSEError(errno.EPERM)
         if inode != SWAP:
-            attribute, mode = self._attribute(inode), flags & os.O_ACCMODE
-            if (mode != os.O_RDONLY and not attribute.write) or (mode != os.O_WRONLY and not attribute.read):
+            attribute = self._attribute(inode)
+            if flags & os.O_ACCMODE != os.O_RDONLY and attribute.write is None:
                 raise pyfuse3.FUSEError(errno.EACCES)
         return pyfuse3.FileInfo(fh=self._new_handle(inode, flags, ctx.uid == 0), direct_io=True, keep_cache=False)
 
@@ -336,7 +336,6 @@ class Namespace(pyfuse3.Operations):
 
 
 def _render(attribute: Attribute) -> bytes:
-    assert attribute.read is not None
     return attribute.read().encode()
 
 

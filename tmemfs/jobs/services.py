@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -135,9 +135,3 @@ class Services:
         if self.engine.reader.counts.failed:
             reasons.append(f"{self.engine.reader.counts.failed} reads from the backing failed: check the backing device")
         return "degraded: " + "; ".join(reasons) if reasons else "running"
-
-    @classmethod
-    def placeholder(cls) -> Services:
-        """Services of nothing, to print the table of attributes without a daemon."""
-        nothing: Any = None
-        return cls(nothing, nothing, nothing, nothing, "none")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tmemfs.observe import report
+from tmemfs.observe import snapshot
 from tmemfs.system.memory import Resident
 
 
@@ -23,9 +23,10 @@ def read(monkeypatch: pytest.MonkeyPatch, frames: list[int]) -> tuple[Resident, 
         return now
 
     arena = SimpleNamespace(region=SimpleNamespace(resident_bytes=pool))
-    services: Any = SimpleNamespace(engine=SimpleNamespace(tmem=SimpleNamespace(arena=arena)))
-    monkeypatch.setattr(report, "resident_bytes", lambda: Resident(anon=5, file=7, shmem=now))
-    return report._resident(services)
+    services: Any = SimpleNamespace(engine=SimpleNamespace(tmem=SimpleNamespace(arena=arena)), pressure=None)
+    monkeypatch.setattr(snapshot, "resident_bytes", lambda: Resident(anon=5, file=7, shmem=now))
+    taken = snapshot.Snapshot(services)
+    return taken.resident, taken.pool_resident
 
 
 def test_frames_that_are_released_between_two_readings_are_in_neither(monkeypatch: pytest.MonkeyPatch) -> None:
