@@ -22,7 +22,7 @@ from tmemfs.store.consistency import check, segment_lines
 from tmemfs.store.dictionary import Encoder
 from tmemfs.store.plans import WriteBack
 from tmemfs.store.recompression import Recompression
-from tmemfs.store.record import handle_offset
+from tmemfs.store.record import handle_offset, handle_segment
 from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES
 
 SLOTS = 8192
@@ -193,7 +193,7 @@ async def test_a_record_damaged_in_ram_does_not_hold_a_shrink_up() -> None:
     place.store(0, 2 * FULL)
     place.forget(*(slot for slot in range(2 * FULL) if slot % 8 >= 3))
     handle = place.tmem.slots.handles[0]
-    at = place.tmem.segments.base[handle >> 34] + handle_offset(handle) + 500
+    at = place.tmem.segments.base[handle_segment(handle)] + handle_offset(handle) + 500
     place.tmem.arena.view[at] ^= 0xFF
     with trio.fail_after(HANG_S):
         await place.engine.shrinker.shrink(ShrinkRequest(4 * SEGMENT_BYTES, deadline_s=HANG_S / 2))
@@ -356,7 +356,7 @@ def test_a_compaction_may_have_a_deadline() -> None:
 
 def _slots_of(place: Place, segment: int) -> list[int]:
     handles = place.tmem.slots.handles
-    return sorted(slot for slot in range(SLOTS) if handles[slot] > 1 and handles[slot] >> 34 == segment)
+    return sorted(slot for slot in range(SLOTS) if handles[slot] > 1 and handle_segment(handles[slot]) == segment)
 
 
 def _fail() -> None:

@@ -17,27 +17,32 @@ from tmemfs.store.record import (
     CHECKSUM_MASK,
     EMPTY,
     GRAIN_BYTES,
-    HEADER,
-    HEADER_BYTES,
     LARGEST_RECORD_BYTES,
     LENGTH_MASK,
     LENGTH_SHIFT,
     OFFSET_MASK,
     OFFSET_SHIFT,
+    RECORD_HEADER_BYTES,
     SEGMENT_SHIFT,
     TAG_MASK,
     ZERO_HANDLE,
     SegmentId,
+    handle_accounts,
     handle_length,
+    handle_of,
     handle_offset,
+    handle_record_bytes,
     handle_segment,
+    handle_tag,
+    mark_gap,
+    read_record,
     record_bytes,
     record_word,
     scan,
     segment_seed,
     start_of,
-    verify,
     whole_blocks,
+    write_record,
 )
 from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES
 
@@ -67,13 +72,14 @@ def mask(bits: tuple[int, int]) -> int:
 
 
 def blocks_touched(start: int, length: int) -> int:
-    return (start + HEADER_BYTES + length - 1) // BLOCK_BYTES - start // BLOCK_BYTES + 1
+    return (start + RECORD_HEADER_BYTES + length - 1) // BLOCK_BYTES - start // BLOCK_BYTES + 1
 
 
 def record_of(slot: int, tag: int, payload: bytes, seed: int) -> bytes:
     """A record with its padding, the padding not zero."""
-    unpadded = HEADER.pack(record_word(tag, slot, payload, seed), slot) + payload
-    return unpadded.ljust(record_bytes(len(payload)), b"\xee")
+    record = bytearray(b"\xee" * record_bytes(len(payload)))
+    assert write_record(memoryview(record), 0, tag, slot, payload, seed) == len(record)
+    return bytes(record)
 
 
 def write_all(written: list[Written]) -> tuple[memoryview, int, list[int]]:
@@ -83,11 +89,9 @@ def write_all(written: list[Written]) -> tuple[memoryview, int, list[int]]:
     for slot, tag, length in written:
         start = start_of(fill, length)
         if start != fill:
-            segment[fill : fill + GRAIN_BYTES] = bytes(GRAIN_BYTES)
-        record = record_of(slot, tag, bytes(length), 0)
-        segment[start : start + len(record)] = record
+            mark_gap(segment, fill)
         starts.append(start)
-        fill = start + len(record)
+        fill = write_record(segment, start, tag, slot, bytes(length), 0)
     return segment, fill, starts
 
 
@@ -95,8 +99,11 @@ def test_the_record_is_laid_out_as_documented() -> None:
     fields = {row[3].partition(":")[0]: row[:2] for row in rows_of("Record")}
     assert fields["word"] == ["0", "8"]
     assert fields["swap slot"] == ["8", "4"]
-    assert fields["payload"] == [str(HEADER_BYTES), "n"]
-    assert HEADER.pack(0x0102030405060708, 0x0A0B0C0D) == bytes([8, 7, 6, 5, 4, 3, 2, 1, 0x0D, 0x0C, 0x0B, 0x0A])
+    assert fields["payload"] == [str(RECORD_HEADER_BYTES), "n"]
+    segment = bytearray(b"\xee" * 24)
+    assert write_record(memoryview(segment), 4, 3, 0x0A0B0C0D, b"pay", 9) == 20
+    word = record_word(3, 0x0A0B0C0D, b"pay", 9)
+    assert bytes(segment) == b"\xee" * 4 + word.to_bytes(8, "little") + bytes([0x0D, 0x0C, 0x0B, 0x0A]) + b"pay" + b"\xee" * 5
 
 
 def test_the_word_has_the_documented_bits() -> None:
@@ -149,9 +156,11 @@ def test_what_a_store_writes_is_the_documented_record(kind: Kind, codec: str) ->
 
 @given(tag=st.integers(0, 7), length=st.integers(0, LENGTH_MASK), offset=OFFSETS, segment=st.integers(0, (1 << 30) - 1))
 def test_a_handle_gives_its_fields_back(tag: int, length: int, offset: int, segment: int) -> None:
-    handle = tag | length << LENGTH_SHIFT | offset // GRAIN_BYTES << OFFSET_SHIFT | segment << SEGMENT_SHIFT
-    assert handle < 1 << 64
-    assert handle & TAG_MASK == tag
+    handle = handle_of(tag, length, offset, segment)
+    assert handle == tag | length << LENGTH_SHIFT | offset // GRAIN_BYTES << OFFSET_SHIFT | segment << SEGMENT_SHIFT < 1 << 64
+    assert handle_tag(handle) == tag
+    assert handle_record_bytes(handle) == record_bytes(length)
+    assert handle_accounts(handle) == (segment, tag, length, record_bytes(length))
     assert (handle_length(handle), handle_offset(handle), handle_segment(handle)) == (length, offset, SegmentId(segment))
 
 
@@ -229,9 +238,9 @@ SLOT, TAG, PAYLOAD, SEED = 0x01020304, 4, bytes(range(100)), segment_seed(77)
 
 def test_a_record_verifies_where_it_belongs() -> None:
     record = bytearray(record_of(SLOT, TAG, PAYLOAD, SEED) + b"the record behind it")
-    payload = verify(memoryview(record), SLOT, TAG, len(PAYLOAD), SEED)
+    payload = read_record(memoryview(record), 0, SLOT, TAG, len(PAYLOAD), SEED)
     assert payload == PAYLOAD
-    record[HEADER_BYTES] = 0xAA
+    record[RECORD_HEADER_BYTES] = 0xAA
     assert payload[0] == 0xAA  # borrowed, not copied
 
 
@@ -250,24 +259,37 @@ def test_a_record_verifies_where_it_belongs() -> None:
 )
 def test_a_record_does_not_verify_elsewhere(slot: int, tag: int, length: int, seed: int) -> None:
     with pytest.raises(Corrupt, match=f"the record of slot {slot} is damaged: check the backing device"):
-        verify(memoryview(record_of(SLOT, TAG, PAYLOAD, SEED) + b"more"), slot, tag, length, seed)
+        read_record(memoryview(record_of(SLOT, TAG, PAYLOAD, SEED) + b"more"), 0, slot, tag, length, seed)
 
 
 @pytest.mark.parametrize("bit", range(8))
 def test_a_record_with_any_bit_flipped_does_not_verify(bit: int) -> None:
-    for at in range(HEADER_BYTES + len(PAYLOAD)):
+    for at in range(RECORD_HEADER_BYTES + len(PAYLOAD)):
         record = bytearray(record_of(SLOT, TAG, PAYLOAD, SEED))
         record[at] ^= 1 << bit
         with pytest.raises(Corrupt):
-            verify(memoryview(record), SLOT, TAG, len(PAYLOAD), SEED)
+            read_record(memoryview(record), 0, SLOT, TAG, len(PAYLOAD), SEED)
+
+
+@pytest.mark.parametrize("at", [0, 4, 4000, 4096])
+def test_a_record_is_read_where_it_was_written(at: int) -> None:
+    segment = memoryview(bytearray(2 * BLOCK_BYTES))
+    write_record(segment, at, TAG, SLOT, PAYLOAD, SEED)
+    assert read_record(segment, at, SLOT, TAG, len(PAYLOAD), SEED) == PAYLOAD
+
+
+@pytest.mark.parametrize("cut", [1, len(PAYLOAD)])
+def test_a_record_that_is_cut_off_does_not_verify(cut: int) -> None:
+    with pytest.raises(Corrupt):
+        read_record(memoryview(record_of(SLOT, TAG, PAYLOAD, SEED))[:-cut], 0, SLOT, TAG, len(PAYLOAD), SEED)
 
 
 def test_padding_means_nothing() -> None:
     payload = b"12345"
     record = bytearray(record_of(SLOT, TAG, payload, SEED))
-    assert len(record) == HEADER_BYTES + len(payload) + 3
+    assert len(record) == RECORD_HEADER_BYTES + len(payload) + 3
     record[-3:] = b"any"
-    assert verify(memoryview(record), SLOT, TAG, len(payload), SEED) == payload
+    assert read_record(memoryview(record), 0, SLOT, TAG, len(payload), SEED) == payload
 
 
 @given(page=st.binary(max_size=64), slot=st.integers(0, (1 << 32) - 1), tag=TAGS, sequence=st.integers(1, 1 << 29))

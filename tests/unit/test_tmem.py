@@ -12,13 +12,13 @@ import pytest
 from tests.parts import FaultyTier, Regions, merge, new_tmem, page_of
 from tmemfs.errors import BackingFull, Corrupt, TierError, TmemfsError
 from tmemfs.pages.reader import Reader
-from tmemfs.store import append as append_module
+from tmemfs.store import record as record_module
 from tmemfs.store.append import Appender
 from tmemfs.store.codec import LZ4, RAW, ZERO_PAGE, Packed, encode, parse_codec
 from tmemfs.store.consistency import census, check, segment_lines, statistics
 from tmemfs.store.merges import Merge
 from tmemfs.store.plans import WriteBack
-from tmemfs.store.record import HEADER_BYTES, SEGMENT_SHIFT, handle_length, handle_offset, handle_segment, whole_blocks
+from tmemfs.store.record import RECORD_HEADER_BYTES, handle_length, handle_of, handle_offset, handle_segment, whole_blocks
 from tmemfs.store.segments import FREE, ON_TIER, OPEN, SEALED, WRITING
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
@@ -407,7 +407,7 @@ def test_a_read_from_the_tier_that_fails_leaves_the_page_there(place: Place) -> 
 
 def payload_of(tmem: Tmem, slot: int) -> memoryview:
     handle = tmem.slots.handles[slot]
-    at = tmem.segments.base[handle_segment(handle)] + handle_offset(handle) + HEADER_BYTES
+    at = tmem.segments.base[handle_segment(handle)] + handle_offset(handle) + RECORD_HEADER_BYTES
     return tmem.arena.view[at : at + handle_length(handle)]
 
 
@@ -567,14 +567,14 @@ def test_a_check_names_the_figure_that_differs(place: Place, name: str, tamper: 
 @pytest.mark.parametrize("segment", [0, 5], ids=["behind the fill", "in a free segment"])
 def test_a_scan_calls_a_handle_that_refers_to_no_record_a_bug(place: Place, segment: int) -> None:
     place.store(0, halves(0, 1))
-    handle = place.tmem.slots.handles[0] & (1 << SEGMENT_SHIFT) - 1
-    place.tmem.slots.handles[9] = handle | segment << SEGMENT_SHIFT | 1 << 30
+    handle = place.tmem.slots.handles[0]
+    place.tmem.slots.handles[9] = handle_of(LZ4, handle_length(handle), handle_offset(handle) | 1 << 16, segment)
     with pytest.raises(TmemfsError, match="bug in tmemfs: the handle of slot 9 refers to no record; please report it"):
         census(place.tmem.slots, place.tmem.segments)
 
 
 def test_a_scan_calls_a_handle_outside_of_the_table_a_bug(place: Place) -> None:
-    place.tmem.slots.handles[9] = LZ4 | 100 << 3 | (1 << 29) << SEGMENT_SHIFT
+    place.tmem.slots.handles[9] = handle_of(LZ4, 100, 0, 1 << 29)
     with pytest.raises(TmemfsError):
         census(place.tmem.slots, place.tmem.segments)
 
@@ -627,8 +627,8 @@ def go_on(place: Place) -> None:
 
 Point = Callable[[pytest.MonkeyPatch, Tmem], None]
 STORE_POINTS: dict[str, Point] = {
-    "before the record": lambda patch, _: kill(patch, append_module, "xxh3_64_intdigest"),
-    "behind the header": lambda patch, _: kill(patch, append_module, "_pack_header", after=True),
+    "before the record": lambda patch, _: kill(patch, record_module, "xxh3_64_intdigest"),
+    "behind the header": lambda patch, _: kill(patch, record_module, "_pack_header", after=True),
     "before the fill": lambda patch, tmem: kill(patch, tmem.segments, "set_fill"),
     "behind the fill": lambda patch, tmem: kill(patch, tmem.segments, "set_fill", after=True),
 }

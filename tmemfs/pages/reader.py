@@ -24,7 +24,7 @@ from tmemfs.errors import Corrupt, TierError
 from tmemfs.store.codec import RAW, ZSTD_DICT, decode
 from tmemfs.store.dictionary import DICTIONARY_RECORD_BYTES, Dictionary, read_dictionary
 from tmemfs.store.plans import ReadPlan, RecordAt
-from tmemfs.store.record import HEADER, HEADER_BYTES, LARGEST_RECORD_BYTES, record_word, verify, whole_blocks
+from tmemfs.store.record import read_record, whole_blocks, write_record
 from tmemfs.store.tmem import Tmem
 from tmemfs.tiers.tier import Extent, Tier
 from tmemfs.units import BLOCK_BYTES, PAGE_BYTES
@@ -60,9 +60,8 @@ class Reader:
         """Give the calling thread its buffer, and have it do once what it will do: verify and decode pages, and ask the tier."""
         blocks, page = self._buffers.view, bytes(PAGE_BYTES)
         for slot in range(_WARM_PAGES):
-            HEADER.pack_into(blocks, 0, record_word(RAW, slot, page, 0), slot)
-            blocks[HEADER_BYTES:LARGEST_RECORD_BYTES] = page
-            decode(RAW, verify(blocks[:LARGEST_RECORD_BYTES], slot, RAW, PAGE_BYTES, 0))
+            write_record(blocks, 0, RAW, slot, page, 0)
+            decode(RAW, read_record(blocks, 0, slot, RAW, PAGE_BYTES, 0))
         with suppress(TierError):  # nothing lies there yet
             self._tier.read(Extent(0), 0, blocks[:BLOCK_BYTES])
 
@@ -82,7 +81,7 @@ class Reader:
             blocks = self._buffers.view[:size]
             self._tier.read(record.extent, first, blocks)
             read = 1
-            return self._decoded(record, blocks[record.offset - first : record.end - first])
+            return self._decoded(record, blocks, record.offset - first)
         except TierError as error:
             self._note_failure(error)
             raise
@@ -123,10 +122,10 @@ class Reader:
             self.counts.reads += 1
             self.counts.read_bytes += size
         for record in run:
-            pages[record.at] = self._decoded(record, blocks[record.offset - first : record.end - first])
+            pages[record.at] = self._decoded(record, blocks, record.offset - first)
 
-    def _decoded(self, record: RecordAt, bytes_of_record: memoryview) -> bytes:
-        payload = verify(bytes_of_record, record.slot, record.tag, record.length, record.seed)
+    def _decoded(self, record: RecordAt, blocks: memoryview, at: int) -> bytes:
+        payload = read_record(blocks, at, record.slot, record.tag, record.length, record.seed)
         if record.tag == ZSTD_DICT:
             return self._dictionary(record).decode(payload)
         return decode(record.tag, payload)

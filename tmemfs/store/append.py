@@ -1,6 +1,6 @@
 """Insert: encoded pages become records at the end of the open segments, and slots refer to them.
 
-The pure-Python form; compiled.pyx is the same in C, and hot.py has the one that is used. Guarded by the store's lock.
+The pure-Python form; compiled.pyx is the same in C, and native.py has the one that is used. Guarded by the store's lock.
 
 Order of a store: record bytes, then fill, then the handle, so that a process killed between any two of them loses nothing.
 """
@@ -9,21 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from xxhash import xxh3_64_intdigest
-
 from tmemfs.store.codec import RAW, ZERO, Packed
-from tmemfs.store.record import (
-    CHECKSUM_MASK,
-    GRAIN_MASK,
-    HEADER,
-    HEADER_BYTES,
-    LENGTH_SHIFT,
-    OFFSET_BYTES_SHIFT,
-    SEGMENT_SHIFT,
-    ZERO_HANDLE,
-    mark_gap,
-    start_of,
-)
+from tmemfs.store.record import RECORD_HEADER_BYTES, ZERO_HANDLE, handle_of, mark_gap, start_of, write_record
 from tmemfs.units import SEGMENT_BYTES
 
 if TYPE_CHECKING:
@@ -31,7 +18,6 @@ if TYPE_CHECKING:
 
 #: Counts the changes of what Appender and codec.encode_pages do: compiled.pyx says which it was written after.
 REVISION: Final = 2
-_pack_header = HEADER.pack_into
 
 
 class Appender:
@@ -41,10 +27,7 @@ class Appender:
         self._tmem = tmem
 
     def append(self, first: int, packed: list[Packed], start: int = 0) -> int:
-        """Store entries of `packed` from `start` on, for slots first+start, ...; gives how many entries are stored now.
-
-        One function, record and handle written out: three calls a page take 3.5 us, this 2.9.
-        """
+        """Store entries of `packed` from `start` on, for slots first+start, ...; gives how many entries are stored now."""
         tmem = self._tmem
         handles = tmem.slots.handles
         segments = tmem.segments
@@ -60,26 +43,22 @@ class Appender:
                 length = len(payload)
                 lane = tmem.lanes[tag == RAW]
                 at = lane.fill if tag != RAW else start_of(lane.fill, length)
-                end = at + HEADER_BYTES + length
-                if end > SEGMENT_BYTES:
+                if at + RECORD_HEADER_BYTES + length > SEGMENT_BYTES:
                     if not tmem.open_next(lane):
                         break
-                    at, end = 0, HEADER_BYTES + length
+                    at = 0
                 elif at != lane.fill:
                     mark_gap(arena, lane.base + lane.fill)
                 segment = lane.segment
-                position = lane.base + at
-                checksum = xxh3_64_intdigest(payload, lane.seed | tag << 32 | slot) & CHECKSUM_MASK
-                _pack_header(arena, position, checksum | length << LENGTH_SHIFT | tag, slot)
-                arena[position + HEADER_BYTES : lane.base + end] = payload
-                end = (end + GRAIN_MASK) & ~GRAIN_MASK
+                # A frame starts on a grain of the arena, so the record ends where it would in a view of the frame alone.
+                end = write_record(arena, lane.base + at, tag, slot, payload, lane.seed) - lane.base
                 lane.fill = end
                 segments.set_fill(segment, end)
                 live[segment] += end - at
                 live_bytes += end - at
                 pages[segment] += 1
                 compressed_bytes += length
-                handle = tag | length << LENGTH_SHIFT | at << OFFSET_BYTES_SHIFT | segment << SEGMENT_SHIFT
+                handle = handle_of(tag, length, at, segment)
             old = handles[slot]
             handles[slot] = handle
             by_tag[tag] += 1

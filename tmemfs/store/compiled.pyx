@@ -60,7 +60,7 @@ def _same_constants():
     """What is written out above is what the modules say."""
     ours = (PAGE, BLOCK, SEGMENT, LARGEST, HEADER, GRAIN, ZERO_TAG, RAW_TAG, FILL_TAG, LZ4_TAG, TAGS - 1, LENGTH_AT, OFFSET_AT,
             SEGMENT_AT, LENGTHS, CHECKSUM, RECORD_WORDS * 8, REVISION)
-    theirs = (PAGE_BYTES, BLOCK_BYTES, SEGMENT_BYTES, codec.LARGEST_COMPRESSED_BYTES, record.HEADER_BYTES, record.GRAIN_BYTES,
+    theirs = (PAGE_BYTES, BLOCK_BYTES, SEGMENT_BYTES, codec.LARGEST_COMPRESSED_BYTES, record.RECORD_HEADER_BYTES, record.GRAIN_BYTES,
               codec.ZERO, codec.RAW, codec.FILL, codec.LZ4, record.TAG_MASK, record.LENGTH_SHIFT, record.OFFSET_BYTES_SHIFT,
               record.SEGMENT_SHIFT, record.LENGTH_MASK, record.CHECKSUM_MASK, segments.RECORD_BYTES, append.REVISION)
     if ours != theirs or sys.byteorder != "little":

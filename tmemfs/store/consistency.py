@@ -16,13 +16,14 @@ from tmemfs.store.codec import FILL, LZ4, RAW, ZERO, ZSTD, ZSTD_DICT
 from tmemfs.store.frames import Frame
 from tmemfs.store.occupancy import TIER
 from tmemfs.store.record import (
-    TAG_MASK,
+    TAGS,
     ZERO_HANDLE,
     SegmentId,
     handle_length,
     handle_offset,
+    handle_record_bytes,
     handle_segment,
-    record_bytes,
+    handle_tag,
     scan,
     whole_blocks,
 )
@@ -108,15 +109,15 @@ def census(slots: SlotTable, segments: SegmentTable) -> Census:
     """Scan every slot and every segment once. Raises TmemfsError where a handle refers to nothing."""
     live: dict[SegmentId, int] = defaultdict(int)
     pages: dict[SegmentId, int] = defaultdict(int)
-    by_tag = [0] * (TAG_MASK + 1)
+    by_tag = [0] * TAGS
     compressed = disk_pages = cold_pages = cold_raw_pages = 0
     for slot in slots.occupied(0, slots.count):
         handle = slots.handles[slot]
-        by_tag[handle & TAG_MASK] += 1
-        if handle & TAG_MASK == ZERO:
+        by_tag[handle_tag(handle)] += 1
+        if handle_tag(handle) == ZERO:
             continue
         segment = handle_segment(handle)
-        size = record_bytes(handle_length(handle))
+        size = handle_record_bytes(handle)
         if segment >= segments.count or segments.state(segment) == FREE or handle_offset(handle) + size > segments.fill(segment):
             raise TmemfsError(f"bug in tmemfs: the handle of slot {slot} refers to no record; please report it")
         live[segment] += size
@@ -126,7 +127,7 @@ def census(slots: SlotTable, segments: SegmentTable) -> Census:
             disk_pages += 1
             if segments.lane(segment) == LANE_COLD:
                 cold_pages += 1
-                cold_raw_pages += handle & TAG_MASK == RAW
+                cold_raw_pages += handle_tag(handle) == RAW
     return Census(dict(live), dict(pages), by_tag, compressed, disk_pages, cold_pages, cold_raw_pages)
 
 
@@ -201,7 +202,7 @@ def _check_records(tmem: Tmem) -> None:
         handle = tmem.slots.handles[slot]
         segment = handle_segment(handle)
         if handle > ZERO_HANDLE and segments.base[segment] >= 0:
-            expected = (slot, handle & TAG_MASK, handle_length(handle))
+            expected = (slot, handle_tag(handle), handle_length(handle))
             assert records.get((segment, handle_offset(handle))) == expected, f"record of slot {slot}"
 
 

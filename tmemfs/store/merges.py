@@ -41,25 +41,21 @@ from tmemfs.store.frames import Frame
 from tmemfs.store.lanes import Lane
 from tmemfs.store.occupancy import TIER
 from tmemfs.store.record import (
-    GRAIN_MASK,
-    HEADER,
-    HEADER_BYTES,
-    LENGTH_SHIFT,
-    OFFSET_BYTES_SHIFT,
-    OFFSET_SHIFT,
-    SEGMENT_SHIFT,
-    TAG_MASK,
+    ENCODING_MASK,
+    RECORD_HEADER_BYTES,
     SegmentId,
     handle_length,
+    handle_of,
+    handle_record_bytes,
     handle_segment,
+    handle_tag,
     mark_gap,
-    record_bytes,
-    record_word,
+    read_record,
     scan,
     segment_seed,
     start_of,
-    verify,
     whole_blocks,
+    write_record,
 )
 from tmemfs.store.segments import FREE, LANE_COLD, MERGING, ON_TIER, OPEN, SEALED
 from tmemfs.tiers.tier import Extent
@@ -68,8 +64,6 @@ from tmemfs.units import BLOCK_BYTES, SEGMENT_BYTES
 if TYPE_CHECKING:
     from tmemfs.store.tmem import Tmem
 
-#: Tag and length in a handle.
-_ENCODING_MASK: Final = (1 << OFFSET_SHIFT) - 1
 #: Handles moved under one hold of the lock, before others have their turn.
 _MOVES_AT_ONCE: Final = 4
 #: Segments that one cleaning reads, at most: what bounds its work where nearly nothing lives.
@@ -248,16 +242,15 @@ class Merges:
         handles, into, fill = self._tmem.slots.handles, copied.into, copied.fill
         begin, moves_before = fill, len(copied.moves)
         slots = len(handles)
-        from_bits, to_bits = source.segment << SEGMENT_SHIFT, plan.target << SEGMENT_SHIFT
         try:
             if plan.dictionary and not fill:
                 fill = self._dictionary(plan, source, data).write_to(into, plan.seed)
             for offset, slot, tag, length in scan(data, source.fill):
-                old = tag | length << LENGTH_SHIFT | offset << OFFSET_BYTES_SHIFT | from_bits
+                old = handle_of(tag, length, offset, source.segment)
                 if slot >= slots or handles[slot] != old:
                     continue
                 try:
-                    found = verify(data[offset : offset + HEADER_BYTES + length], slot, tag, length, source.seed)
+                    found = read_record(data, offset, slot, tag, length, source.seed)
                     tag, payload = recode(tag, found)
                 except Corrupt:
                     copied.damaged.add(source.segment)
@@ -266,15 +259,13 @@ class Merges:
                     continue
                 length = len(payload)
                 at = start_of(fill, length)
-                if at + HEADER_BYTES + length > SEGMENT_BYTES:
+                if at + RECORD_HEADER_BYTES + length > SEGMENT_BYTES:
                     copied.is_full = True
                     break
                 if at != fill:
                     mark_gap(into, fill)
-                HEADER.pack_into(into, at, record_word(tag, slot, payload, plan.seed), slot)
-                into[at + HEADER_BYTES : at + HEADER_BYTES + length] = payload
-                fill = (at + HEADER_BYTES + length + GRAIN_MASK) & ~GRAIN_MASK
-                copied.moves.append((slot, old, tag | length << LENGTH_SHIFT | at << OFFSET_BYTES_SHIFT | to_bits))
+                fill = write_record(into, at, tag, slot, payload, plan.seed)
+                copied.moves.append((slot, old, handle_of(tag, length, at, plan.target)))
                 breathe()
         except (StructError, Corrupt):  # a damaged length led past the end, or the dictionary is damaged
             copied.damaged.add(source.segment)
@@ -405,24 +396,24 @@ class Merges:
         for slot, old, new in moves:
             if handles[slot] == old:
                 handles[slot] = new
-                source, size = handle_segment(old), record_bytes(handle_length(old))
+                source, size = handle_segment(old), handle_record_bytes(old)
                 live[source] -= size
                 pages[source] -= 1
                 if is_cold and self._tmem.segments.lane(source) != LANE_COLD:
                     self._tmem.cold_pages += 1
-                    self._tmem.cold_raw_pages += new & TAG_MASK == RAW
-                if (old ^ new) & _ENCODING_MASK:
+                    self._tmem.cold_raw_pages += handle_tag(new) == RAW
+                if (old ^ new) & ENCODING_MASK:
                     size = self._encoded_anew(old, new)
                 live[target] += size
                 pages[target] += 1
 
     def _encoded_anew(self, old: int, new: int) -> int:
         """A handle's record has another tag or length now; the bytes it takes."""
-        tmem, size = self._tmem, record_bytes(handle_length(new))
-        tmem.pages_by_tag[old & TAG_MASK] -= 1
-        tmem.pages_by_tag[new & TAG_MASK] += 1
+        tmem, size = self._tmem, handle_record_bytes(new)
+        tmem.pages_by_tag[handle_tag(old)] -= 1
+        tmem.pages_by_tag[handle_tag(new)] += 1
         tmem.compressed_bytes += handle_length(new) - handle_length(old)
-        tmem.live_bytes += size - record_bytes(handle_length(old))
+        tmem.live_bytes += size - handle_record_bytes(old)
         return size
 
     def _finish_sources(self, plan: Merge, damaged: set[SegmentId], set_aside: bool = False) -> int:

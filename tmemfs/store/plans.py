@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tmemfs.store.frames import Frame
-from tmemfs.store.record import HEADER_BYTES, SegmentId
+from tmemfs.store.record import RECORD_HEADER_BYTES, SegmentId
 from tmemfs.tiers.tier import Extent
 
 
@@ -47,7 +47,7 @@ class RecordAt(NamedTuple):
     @property
     def end(self) -> int:
         """First byte after the record in its extent."""
-        return self.offset + HEADER_BYTES + self.length
+        return self.offset + RECORD_HEADER_BYTES + self.length
 
 
 @dataclass(frozen=True, slots=True)

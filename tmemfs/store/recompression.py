@@ -25,18 +25,7 @@ from tmemfs.store.codec import LZ4, ZSTD_DICT, decode
 from tmemfs.store.dictionary import Encoder
 from tmemfs.store.frames import Frame
 from tmemfs.store.merges import Copied, Merge
-from tmemfs.store.record import (
-    HEADER_BYTES,
-    LENGTH_SHIFT,
-    OFFSET_BYTES_SHIFT,
-    SEGMENT_SHIFT,
-    SegmentId,
-    handle_length,
-    record_bytes,
-    scan,
-    segment_seed,
-    verify,
-)
+from tmemfs.store.record import SegmentId, handle_of, handle_record_bytes, read_record, scan, segment_seed
 from tmemfs.store.segments import LANE_PACKED, SEALED
 from tmemfs.units import SEGMENT_BYTES
 
@@ -127,7 +116,7 @@ class Recompression:
 
     def commit(self, plan: Merge, copied: Copied) -> bool:
         """Keep what was `copied`, if that is worth it."""
-        before = sum(record_bytes(handle_length(old)) for _, old, _ in copied.moves)
+        before = sum(handle_record_bytes(old) for _, old, _ in copied.moves)
         if not saves_enough(before, copied.fill):
             self._tmem.merges.abort(plan, copied.damaged)
             self.counts.not_worth += 1
@@ -169,11 +158,9 @@ class Recompression:
         pages: list[bytes] = []
         step = max(self._tmem.segments.pages[segment] // most, 1)
         for offset, slot, tag, length in islice(_records(data), 0, None, step):
-            handle = tag | length << LENGTH_SHIFT | offset << OFFSET_BYTES_SHIFT | segment << SEGMENT_SHIFT
-            if tag == LZ4 and slot < slots and handles[slot] == handle and len(pages) < most:
-                record = data[offset : offset + HEADER_BYTES + length]
+            if len(pages) < most and tag == LZ4 and slot < slots and handles[slot] == handle_of(tag, length, offset, segment):
                 try:
-                    pages.append(decode(tag, verify(record, slot, tag, length, seed)))
+                    pages.append(decode(tag, read_record(data, offset, slot, tag, length, seed)))
                 except Corrupt:
                     continue
         return pages

@@ -23,7 +23,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import lz4.block
 
@@ -41,19 +40,21 @@ from tmemfs.store.plans import ReadPlan, RecordAt, WriteBack
 from tmemfs.store.reclaim import Reclaim
 from tmemfs.store.record import (
     EMPTY,
-    GRAIN_MASK,
-    HEADER_BYTES,
     LENGTH_MASK,
     LENGTH_SHIFT,
     OFFSET_BYTES_MASK,
     OFFSET_BYTES_SHIFT,
+    RECORD_HEADER_BYTES,
     SEGMENT_SHIFT,
     TAG_MASK,
+    TAGS,
     ZERO_HANDLE,
     SegmentId,
+    handle_accounts,
     handle_length,
     handle_offset,
     handle_segment,
+    handle_tag,
     segment_seed,
     whole_blocks,
 )
@@ -71,7 +72,6 @@ from tmemfs.store.slots import SlotTable
 from tmemfs.tiers.tier import Extent
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
-_TAGS: Final = TAG_MASK + 1
 #: Handle of a slot and sequence of its segment: a place in a segment is used once in a sequence.
 Version = tuple[int, int]
 _decompress = lz4.block.decompress
@@ -107,7 +107,7 @@ class Tmem:
         # guarded by the lock
         self.occupancy = OccupancyIndex(segments.count)
         self.lanes = (Lane(LANE_PACKED, self.occupancy), Lane(LANE_RAW, self.occupancy))
-        self.pages_by_tag = [0] * _TAGS
+        self.pages_by_tag = [0] * TAGS
         self.compressed_bytes = 0
         self.disk_pages = 0
         self.cold_pages = 0
@@ -154,7 +154,7 @@ class Tmem:
             if base < 0:
                 return None
             segments.loaded[segment] = 1
-            at = base + (handle >> OFFSET_BYTES_SHIFT & OFFSET_BYTES_MASK) + HEADER_BYTES
+            at = base + (handle >> OFFSET_BYTES_SHIFT & OFFSET_BYTES_MASK) + RECORD_HEADER_BYTES
             payload = self.arena.view[at : at + (handle >> LENGTH_SHIFT & LENGTH_MASK)]
             self.counts.loads_ram += 1
             try:
@@ -218,7 +218,7 @@ class Tmem:
                 Extent(self.segments.index(segment)),
                 self.segments.dictionary(segment),
                 handle_offset(handle),
-                handle & TAG_MASK,
+                handle_tag(handle),
                 handle_length(handle),
             )
 
@@ -356,16 +356,13 @@ class Tmem:
 
     def drop(self, handle: int) -> None:
         """A slot does not refer to the record of `handle` any more."""
-        tag = handle & TAG_MASK
+        segment, tag, length, size = handle_accounts(handle)
         self.pages_by_tag[tag] -= 1
         if tag == ZERO:
             return
-        length = handle >> LENGTH_SHIFT & LENGTH_MASK
-        segment = SegmentId(handle >> SEGMENT_SHIFT)
         self.compressed_bytes -= length
         segments = self.segments
         segments.pages[segment] -= 1
-        size = (HEADER_BYTES + length + GRAIN_MASK) & ~GRAIN_MASK
         live = segments.live[segment] = segments.live[segment] - size
         self.live_bytes -= size
         if segments.base[segment] < 0:

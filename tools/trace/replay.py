@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from tmemfs.store.record import HEADER_BYTES, record_bytes, start_of
+from tmemfs.store.record import RECORD_HEADER_BYTES, record_bytes, start_of
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 from tools.trace.format import DISCARD, STORE, Request
 
@@ -110,7 +110,7 @@ class Pool:
     def _append(self, payload: int) -> tuple[int, int]:
         """A record at the end of its lane: its segment and its size."""
         lane = self._raw if payload == PAGE_BYTES else self._packed
-        if start_of(lane.fill, payload) + HEADER_BYTES + payload > SEGMENT_BYTES:
+        if start_of(lane.fill, payload) + RECORD_HEADER_BYTES + payload > SEGMENT_BYTES:
             self._open_next(lane)
         assert lane.opened is not None
         size = record_bytes(payload)
