@@ -9,7 +9,7 @@ PYTEST := $(VENV)/bin/python -m pytest
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml tools/setup.sh tmemfs/store/compiled.pyx
+$(VENV)/.installed: pyproject.toml tools/setup.sh tmemfs/store/compiled.pyx tmemfs/store/constants.pxi
 	PYTHON=$(PYTHON) tools/setup.sh $(VENV)
 	touch $@
 

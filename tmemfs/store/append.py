@@ -7,7 +7,7 @@ Order of a store: record bytes, then fill, then the handle, so that a process ki
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from tmemfs.store.codec import RAW, ZERO, Packed
 from tmemfs.store.record import RECORD_HEADER_BYTES, ZERO_HANDLE, handle_of, mark_gap, start_of, write_record
@@ -15,9 +15,6 @@ from tmemfs.units import SEGMENT_BYTES
 
 if TYPE_CHECKING:
     from tmemfs.store.tmem import Tmem
-
-#: Counts the changes of what Appender and codec.encode_pages do: compiled.pyx says which it was written after.
-REVISION: Final = 2
 
 
 class Appender:

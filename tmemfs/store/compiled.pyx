@@ -12,9 +12,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
-from tmemfs.store import codec, record, segments
-from tmemfs.store import append
-from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES
+from tmemfs.store import constants
 
 cdef extern from "lz4.h" nogil:
     int LZ4_compress_default(const char *source, char *into, int size, int capacity)
@@ -28,78 +26,88 @@ cdef extern from *:
     uint64_t XXH3_64bits_withSeed(const void *data, size_t size, uint64_t seed) nogil
     void store_release(uint64_t *at, uint64_t value) nogil
 
+include "constants.pxi"
+
 cdef enum:
-    #: append.REVISION of what this was written after.
-    REVISION = 2
-    PAGE = 4096
-    BLOCK = 4096
-    SEGMENT = 1 << 20
     #: Pages that are compressed before the interpreter's lock is taken again; their payloads lie on the stack.
     GROUP = 8
-    LARGEST = 3900
-    HEADER = 12
-    ZERO_TAG = 1
-    RAW_TAG = 2
-    FILL_TAG = 3
-    LZ4_TAG = 4
-    TAGS = 8
-    LENGTH_AT = 3
-    OFFSET_AT = 14
-    SEGMENT_AT = 34
-    LENGTHS = 0x1FFF
-    GRAIN = 4
-    #: Of a segment's record in its table: words, and which of them is the fill.
-    RECORD_WORDS = 4
-    FILL_WORD = 1
+    #: Lanes that take new records: packed and raw ones.
     LANES = 2
 
-cdef uint64_t CHECKSUM = 0xFFFF_FFFF_FFFF_0000
+# A module from an earlier build would lay records out as they were then. A big-endian machine would write their words reversed.
+if BUILT_FROM != constants.BUILT_FROM or sys.byteorder != "little":
+    raise ImportError("compiled from another version of tmemfs, or for a big-endian machine: run 'make setup' again")
 
-
-def _same_constants():
-    """What is written out above is what the modules say."""
-    ours = (PAGE, BLOCK, SEGMENT, LARGEST, HEADER, GRAIN, ZERO_TAG, RAW_TAG, FILL_TAG, LZ4_TAG, TAGS - 1, LENGTH_AT, OFFSET_AT,
-            SEGMENT_AT, LENGTHS, CHECKSUM, RECORD_WORDS * 8, REVISION)
-    theirs = (PAGE_BYTES, BLOCK_BYTES, SEGMENT_BYTES, codec.LARGEST_COMPRESSED_BYTES, record.RECORD_HEADER_BYTES, record.GRAIN_BYTES,
-              codec.ZERO, codec.RAW, codec.FILL, codec.LZ4, record.TAG_MASK, record.LENGTH_SHIFT, record.OFFSET_BYTES_SHIFT,
-              record.SEGMENT_SHIFT, record.LENGTH_MASK, record.CHECKSUM_MASK, segments.RECORD_BYTES, append.REVISION)
-    if ours != theirs or sys.byteorder != "little":
-        raise ImportError("compiled from another version of tmemfs, or for a big-endian machine: run 'make setup' again")
-
-
-_same_constants()
-cdef tuple ZERO_PACKED = (ZERO_TAG, b"")
+cdef tuple ZERO_PACKED = (ZERO, b"")
 
 
 def encode_lz4(const unsigned char[::1] pages not None):
     """(tag, payload) of every page in `pages`, whose length is a multiple of PAGE_BYTES."""
-    cdef char payloads[GROUP][LARGEST]
+    cdef char payloads[GROUP][LARGEST_COMPRESSED_BYTES]
     cdef int sizes[GROUP]
     cdef list packed = []
-    cdef Py_ssize_t first, at, count = pages.shape[0] // PAGE
+    cdef Py_ssize_t first, at, count = pages.shape[0] // PAGE_BYTES
     cdef const char *page
     cdef int many
     for first in range(0, count, GROUP):
-        page = <const char *>&pages[first * PAGE]
+        page = <const char *>&pages[first * PAGE_BYTES]
         many = <int>min(count - first, GROUP)
         with nogil:
             for at in range(many):
-                sizes[at] = -1 if is_filled(page + at * PAGE) else LZ4_compress_default(page + at * PAGE, payloads[at], PAGE, LARGEST)
+                sizes[at] = compressed(page + at * PAGE_BYTES, payloads[at])
         for at in range(many):
             if sizes[at] > 0:
-                packed.append((LZ4_TAG, PyBytes_FromStringAndSize(payloads[at], sizes[at])))
+                packed.append((LZ4, PyBytes_FromStringAndSize(payloads[at], sizes[at])))
             elif sizes[at] == 0:
-                packed.append((RAW_TAG, PyBytes_FromStringAndSize(page + at * PAGE, PAGE)))
-            elif (<const uint64_t *>(page + at * PAGE))[0]:
-                packed.append((FILL_TAG, PyBytes_FromStringAndSize(page + at * PAGE, 8)))
+                packed.append((RAW, PyBytes_FromStringAndSize(page + at * PAGE_BYTES, PAGE_BYTES)))
+            elif (<const uint64_t *>(page + at * PAGE_BYTES))[0]:
+                packed.append((FILL, PyBytes_FromStringAndSize(page + at * PAGE_BYTES, WORD_BYTES)))
             else:
                 packed.append(ZERO_PACKED)
     return packed
 
 
+cdef inline int compressed(const char *page, char *into) noexcept nogil:
+    """Size of the payload of lz4 in `into`; 0 if it is too large to keep, -1 if one word fills the page."""
+    return -1 if is_filled(page) else LZ4_compress_default(page, into, PAGE_BYTES, LARGEST_COMPRESSED_BYTES)
+
+
 cdef bint is_filled(const char *page) noexcept nogil:
     """Whether one word is repeated all over `page`: then it equals itself moved by a word."""
-    return memcmp(page, page + PAGE - 8, 8) == 0 and memcmp(page, page + 8, PAGE - 8) == 0
+    return memcmp(page, page + PAGE_BYTES - WORD_BYTES, WORD_BYTES) == 0 and memcmp(page, page + WORD_BYTES, PAGE_BYTES - WORD_BYTES) == 0
+
+
+# ---- records and handles: record.py, in C ----------------------------------------------------------------------------
+
+
+cdef inline uint64_t record_bytes(uint64_t length) noexcept nogil:
+    """Bytes a record with `length` bytes of payload occupies, padding included."""
+    return (RECORD_HEADER_BYTES + length + GRAIN_BYTES - 1) // GRAIN_BYTES * GRAIN_BYTES
+
+
+cdef inline uint64_t start_of(uint64_t offset, uint64_t length) noexcept nogil:
+    """Where a record may start at or after `offset`: never so that it touches three blocks."""
+    if offset % BLOCK_BYTES + RECORD_HEADER_BYTES + length > 2 * BLOCK_BYTES:
+        return (offset + BLOCK_BYTES - 1) // BLOCK_BYTES * BLOCK_BYTES
+    return offset
+
+
+cdef inline uint64_t handle_of(uint64_t tag, uint64_t length, uint64_t offset, uint64_t segment) noexcept nogil:
+    """The handle of a record with `length` bytes of payload, `offset` bytes into `segment`."""
+    return tag | length << LENGTH_SHIFT | offset << OFFSET_BYTES_SHIFT | segment << SEGMENT_SHIFT
+
+
+cdef inline void write_record(
+    unsigned char *at, uint64_t tag, uint64_t slot, const char *payload, uint64_t length, uint64_t seed
+) noexcept nogil:
+    """Write a record at `at`. `seed` is the segment's."""
+    cdef uint64_t word = XXH3_64bits_withSeed(payload, length, seed | tag << SEED_TAG_SHIFT | slot) & CHECKSUM_MASK
+    cdef uint32_t owner = <uint32_t>slot
+    word |= length << LENGTH_SHIFT | tag
+    # A record starts on a grain of 4 bytes: its word of 8 is not aligned, so it is copied and not assigned.
+    memcpy(at, &word, sizeof(word))
+    memcpy(at + sizeof(word), &owner, sizeof(owner))
+    memcpy(at + RECORD_HEADER_BYTES, payload, length)
 
 
 #: A lane's open segment, as lanes.Lane has it.
@@ -158,7 +166,7 @@ cdef class Appender:
         try:
             while number < count:
                 entry = <tuple?>packed[number]
-                if len(entry) != 2 or not ZERO_TAG <= entry[0] < TAGS:
+                if len(entry) != 2 or not ZERO <= entry[0] < TAGS:
                     raise TypeError(f"a tag and a payload are wanted, not {entry}")
                 if not self._store(&changes, first + number, entry[0], <bytes?>entry[1]):
                     break
@@ -169,42 +177,32 @@ cdef class Appender:
 
     cdef bint _store(self, Changes *changes, uint64_t slot, int tag, bytes payload) except -1:
         """Store one page; False if there is no frame for it."""
-        if len(payload) > PAGE:
+        if len(payload) > PAGE_BYTES:
             raise ValueError(f"a payload of {len(payload)} bytes is longer than a page")
-        cdef uint64_t handle = ZERO_TAG, at, end, word, length = PyBytes_GET_SIZE(payload)
-        cdef uint32_t owner = <uint32_t>slot
-        cdef const char *data = PyBytes_AS_STRING(payload)
-        cdef unsigned char *into
-        cdef Open *lane = &changes.lanes[tag == RAW_TAG]
-        if tag != ZERO_TAG:
+        cdef uint64_t handle = ZERO_HANDLE, at, size, length = PyBytes_GET_SIZE(payload)
+        cdef Open *lane = &changes.lanes[tag == RAW]
+        if tag != ZERO:
             if not lane.is_known:
-                self._know(lane, tag == RAW_TAG)
-            at = lane.fill
-            if tag == RAW_TAG and at % BLOCK + HEADER + length > 2 * BLOCK:
-                at = (at + BLOCK - 1) // BLOCK * BLOCK
-            end = at + HEADER + length
-            if end > SEGMENT:
-                if not self._open_next(lane, tag == RAW_TAG):
+                self._know(lane, tag == RAW)
+            # Packed payloads are too short to touch three blocks.
+            at = start_of(lane.fill, length) if tag == RAW else lane.fill
+            if at + RECORD_HEADER_BYTES + length > SEGMENT_BYTES:
+                if not self._open_next(lane, tag == RAW):
                     return False
-                at, end = 0, HEADER + length
+                at = 0
             elif at != lane.fill:
-                memset(&self._arena[lane.base + lane.fill], 0, 4)
-            into = &self._arena[lane.base + at]
-            word = XXH3_64bits_withSeed(data, length, lane.seed | <uint64_t>tag << 32 | slot) & CHECKSUM
-            word |= length << LENGTH_AT | tag
-            memcpy(into, &word, 8)
-            memcpy(into + 8, &owner, 4)
-            memcpy(into + HEADER, data, length)
-            end = (end + GRAIN - 1) // GRAIN * GRAIN
-            lane.fill = end
-            store_release(&self._words[lane.segment * RECORD_WORDS + FILL_WORD], end)
-            self._live[lane.segment] += <int32_t>(end - at)
+                memset(&self._arena[lane.base + lane.fill], 0, GRAIN_BYTES)
+            write_record(&self._arena[lane.base + at], tag, slot, PyBytes_AS_STRING(payload), length, lane.seed)
+            size = record_bytes(length)
+            lane.fill = at + size
+            store_release(&self._words[lane.segment * WORDS_PER_SEGMENT + FILL_WORD], lane.fill)
+            self._live[lane.segment] += <int32_t>size
             self._pages[lane.segment] += 1
-            changes.live_bytes += end - at
+            changes.live_bytes += size
             changes.compressed_bytes += length
             changes.stored_bytes += length
-            changes.raw_stores += tag == RAW_TAG
-            handle = tag | length << LENGTH_AT | at << OFFSET_AT | lane.segment << SEGMENT_AT
+            changes.raw_stores += tag == RAW
+            handle = handle_of(tag, length, at, lane.segment)
         cdef uint64_t old = self._handles[slot]
         store_release(&self._handles[slot], handle)
         changes.by_tag[tag] += 1
@@ -214,10 +212,10 @@ cdef class Appender:
 
     cdef int _drop(self, Changes *changes, uint64_t old) except -1:
         """A slot does not refer to the record of `old` any more; what has consequences is left to Tmem.drop."""
-        cdef uint64_t length = old >> LENGTH_AT & LENGTHS, segment = old >> SEGMENT_AT
-        cdef int tag = old & (TAGS - 1)
-        cdef int32_t size = <int32_t>((HEADER + length + GRAIN - 1) // GRAIN * GRAIN)
-        if tag != ZERO_TAG:
+        cdef uint64_t length = old >> LENGTH_SHIFT & LENGTH_MASK, segment = old >> SEGMENT_SHIFT
+        cdef int tag = old & TAG_MASK
+        cdef int32_t size = <int32_t>record_bytes(length)
+        if tag != ZERO:
             if self._base[segment] < 0 or self._live[segment] == size or self._live[segment] - size < self._floor[segment]:
                 self._tmem.drop(old)
                 return 0

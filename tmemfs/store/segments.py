@@ -72,7 +72,7 @@ LANE_COLD: Final = 2
 LANES: Final = ("packed", "raw", "cold")
 
 _WORDS: Final = 4
-_PLACE, _FILL, _SEQUENCE, _AGE = range(4)
+_PLACE, FILL_WORD, _SEQUENCE, _AGE = range(4)
 _DICTIONARY_SHIFT: Final = 32
 _FILL_MASK: Final = (1 << _DICTIONARY_SHIFT) - 1
 RECORD_BYTES: Final = 8 * _WORDS
@@ -111,15 +111,15 @@ class SegmentTable:
 
     def fill(self, segment: SegmentId) -> int:
         """Bytes that hold records."""
-        return self.words[segment * _WORDS + _FILL] & _FILL_MASK
+        return self.words[segment * _WORDS + FILL_WORD] & _FILL_MASK
 
     def dictionary(self, segment: SegmentId) -> int:
         """Number of the dictionary it begins with; 0: none."""
-        return self.words[segment * _WORDS + _FILL] >> _DICTIONARY_SHIFT
+        return self.words[segment * _WORDS + FILL_WORD] >> _DICTIONARY_SHIFT
 
     def set_fill(self, segment: SegmentId, fill_bytes: int, dictionary: int = 0) -> None:
         """Record that the first `fill_bytes` hold records, the first of them `dictionary`, if that is not 0."""
-        self.words[segment * _WORDS + _FILL] = fill_bytes | dictionary << _DICTIONARY_SHIFT
+        self.words[segment * _WORDS + FILL_WORD] = fill_bytes | dictionary << _DICTIONARY_SHIFT
 
     def sequence(self, segment: SegmentId) -> int:
         """Number of this use of the segment."""
@@ -147,7 +147,7 @@ class SegmentTable:
         sequence = self.next_sequence
         self.next_sequence += 1
         at = segment * _WORDS
-        self.words[at + _FILL] = 0
+        self.words[at + FILL_WORD] = 0
         self.words[at + _SEQUENCE] = sequence
         self.words[at + _AGE] = sequence if age is None else age
         return sequence
