@@ -253,7 +253,7 @@ class _Server:
         try:
             relay = self._relay = Relay(device, self._services.engine.pager, SWAP, self._interrupts)
             try:
-                self._note_lock(memory.lock_region(relay.buffers.map, relay.buffers.size_bytes))
+                self._note_lock(memory.lock_region(relay.pages.buffers.map, relay.pages.buffers.size_bytes))
                 self._services.request_counts = relay.statistics
                 pyfuse3.init(self._namespace, f"/dev/fd/{relay.namespace_fd}", _fuse_options())
                 self._serve()

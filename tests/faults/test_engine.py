@@ -91,7 +91,7 @@ async def fill_up(engine: Engine, tier: FaultyTier) -> None:
 async def load(engine: Engine, slot: int) -> bytes | None:
     """As the relay does, page by page; several pages and parts of them are read in the model and through a mount."""
     page = engine.pager.load_page(slot)
-    return await finish(engine.pager.read_page(slot)) if page is None else page
+    return await trio.to_thread.run_sync(engine.pager.read_page, slot) if page is None else page
 
 
 async def verify(engine: Engine, count: int) -> None:

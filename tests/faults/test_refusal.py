@@ -140,17 +140,17 @@ async def _store(engine: Engine, first: int, written: dict[int, bytes]) -> bool:
 
 
 def test_the_page_path_answers_what_is_refused_without_another_thread(kernel: Kernel) -> None:
-    pager, tmem = kernel.relay._pager, kernel.relay._pager._tmem
+    pager, tmem = kernel.pager, kernel.pager._tmem
     tmem.limit_pool(tmem.pool_bytes)
     slot = 1100
     while not isinstance(pager.write(slot * PAGE_BYTES, memoryview(page_of("raw", slot))), Deferred):
         slot += 1
     assert not tmem.arena.has_free_frame
     pager._room.set_stuck("nothing can be written")
-    deferred = kernel.relay.deferred
+    deferred = kernel.relay.statistics()["deferred"]
     for unique in range(REFUSED):
         length = wire.IO_BYTES + PAGE_BYTES
         head = _WRITE.pack(length, wire.WRITE, unique, INODE, 0, (1100 + unique % 64) * PAGE_BYTES, PAGE_BYTES)
         kernel.end.send(head + page_of("raw", unique))
         assert wire.REPLY.unpack(kernel.end.recv(PAGE_BYTES)) == (wire.REPLY_BYTES, -errno.ENOSPC, unique)
-    assert kernel.relay.deferred == deferred and pager.refused >= REFUSED
+    assert kernel.relay.statistics()["deferred"] == deferred and pager.refused >= REFUSED

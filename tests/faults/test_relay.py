@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 
 from tests.parts import FaultyTier, new_tmem, page_of
-from tests.waiting import HANG_S, readable
-from tmemfs.fuse import leader_followers as turns
+from tests.waiting import HANG_S, readable, wait_until
+from tmemfs.fuse import page_path, wire
 from tmemfs.fuse import relay as relay_module
-from tmemfs.fuse import wire
-from tmemfs.fuse.relay import READERS, Relay
+from tmemfs.fuse.leader_followers import HAND_OVERS_AFTER_SLOW
+from tmemfs.fuse.page_path import READERS
+from tmemfs.fuse.relay import Relay
+from tmemfs.fuse.replies import GONE
 from tmemfs.jobs.engine import Engine
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.plans import WriteBack
@@ -47,11 +49,13 @@ class Kernel:
         self.end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.end.settimeout(HANG_S)
         self.device = theirs
+        self.pager = engine.pager
+        self.reader = engine.reader
         self.relay = Relay(theirs.fileno(), engine.pager, INODE)
         warmed = threading.Semaphore(0)
         tier.before["read"] = warmed.release
         self.relay.start()
-        for _ in range(READERS + 2):  # those that take turns, and the one for stores, try a read at their start
+        for _ in range(READERS + 2):  # the leader and the followers, and the one for stores, try a read at their start
             assert warmed.acquire(timeout=HANG_S)
         tier.fail()
 
@@ -103,7 +107,7 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     # a socket whose other end was closed gives this where /dev/fuse gives ENODEV
-    monkeypatch.setattr(relay_module, "_GONE", relay_module._GONE | {errno.ECONNRESET})
+    monkeypatch.setattr(page_path, "GONE", GONE | {errno.ECONNRESET})
     made = Kernel(FaultyTier())
     yield made
     made.close()
@@ -132,7 +136,7 @@ def test_after_it_hung_it_goes_on(kernel: Kernel) -> None:
     kernel.tier.fail()
     kernel.hung.release()
     assert kernel.answer() == 1
-    for slot in range(2, 2 * turns.LEAVE_SLOW):
+    for slot in range(2, 2 * HAND_OVERS_AFTER_SLOW):
         kernel.ask(slot)
         assert kernel.answer() == slot
 
@@ -240,7 +244,8 @@ def test_an_error_on_the_page_path_costs_its_request_alone(kernel: Kernel, monke
     """Errors of the pager and of what answers for it, at the same time."""
     kernel.hang()
     kernel.ask(1, 1001)  # another thread becomes the leader, which takes the pager's functions again
-    fail_once(monkeypatch, kernel.relay._pager, name, MemoryError())
+    wait_until(lambda: kernel.reader.waiting == 1)  # for the tier, so the function that fails is the next load's
+    fail_once(monkeypatch, kernel.pager, name, MemoryError())
     fail_once(monkeypatch, wire, "error_reply", MemoryError())
     kernel.hung.release()
     assert sorted((kernel.answer(), kernel.answer())) == [1, 1001]
@@ -258,7 +263,7 @@ class NoPoll:
 
 
 def test_a_leader_that_cannot_learn_whether_requests_wait_goes_on(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel.relay, "_asked", NoPoll())
+    monkeypatch.setattr(kernel.relay.pages, "_arrivals", NoPoll())
     for slot in (1, 1001, 2, 1002):
         kernel.ask(slot)
         assert kernel.answer() == slot
@@ -283,7 +288,7 @@ def test_a_thread_that_could_not_be_prepared_serves_all_the_same(monkeypatch: py
             left[0] -= 1
             raise MemoryError
 
-    monkeypatch.setattr(relay_module, "_GONE", relay_module._GONE | {errno.ECONNRESET})
+    monkeypatch.setattr(page_path, "GONE", GONE | {errno.ECONNRESET})
     monkeypatch.setattr(relay_module, "prepare_thread", prepare)
     kernel = Kernel(FaultyTier())
     kernel.ask(1001)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
 from tests.waiting import HANG_S
-from tmemfs.fuse import leader_followers as turns
-from tmemfs.fuse.leader_followers import LEAVE_ASKED, PATIENCE_S, LeaderFollowers
+from tmemfs.fuse import leader_followers
+from tmemfs.fuse.leader_followers import HAND_OVERS_AFTER_WAIT, WATCH_PERIOD_S, LeaderFollowers
 
 THREADS = 4
 #: Work from here on is known to be long.
@@ -21,9 +22,9 @@ LONG = -1000
 class Crew:
     """Threads that take turns at reading numbers: negative ones may block, until `go`; None ends it."""
 
-    def __init__(self, patience_s: float = PATIENCE_S) -> None:
-        self.is_asked = False
-        self.turns: LeaderFollowers[int] = LeaderFollowers(THREADS, self._do, lambda: self.is_asked, patience_s)
+    def __init__(self, watch_period_s: float = WATCH_PERIOD_S) -> None:
+        self.has_requests = False
+        self.roles = LeaderFollowers(THREADS, lambda: self.has_requests, watch_period_s)
         self.requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self.answered: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
         self.go = threading.Semaphore(0)
@@ -31,12 +32,12 @@ class Crew:
         self.leading = 0
         self.most_leading = 0
         self.threads = [threading.Thread(target=self._work, name=f"one-{n}", daemon=True) for n in range(THREADS)]
-        self.threads.append(threading.Thread(target=self.turns.watch, daemon=True))
+        self.threads.append(threading.Thread(target=self.roles.watch, daemon=True))
         for thread in self.threads:
             thread.start()
 
     def _work(self) -> None:
-        self.turns.take(self._lead)
+        self.roles.serve(self._lead)
 
     def _lead(self) -> bool:
         while True:
@@ -48,7 +49,7 @@ class Crew:
                 return True
             if request >= 0:
                 self.answered.put((request, threading.current_thread().name))
-            elif not self.turns.work(request, request <= LONG):
+            elif not self.roles.do(partial(self._do, request), request <= LONG):
                 return False
 
     def _do(self, work: int) -> None:
@@ -84,8 +85,8 @@ def crew() -> Iterator[Crew]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
     """Nobody takes the lead from who keeps it, and no work is slow."""
-    monkeypatch.setattr(turns, "SLOW_S", 10 * HANG_S)
-    made = Crew(patience_s=10 * HANG_S)
+    monkeypatch.setattr(leader_followers, "SLOW_S", 10 * HANG_S)
+    made = Crew(watch_period_s=10 * HANG_S)
     yield made
     made.end()
 
@@ -110,7 +111,7 @@ def test_work_that_blocks_holds_nobody_up_for_long(crew: Crew) -> None:
 
 
 def test_one_whose_lead_was_taken_may_lead_again(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "LEAVE_SLOW", 0)
+    monkeypatch.setattr(leader_followers, "HAND_OVERS_AFTER_SLOW", 0)
     for _ in range(3 * THREADS):
         crew.ask(-1, 1)
         assert crew.answers(1) == [1]
@@ -121,7 +122,7 @@ def test_one_whose_lead_was_taken_may_lead_again(crew: Crew, monkeypatch: pytest
 
 def test_one_whose_lead_was_taken_leaves_the_next_one_s_alone(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes back while another one keeps the lead for work of its own."""
-    monkeypatch.setattr(turns, "LEAVE_SLOW", 0)
+    monkeypatch.setattr(leader_followers, "HAND_OVERS_AFTER_SLOW", 0)
     crew.ask(-1, 1)
     assert crew.answers(1) == [1]
     before = len(crew.working)
@@ -136,11 +137,11 @@ def test_one_whose_lead_was_taken_leaves_the_next_one_s_alone(crew: Crew, monkey
 
 def test_after_requests_were_found_waiting_the_lead_is_handed_on_beforehand(patient: Crew) -> None:
     patient.go.release()
-    patient.is_asked = True
+    patient.has_requests = True
     patient.ask(-1, 0)
     assert patient.answers(2) == [-1, 0]
-    patient.is_asked = False
-    for number in range(LEAVE_ASKED):
+    patient.has_requests = False
+    for number in range(HAND_OVERS_AFTER_WAIT):
         patient.ask(-2, number)
         assert patient.answers(1) == [number]
         patient.go.release()
@@ -151,7 +152,7 @@ def test_after_requests_were_found_waiting_the_lead_is_handed_on_beforehand(pati
 
 
 def test_after_work_that_was_slow_the_lead_is_handed_on_beforehand(patient: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "SLOW_S", 0.0)
+    monkeypatch.setattr(leader_followers, "SLOW_S", 0.0)
     patient.go.release()
     patient.ask(-1, 0)
     assert patient.answers(2) == [-1, 0]
@@ -174,21 +175,21 @@ def test_more_work_than_threads_still_leaves_one_to_lead_and_is_done_after(crew:
 
 
 def test_only_one_leads_at_any_time(crew: Crew) -> None:
-    crew.is_asked = True
+    crew.has_requests = True
     crew.go.release(1000)
     crew.ask(*(number if number % 3 else -number for number in range(1, 600)))
     assert len(crew.answers(599)) == 599 and crew.most_leading == 1
 
 
 def test_the_watch_sleeps_while_nobody_keeps_the_lead(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "SLOW_S", 10 * HANG_S)
+    monkeypatch.setattr(leader_followers, "SLOW_S", 10 * HANG_S)
     crew.go.release()
     crew.ask(-1)
     assert crew.answers(1) == [-1]
     deadline = time.monotonic() + HANG_S
-    while crew.turns.is_watching and time.monotonic() < deadline:
-        time.sleep(PATIENCE_S)
-    assert not crew.turns.is_watching
+    while crew.roles.is_watching and time.monotonic() < deadline:
+        time.sleep(WATCH_PERIOD_S)
+    assert not crew.roles.is_watching
     crew.ask(-1, 1)  # and is there again
     assert crew.answers(1) == [1]
 
@@ -201,13 +202,12 @@ def test_work_that_was_left_with_is_finished_also_at_the_end(crew: Crew) -> None
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_leader_that_fails_ends_it_for_all() -> None:
-    do: Callable[[int], None] = print
-    made: LeaderFollowers[int] = LeaderFollowers(THREADS, do, lambda: False)
+    made = LeaderFollowers(THREADS, lambda: False)
 
     def fail() -> bool:
         raise RuntimeError("a bug")
 
-    threads = [threading.Thread(target=made.take, args=(fail,), daemon=True) for _ in range(THREADS)]
+    threads = [threading.Thread(target=made.serve, args=(fail,), daemon=True) for _ in range(THREADS)]
     threads.append(threading.Thread(target=made.watch, daemon=True))
     for thread in threads:
         thread.start()

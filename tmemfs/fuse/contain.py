@@ -9,19 +9,15 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
-import logging
-import traceback
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any, Final
 
 import trio
 
 from tmemfs.errors import TmemfsError
+from tmemfs.fuse.bugs import Bugs
 from tmemfs.fuse.errnos import errno_of
 from tmemfs.fuse.library import pyfuse3
-
-log = logging.getLogger(__name__)
 
 Handler = Callable[..., Awaitable[Any]]
 
@@ -29,21 +25,6 @@ Handler = Callable[..., Awaitable[Any]]
 HANDLERS: Final = tuple(name for name, _ in inspect.getmembers(pyfuse3.Operations, inspect.iscoroutinefunction))
 #: It has no reply, so no error either.
 _NO_REPLY: Final = "forget"
-
-
-class Bugs:
-    """The places of bugs that were logged."""
-
-    def __init__(self) -> None:
-        self._places: set[str] = set()
-
-    def note(self, error: Exception) -> None:
-        """Log `error`, unless one from there was."""
-        with suppress(Exception):  # whatever becomes of the line in the log, the request is answered
-            place = repr(traceback.extract_tb(error.__traceback__)[-1:])
-            if place not in self._places:
-                self._places.add(place)
-                log.error("bug in tmemfs, please report it", exc_info=error)
 
 
 def contain(operations: pyfuse3.Operations) -> None:

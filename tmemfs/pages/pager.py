@@ -74,7 +74,10 @@ class Pager:
 
     def __init__(self, tmem: Tmem, reader: Reader, room: Room, codec: Codec) -> None:
         self.swap_bytes: Final = tmem.slots.count * PAGE_BYTES
+        #: The page of a slot, if it is in RAM; else None.
         self.load_page = tmem.load
+        #: The page of a slot, wherever it lies. May block.
+        self.read_page = reader.load
         self.codec = codec
         self.refused = 0
         self._tmem = tmem
@@ -106,13 +109,6 @@ class Pager:
             return b""
         first, skip = divmod(offset, PAGE_BYTES)
         return self._read(self._tmem.plan_read(first, -(-(offset + size) // PAGE_BYTES) - first), skip, size)
-
-    def read_page(self, slot: int) -> bytes | Deferred:
-        """The page of `slot`, which was not in RAM a moment ago (`load_page`)."""
-        record = self._tmem.pin_record(slot)
-        if record is None:  # stored anew, or forgotten
-            return self._read(self._tmem.plan_read(slot, 1), 0, PAGE_BYTES)
-        return Deferred("load", partial(self._reader.page, record))
 
     def _read(self, plan: ReadPlan, skip: int, size: int) -> bytes | Deferred:
         if plan.records:

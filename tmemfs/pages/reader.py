@@ -65,6 +65,14 @@ class Reader:
         with suppress(TierError):  # nothing lies there yet
             self._tier.read(Extent(0), 0, blocks[:BLOCK_BYTES])
 
+    def load(self, slot: int) -> bytes:
+        """The page of `slot`, which a tier held a moment ago (Tmem.load gave None). Raises TierError, Corrupt."""
+        while (record := self._tmem.pin_record(slot)) is None:
+            page = self._tmem.load(slot)  # it was stored again, or forgotten
+            if page is not None:
+                return page
+        return self.page(record)
+
     def page(self, record: RecordAt) -> bytes:
         """The page of `record`, which is committed as read. Raises TierError, Corrupt.
 

@@ -153,7 +153,7 @@ def _relay(engine: Engine) -> Callable[[int], None]:
         relay = Relay(device, engine.pager, INODE)
         os.close(relay.namespace_fd)
         with suppress(_End):
-            relay._serve_requests()
+            relay.pages.lead()
         relay.close()
 
     return serve

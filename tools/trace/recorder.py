@@ -1,14 +1,13 @@
 """The recorder: a pager that notes what it is asked, and answers as any pager does.
 
 It notes each request as it comes, whether or not the request is granted. A store is noted with the lengths of its payloads. They
-are encoded once more for that, so that the recorder needs only what a pager offers to everybody. A page that `load_page` does not
-find in RAM is noted by the `read_page` that follows.
+are encoded once more for that, so that the recorder needs only what a pager offers to everybody.
 
 It leaves out, and counts, parts of pages, which swap never sends and a trace has no word for, and
 what comes when the recording is full. The recording grows in memory and is written at the end: this is no tool for a machine
 without memory to spare.
 
-Thread-safety: the requests of a mount come from one thread, which is the only one that notes.
+Thread-safety: one thread at a time, the leader of the page path, reads a mount's requests, and it is the only one that notes.
 """
 
 from __future__ import annotations
@@ -68,11 +67,6 @@ class RecordingPager(Pager):
             self._recording.note(LOAD, first, -(-end // PAGE_BYTES) - first)
         return super().read(offset, size)
 
-    def read_page(self, slot: int) -> bytes | Deferred:
-        """Note the page, and read it."""
-        self._recording.note(LOAD, slot, 1)
-        return super().read_page(slot)
-
     def write(self, offset: int, data: memoryview) -> Deferred | None:
         """Note the whole pages, and store."""
         if offset + len(data) <= self.swap_bytes:
@@ -89,10 +83,9 @@ class RecordingPager(Pager):
         return super().discard(offset, length)
 
     def _load_and_note(self, slot: int) -> bytes | None:
-        page = self._load(slot)
-        if page is not None:
-            self._recording.note(LOAD, slot, 1)
-        return page
+        # Also a page that is not in RAM: the `read_page` that follows may come from another thread.
+        self._recording.note(LOAD, slot, 1)
+        return self._load(slot)
 
     def _note_store(self, offset: int, data: memoryview) -> None:
         end = offset + len(data)
