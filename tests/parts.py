@@ -20,7 +20,7 @@ from tmemfs.store.segments import RECORD_BYTES, Extents, SegmentTable
 from tmemfs.store.slots import SLOT_BYTES, SlotTable
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.kernel_settings import Change
-from tmemfs.system.signals import Memory, Signals
+from tmemfs.system.pressure_signals import Memory, PressureSignals
 from tmemfs.tiers.in_memory import MemoryTier
 from tmemfs.tiers.tier import Extent, Tier
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
@@ -91,7 +91,7 @@ async def run_jobs(engine: Engine) -> None:
             nursery.start_soon(job.run)
 
 
-class FixedSignals(Signals):
+class FixedSignals(PressureSignals):
     """Signals of a machine with `headroom_bytes` to spare, which nothing else knows of."""
 
     def __init__(self, headroom_bytes: int = 1 << 40, memory_bytes: int = 1 << 40) -> None:
@@ -176,7 +176,7 @@ class NotedTuning(Tuning):
         self.have_priority = False
 
 
-def new_pressure(engine: Engine, signals: Signals | None = None, tuning: Tuning | None = None) -> Pressure:
+def new_pressure(engine: Engine, signals: PressureSignals | None = None, tuning: Tuning | None = None) -> Pressure:
     """Pressure over `engine`, on a machine with memory to spare."""
     found = signals or FixedSignals()
     return Pressure(engine.tmem, engine.shrinker, engine.reader, engine.pool_size, tuning or NotedTuning(), lambda: found)

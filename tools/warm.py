@@ -9,11 +9,11 @@ from __future__ import annotations
 import mmap
 from contextlib import closing
 
-from tmemfs.system.signals import Signals
+from tmemfs.system.pressure_signals import PressureSignals
 
 
 def use_memory(size_bytes: int) -> None:
     """Fault `size_bytes` in, or half of what can be had, here or in our cgroup, if that is less, and give them back."""
-    with closing(Signals()) as signals:
+    with closing(PressureSignals()) as signals:
         size_bytes = min(size_bytes, signals.memory().headroom // 2) // mmap.PAGESIZE * mmap.PAGESIZE
     mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()

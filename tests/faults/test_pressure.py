@@ -23,7 +23,7 @@ from tmemfs.jobs.shrinker import FRAME_S, SHORT_FRAME_S
 from tmemfs.jobs.swap_stall import LONGEST_S, PAUSE_S, SHARES, STILL_S
 from tmemfs.policy.pressure_controller import Settings
 from tmemfs.store.codec import parse_codec
-from tmemfs.system.signals import Memory, SignalsLost
+from tmemfs.system.pressure_signals import Memory, SignalsLost
 from tmemfs.units import MIB, PAGE_BYTES, SEGMENT_BYTES
 
 FULL = 255

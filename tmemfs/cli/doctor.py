@@ -15,7 +15,7 @@ from tmemfs.system import proctext
 from tmemfs.system.capabilities import CAP_IPC_LOCK, CAP_SYS_NICE, CAP_SYS_RESOURCE, has_capability, is_root
 from tmemfs.system.kernel_settings import Findings, KernelSettings
 from tmemfs.system.memory import total_ram_bytes
-from tmemfs.system.signals import Signals
+from tmemfs.system.pressure_signals import PressureSignals
 from tmemfs.system.swapdev import swap_entries
 from tmemfs.units import format_size
 
@@ -145,7 +145,7 @@ def _compiled(name: str, why_not: str) -> Check:
 
 def _pressure(name: str) -> Check:
     """The signals of memory pressure, tried as the daemon does."""
-    signals = Signals()
+    signals = PressureSignals()
     try:
         ok = True if signals.stalls else None
         return Check(name, ok, ", ".join(signals.live), "" if ok else f"no {'; '.join(signals.missing)}: boot with psi=1")

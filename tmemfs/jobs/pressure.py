@@ -34,7 +34,7 @@ from tmemfs.jobs.swap_stall import Standstill
 from tmemfs.pages.reader import Reader
 from tmemfs.policy.pressure_controller import CRITICAL, RELAXED, SHRINKING, Decision, Sample, Settings, decide
 from tmemfs.store.tmem import Tmem
-from tmemfs.system.signals import CgroupLimit, Signals, SignalsLost
+from tmemfs.system.pressure_signals import CgroupLimit, PressureSignals, SignalsLost
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class Pressure:
         reader: Reader,
         size: PoolSize,
         tuning: Tuning,
-        signals: Callable[[], Signals] = Signals,
+        signals: Callable[[], PressureSignals] = PressureSignals,
     ) -> None:
         self.counts = PressureCounts()
         self.mode = "auto"

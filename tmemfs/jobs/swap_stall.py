@@ -22,7 +22,7 @@ from tmemfs.jobs.kernel_tuning import Tuning
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.kernel_settings import MINIMUM
 from tmemfs.system.kernel_settings import SHARES as ALL_SHARES
-from tmemfs.system.signals import Memory
+from tmemfs.system.pressure_signals import Memory
 
 log = logging.getLogger(__name__)
 

@@ -37,6 +37,7 @@ _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _MLOCK_ONFAULT: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_IO_FLUSHER: Final = 57
+_OOM_SCORE_ADJ_MIN: Final = -1000
 _AT_EMPTY_PATH: Final = 0x1000
 _STATX_DIOALIGN: Final = 0x2000
 #: struct statx (include/uapi/linux/stat.h).
@@ -149,10 +150,10 @@ def ordinary_thread() -> None:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
-def oom_score_adjust(value: int = -1000) -> Outcome:
+def oom_score_adjust() -> Outcome:
     """Keep the OOM killer away. Needs CAP_SYS_RESOURCE."""
     try:
-        Path("/proc/self/oom_score_adj").write_text(str(value))
+        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE_ADJ_MIN))
     except OSError as error:
         return Outcome("oom_score_adj_set", False, str(error.strerror))
     return Outcome("oom_score_adj_set", True)
@@ -205,9 +206,9 @@ def direct_alignment(fd: int) -> int | None:
     return alignment or None if mask & _STATX_DIOALIGN else None
 
 
-def resident_bytes(pid: int | None = None) -> Resident:
-    """Resident memory of this process, or of `pid`."""
-    found = proctext.parse_keyed(Path(f"/proc/{pid or 'self'}/status").read_bytes(), b"Rss")
+def resident_bytes() -> Resident:
+    """Resident memory of this process."""
+    found = proctext.parse_keyed(Path("/proc/self/status").read_bytes(), b"Rss")
     anon, file, shmem = (proctext.kilobytes(found[key]) for key in ("RssAnon", "RssFile", "RssShmem"))
     return Resident(anon, file, shmem)
 

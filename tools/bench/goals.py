@@ -1,7 +1,7 @@
-"""What tmemfs is to reach beside its peers, and the tables that say what it did. Pure.
+"""The goals of tmemfs relative to its peers, and the columns of the tables that show what it reached. Pure.
 
-The limits are those that were set before anything was measured; a figure beside its goal is never left out and never rounded
-towards it: a ratio is judged first and shown with three digits then.
+The limits were set before anything was measured. No goal is left out. A ratio is judged before it is rounded, and then shown with
+three digits.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from tools.bench.statistics import Goal, Sample, Spread, Verdict, by_round, judg
 
 _US: Final = "tmemfs"
 _FLOOR: Final = "floor"
+#: Share of a page that can be compressed, in the fio workloads that are judged.
+_FIO_PERCENTS: Final = (0, 50, 80)
 
 #: Workload, figure, heading, of the table of all contenders.
 COLUMNS: Final = (
@@ -25,9 +27,9 @@ COLUMNS: Final = (
     ("stress-vm", "oom_kills", "OOM kills"), ("stress-pageswap", "ops_per_s", "pageswap/s"),
 )  # fmt: skip
 OVERCOMMIT_COLUMNS: Final = (
-    ("touches_per_s", "touches/s"), ("major_share", "faulting"), ("disk_bytes_per_page", "disk bytes a page"),
-    ("own_disk_bytes_per_page", "by own counters"), ("disk_bytes_per_touch", "a touch"), ("pool_ram_bytes", "RAM of the pool"),
-    ("daemon_cpu_us", "daemon CPU us a touch"), ("process_cpu_us", "process"),
+    ("touches_per_s", "touches/s"), ("major_share", "faulting"), ("disk_bytes_per_page", "disk bytes per page"),
+    ("own_disk_bytes_per_page", "by own counters"), ("disk_bytes_per_touch", "per touch"), ("pool_ram_bytes", "RAM of the pool"),
+    ("daemon_cpu_us", "daemon CPU us per touch"), ("process_cpu_us", "process"),
 )  # fmt: skip
 #: Workload, figure, heading, of the real programs: what they did, and then what one operation of each took.
 _OPERATIONS: Final = {"redis": "GET", "pgbench": "transaction", "sort": "line", "compile": "file"}
@@ -39,25 +41,26 @@ REAL_ROWS: Final = (
     ("real-redis", "rate_per_s", "redis, GET/s"), ("real-redis", "p99_us", "redis, p99 us"),
     ("real-pgbench", "rate_per_s", "pgbench, transactions/s"), ("real-sort", "seconds", "sort, s"),
     ("real-compile", "seconds", "compile, s"),
-    *((f"real-{name}", figure, f"{name}, {text} a {one}") for name, one in _OPERATIONS.items() for figure, text in _REAL_COSTS),
+    *((f"real-{name}", figure, f"{name}, {text} per {one}") for name, one in _OPERATIONS.items() for figure, text in _REAL_COSTS),
 )  # fmt: skip
 
 
-def goals(zswaps: Iterable[str], percents: Iterable[int] = (0, 50, 80)) -> list[Goal]:
+def goals(zswaps: Iterable[str]) -> list[Goal]:
     """All of them; those against zswap for each compressor."""
     ours, floor = (_US, "ram"), (_FLOOR, "ram")
     found = [
-        Goal("swap-in from RAM, p50, by the floor's", (*ours, "p50_us"), (*floor, "p50_us"), 1.25),
-        Goal("swap-in from RAM, p99, by the floor's", (*ours, "p99_us"), (*floor, "p99_us"), 2.0),
-        Goal("daemon CPU a swap-in, by the floor's", (*ours, "daemon_cpu_us"), (*floor, "daemon_cpu_us"), 2.0),
-        Goal("swap-in from disk, p50, by the plain swap file's", (_US, "disk", "p50_us"), ("plain", "disk", "p50_us"), 1.2),
-        Goal("daemon CPU a page swapped out, by bare lz4's", (_US, "fill", "daemon_cpu_us"), ("lz4", "codec", "cpu_us"), 1.3),
-        Goal("faults/s of 8 processes, by one's", (_US, "faults-8", "faults_per_s"), (_US, "faults-1", "faults_per_s"), 1.5, True),
-        Goal("stress-ng vm, by the floor's", (_US, "stress-vm", "ops_per_s"), (_FLOOR, "stress-vm", "ops_per_s"), 0.7, True),
+        Goal("swap-in from RAM, p50, relative to the floor", (*ours, "p50_us"), (*floor, "p50_us"), 1.25),
+        Goal("swap-in from RAM, p99, relative to the floor", (*ours, "p99_us"), (*floor, "p99_us"), 2.0),
+        Goal("daemon CPU per swap-in, relative to the floor", (*ours, "daemon_cpu_us"), (*floor, "daemon_cpu_us"), 2.0),
+        Goal("swap-in from disk, p50, relative to the plain swap file", (_US, "disk", "p50_us"), ("plain", "disk", "p50_us"), 1.2),
+        Goal("daemon CPU per page swapped out, relative to lz4", (_US, "fill", "daemon_cpu_us"), ("lz4", "codec", "cpu_us"), 1.3),
+        Goal("faults/s of 8 processes, relative to one",
+             (_US, "faults-8", "faults_per_s"), (_US, "faults-1", "faults_per_s"), 1.5, True),
+        Goal("stress-ng vm, relative to the floor", (_US, "stress-vm", "ops_per_s"), (_FLOOR, "stress-vm", "ops_per_s"), 0.7, True),
     ]  # fmt: skip
-    for percent in percents:
+    for percent in _FIO_PERCENTS:
         name = f"fio-randwrite-4k-32-{percent}%"
-        text = f"fio randwrite 4k, depth 32, {percent}% compressible, by the floor's"
+        text = f"fio randwrite 4k, depth 32, {percent}% compressible, relative to the floor"
         found.append(Goal(text, (_US, name, "iops"), (_FLOOR, name, "iops"), 0.7, True))
     for zswap in zswaps:
         found += _beside_zswap(zswap)
@@ -65,15 +68,17 @@ def goals(zswaps: Iterable[str], percents: Iterable[int] = (0, 50, 80)) -> list[
 
 
 def _beside_zswap(zswap: str) -> list[Goal]:
-    found = [Goal(f"fill, MB/s, by {zswap}'s", (_US, "fill", "mb_per_s"), (zswap, "fill", "mb_per_s"), 1.0, True)]
+    found = [Goal(f"fill, MB/s, relative to {zswap}", (_US, "fill", "mb_per_s"), (zswap, "fill", "mb_per_s"), 1.0, True)]
     for times in (3, 4):
         for access in ("uniform", "zipf"):
             name, what = f"overcommit-{times}-{access}", f"{times} x the limit, {access}"
             for figure, text, limit, at_least in (
                 ("touches_per_s", "touches/s", 2.0, True),
-                ("disk_bytes_per_page", "disk bytes a page swapped", 0.45, False),
+                ("disk_bytes_per_page", "disk bytes per page swapped", 0.45, False),
             ):
-                found.append(Goal(f"{what}: {text}, by {zswap}'s", (_US, name, figure), (zswap, name, figure), limit, at_least))
+                found.append(
+                    Goal(f"{what}: {text}, relative to {zswap}", (_US, name, figure), (zswap, name, figure), limit, at_least)
+                )
     return found
 
 
@@ -84,7 +89,7 @@ def verdicts(samples: Sequence[Sample]) -> list[Verdict]:
 
 
 def goal_table(judged: Iterable[Verdict]) -> str:
-    """Markdown, a row each; a goal that was not measured says so."""
+    """Markdown, a row per goal; one that was not measured says so."""
     head = "| figure | goal | ratio | least to most | ours | beside | verdict |\n|---|---|---|---|---|---|---|\n"
     return head + "".join(_goal_row(one) for one in judged)
 
@@ -100,7 +105,7 @@ def _goal_row(one: Verdict) -> str:
 
 
 def contender_table(samples: Sequence[Sample], contenders: Sequence[str]) -> str:
-    """Markdown: medians over the rounds, a row for each contender."""
+    """Markdown: medians over the rounds, a row per contender."""
     rows = []
     for name in contenders:
         cells = [spread(by_round(samples, (name, work, figure)).values()) for work, figure, _ in COLUMNS]
@@ -109,7 +114,7 @@ def contender_table(samples: Sequence[Sample], contenders: Sequence[str]) -> str
 
 
 def overcommit_table(samples: Sequence[Sample]) -> str:
-    """Markdown: medians over the rounds, a row for each working set and contender."""
+    """Markdown: medians over the rounds, a row per working set and contender."""
     pairs = dict.fromkeys((one.workload, one.contender) for one in samples if one.workload.startswith("overcommit"))
     rows = []
     for work, name in sorted(pairs):
@@ -119,7 +124,7 @@ def overcommit_table(samples: Sequence[Sample]) -> str:
 
 
 def real_table(samples: Sequence[Sample]) -> str:
-    """Markdown: medians over the rounds, a row for each figure of the real programs."""
+    """Markdown: medians over the rounds, a row per figure of the real programs."""
     names = list(dict.fromkeys(one.contender for one in samples if one.workload.startswith("real")))
     rows = []
     for work, figure, heading in REAL_ROWS:
@@ -130,7 +135,7 @@ def real_table(samples: Sequence[Sample]) -> str:
 
 
 def fio_table(samples: Sequence[Sample]) -> str:
-    """Markdown: requests per second, a row for each job."""
+    """Markdown: requests per second, a row per job."""
     names = list(dict.fromkeys(one.contender for one in samples if one.workload.startswith("fio")))
     rows = []
     for work in dict.fromkeys(one.workload for one in samples if one.workload.startswith("fio")):

@@ -44,10 +44,10 @@ def parse_answer(line: str) -> dict[str, int]:
     return {key: int(value) for key, value in zip(words[::2], words[1::2], strict=True)}
 
 
-def write_base(file: Path, seed: int = 1) -> None:
+def write_base(file: Path) -> None:
     """The pages that all contenders swap: those of RealPages, before they are stamped."""
     pages = heap_pages()
-    Random(seed).shuffle(pages)
+    Random(1).shuffle(pages)
     file.write_bytes(b"".join(pages))
 
 

@@ -34,6 +34,7 @@ CONTENTS: Final = 4093
 POOL_SHARE: Final = 0.125
 LOAD_EACH: Final = 20
 _POINTS: Final = 50
+_SEED: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +81,8 @@ class MemorySegments:
 class Drive:
     """A store of `slots` slots whose live set is `utilisation` of the tier; `score` ranks the cleaner's victims."""
 
-    def __init__(
-        self, slots: int, utilisation: float, score: Callable[[float, float], float], tier: Tier | None = None, seed: int = 1
-    ) -> None:
-        supply = RealPages(seed)
+    def __init__(self, slots: int, utilisation: float, score: Callable[[float, float], float], tier: Tier | None = None) -> None:
+        supply = RealPages(_SEED)
         self._pages = [supply.page(number) for number in range(CONTENTS)]
         self._packed: list[Packed] = [encode(page, parse_codec("lz4")) for page in self._pages]
         live = slots * sum(len(payload) + 14 for _, payload in self._packed) // CONTENTS
@@ -100,7 +99,7 @@ class Drive:
         self.tier: Tier = tier or MemorySegments()
         self.slots = slots
         self._reader = Reader(self.tmem, self.tier)
-        self._random = Random(seed)
+        self._random = Random(_SEED)
         self._model = array("h", [-1]) * slots
         self._into, self._from = (memoryview(mmap.mmap(-1, SEGMENT_BYTES)) for _ in range(2))
         self._written = 0

@@ -38,7 +38,6 @@ from tmemfs.errors import BadValue
 STORE: Final = 0
 LOAD: Final = 1
 DISCARD: Final = 2
-OPERATIONS: Final = ("store", "load", "discard")
 _HEAD: Final = Struct("<8sQQ")
 _MAGIC: Final = b"tmtrace1"
 _WIDE: Final = 8

@@ -1,8 +1,8 @@
 """`python -m tools.vm.pressure_trace FILE.samples`: what a guest asked of its swap's pool, without what the pool did about it.
 
 From the samples of a scenario (watch.py), a line for each of the kernel's: seconds since the first, KiB of headroom there would be
-with an empty pool (as system/signals.py counts headroom), and pages swapped out so far. Any control law can be put to that:
-tests/unit/test_pressure_traces.py does.
+with an empty pool (as system/pressure_signals.py counts headroom), and pages swapped out so far. Any controller can be
+tried on that: tests/unit/test_pressure_traces.py does.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ class SignalsLost(Exception):
     """A signal has gone with the cgroup it was of: the process lives in another one now, whose signals are to be opened."""
 
 
-class Signals:
+class PressureSignals:
     """The signals that are live here, and why the others are not. What is read opens nothing and allocates little."""
 
     def __init__(self) -> None:

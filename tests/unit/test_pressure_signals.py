@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tmemfs.system import signals
-from tmemfs.system.signals import CgroupLimit, Signals
+from tmemfs.system import pressure_signals
+from tmemfs.system.pressure_signals import CgroupLimit, PressureSignals
 
 
 def descriptors() -> int:
@@ -28,22 +28,22 @@ def test_signals_that_cannot_be_opened_keep_no_descriptor(monkeypatch: pytest.Mo
     def fail() -> list[CgroupLimit]:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(signals, "_own_limits", fail)
+    monkeypatch.setattr(pressure_signals, "_own_limits", fail)
     before = descriptors()
     with pytest.raises(OSError, match="Too many"):
-        Signals()
+        PressureSignals()
     assert descriptors() == before
 
 
 def test_a_cgroup_whose_limit_cannot_be_read_keeps_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was removed just now."""
-    monkeypatch.setattr(signals, "_V2", tmp_path)
+    monkeypatch.setattr(pressure_signals, "_V2", tmp_path)
     own = tmp_path / "own"
     own.mkdir()
     for name in ("memory.max", "memory.high", "memory.current", "memory.stat"):
         (own / name).write_text("gone\n")
     before = descriptors()
-    assert signals._limits_above(own, is_v1=False) == []
+    assert pressure_signals._limits_above(own, is_v1=False) == []
     assert descriptors() == before
 
 
@@ -52,5 +52,5 @@ def test_a_trigger_that_cannot_be_polled_keeps_no_descriptor(tmp_path: Path) -> 
     file.touch()
     before = descriptors()
     with pytest.raises(PermissionError):
-        signals.Stalls(file)
+        pressure_signals.Stalls(file)
     assert descriptors() == before
