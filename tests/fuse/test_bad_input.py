@@ -203,7 +203,7 @@ def test_a_block_device_of_one_mib_is_refused_before_anything_is_written(place: 
     small.write_bytes(bytes(1 << 20))
     device = subprocess.run(["losetup", "--find", "--show", small], capture_output=True, text=True, check=True).stdout.strip()
     try:
-        refused(place, "--backing", device, says="has room for 0 B, not even one segment: give a larger device as --backing")
+        refused(place, "--backing", device, says="has space for 0 B, not even one segment: give a larger device as --backing")
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)
     assert small.read_bytes() == bytes(1 << 20)

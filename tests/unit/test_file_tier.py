@@ -302,7 +302,7 @@ def test_a_file_system_without_room_for_a_segment_is_refused(path: Path, monkeyp
     if exists:
         path.write_bytes(HEADER)
     free(monkeypatch, 512 << 10)
-    with pytest.raises(Refused, match="has room for 512 KiB, not even one segment: free space there"):
+    with pytest.raises(Refused, match="has space for 512 KiB, not even one segment: free space there"):
         FileTier(path)
     assert not exists or path.read_bytes() == HEADER
 

@@ -1,4 +1,4 @@
-"""Into the background: fork, and tell the process in front how it went.
+"""Run a daemon in the background, and report its start to the command in front.
 
 The child detaches from the terminal, closes what it inherited, writes to a log, and reports through a pipe: 'ready', or the message
 of the error that stopped it, which the parent raises as its own. Nothing is imported or started between the two forks.
@@ -24,14 +24,17 @@ _STANDARD: Final = 3
 def run_in_background(serve: Callable[[Callable[[], None]], None], log: Path) -> None:
     """Run `serve(ready)` in a process of its own; returns when that calls `ready`. Raises Refused with its error."""
     open_standard_descriptors()
+    # before the fork: a log that cannot be opened is reported by the command itself
     log_fd = open_log(log)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.setsid()
+        # the second child is no leader of the session, so it can never get a terminal again
         if os.fork():
             os._exit(0)
         _serve_detached(serve, log_fd, writer)
+    # the read below ends when the last writer does: only the daemon must have that end
     os.close(writer)
     os.close(log_fd)
     os.waitpid(child, 0)
@@ -43,19 +46,22 @@ def run_in_background(serve: Callable[[Callable[[], None]], None], log: Path) ->
 
 
 def open_standard_descriptors() -> None:
-    """Open those of 0, 1 and 2 that the caller closed: the next file that is opened would be taken for one of them."""
+    """Open those of 0, 1 and 2 that the caller closed: otherwise the next file that is opened becomes one of them."""
+    # open(2) returns the lowest free number, so the first one above 2 says that all three are open
     while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) < _STANDARD:
         os.set_inheritable(fd, True)
     os.close(fd)
-    if sys.stderr is None:  # what Python makes of a closed one
+    # Python sets it to None where descriptor 2 was closed at its start
+    if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", closefd=False, errors="backslashreplace")
 
 
 def close_inherited(*kept: int) -> None:
-    """Close every descriptor but 0, 1, 2 and `kept`: a lock or a pipe of our caller must not be held for as long as we live."""
+    """Close every descriptor except 0, 1, 2 and `kept`, so that a lock or a pipe of the caller is not held by the daemon."""
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd >= _STANDARD and fd not in kept:
-            with suppress(OSError):  # that of the listing itself
+            # the descriptor of the listing itself is closed already
+            with suppress(OSError):
                 os.close(fd)
 
 
@@ -70,7 +76,7 @@ def _said_of(error: BaseException) -> str:
 
 
 def _remove_empty(log: Path) -> None:
-    """Remove a log in which nothing was written: what was refused leaves nothing behind."""
+    """Remove an empty log, so that a refused start leaves nothing behind."""
     with suppress(OSError):
         if not log.stat().st_size:
             log.unlink()
@@ -80,6 +86,7 @@ def _serve_detached(serve: Callable[[Callable[[], None]], None], log_fd: int, wr
     """In the child: never returns."""
     status = 1
     try:
+        # the daemon must not keep the file system of its start from being unmounted
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDWR)
         for fd, target in ((null, 0), (log_fd, 1), (log_fd, 2)):
@@ -96,11 +103,13 @@ def _serve_detached(serve: Callable[[Callable[[], None]], None], log_fd: int, wr
         if not isinstance(error, TmemfsError):
             traceback.print_exc()
         message = _said_of(error)
+        # after `ready` the pipe is closed: then only the log learns of the error
         try:
             os.write(writer, os.fsencode(message))
         except OSError:
             print(f"tmemfs: {message}", file=sys.stderr)
     finally:
-        with suppress(Exception):  # nothing may lead back into what the process in front does
+        # nothing may return into the code of the process in front
+        with suppress(Exception):
             sys.stderr.flush()
         os._exit(status)

@@ -1,24 +1,24 @@
-"""Settings of the machine that daemons change while their swap is on, and the way back to the administrator's values.
+"""Settings of the machine that daemons change while their swap is on, and how they are restored.
 
-This is the only module that changes any. It does not know when: jobs/kernel_tuning.py does.
+This is the only module that changes settings of the machine. It does not decide when: jobs/kernel_tuning.py does.
 
-    vm.watermark_boost_factor    0 while a user is registered: the kernel raises its minimum watermark by megabytes for fragmented
-                                 memory, for everybody, and what is free below it frees nothing
+    vm.watermark_boost_factor    0 while a user is registered: otherwise the kernel raises its minimum watermark by megabytes when
+                                 memory is fragmented, and no program may use the memory below it
     vm.min_free_kbytes           three quarters or half of the administrator's value, for moments, in a swap stall
     unbound workers              the lowest real-time priority while memory is short (kworkers.py)
 
-The first user records the administrator's values in the runtime directory, whole, before the first change. Each user holds a lock
-on a file of its own there, so one that was killed is noticed: its lock is free. The last user that ends, the next start of a
-daemon and `tmemfs down` restore what is recorded. Two users may lower and restore at the same time without asking each other:
-each one that needs a change makes it again at its next look.
+The first user records the administrator's values in the runtime directory before the first change. Each user holds a lock on a
+file of its own there, so a user that was killed is noticed: its lock is free. The last user that ends, the next start of a daemon
+and `tmemfs down` restore what is recorded. Two users may lower and restore at the same time without coordination: each makes the
+change that it needs again at its next check.
 
 Invariants:
  1. A lowered value is computed from the recorded one, never from the current one. So it never falls below half of it.
- 2. While a user lives, or something could not be restored, the record stands: a current value is not recorded over it.
+ 2. While a user lives, or something could not be restored, the record stays: a current value is never recorded over it.
  3. A current value that is neither the recorded one nor one that is written here was set by the administrator: it stays.
 
 Thread-safety: `lower_minimum`, `restore_minimum`, `give_priority` and `take_priority` from one thread, and not during `register`
-and `release`. They take no lock and open no file but those of the kernel's threads. Sources:
+and `release`. They take no lock and open no files but those of the kernel's threads. Sources:
 Documentation/admin-guide/sysctl/vm.rst (min_free_kbytes, watermark_boost_factor), mm/page_alloc.c (boost_watermark), flock(2).
 """
 
@@ -46,20 +46,20 @@ log = logging.getLogger(__name__)
 
 MINIMUM: Final = "min_free_kbytes"
 BOOST: Final = "watermark_boost_factor"
-#: What is ever written, as shares of the administrator's value.
+#: Every value that is ever written, as a share of the administrator's.
 SHARES: Final[dict[str, tuple[float, ...]]] = {MINIMUM: (3 / 4, 1 / 2), BOOST: (0.0,)}
 _RECORD: Final = "kernel-settings"
-#: No file of a mount has such a name: runtime.name_for gives no plus sign.
+#: No file of a mount has such a name: runtime.name_for returns no plus sign.
 _LOCK: Final = "kernel-settings+lock"
 _USER: Final = "kernel-settings+user+"
 _NEW: Final = "kernel-settings+new+"
-#: Whoever has the lock reads and writes a few small files; only one that is stopped keeps it for longer.
+#: The holder of the lock reads and writes a few small files. Only a process that is stopped holds it longer.
 _LOCK_S: Final = 5.0
 _POLL_S: Final = 0.01
 
 
 def lowered(administrators: int, share: float) -> int:
-    """`share` of the administrator's value, rounded up: half of it is never passed."""
+    """`share` of the administrator's value, rounded up, so that it is never less than half."""
     return math.ceil(administrators * share)
 
 
@@ -70,7 +70,7 @@ def _is_ours(name: str, administrators: int, value: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SettingsRecord:
-    """The administrator's values by name; `workers` had our priority before us. Of the boot whose identity is `boot`."""
+    """The administrator's values by name, for the boot with the id `boot`; `workers` had our priority before we gave it."""
 
     boot: str
     values: dict[str, int] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class SettingsRecord:
 
     @classmethod
     def decode(cls, text: bytes) -> SettingsRecord:
-        """Raises ValueError for what `encode` does not give."""
+        """The record in `text`. Raises ValueError for what `encode` does not return."""
         try:
             fields = json.loads(text)
             values = {name: int(fields["values"][name]) for name in SHARES if name in fields["values"]}
@@ -92,7 +92,7 @@ class SettingsRecord:
             raise ValueError("not a record of kernel settings") from error
 
 
-#: Of a user that found no record though another one lives: it changes nothing.
+#: The record of a user that found none although another user lives: it changes nothing.
 _UNKNOWN: Final = SettingsRecord("")
 
 
@@ -107,7 +107,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the record says: `changed` now, `workers` of the kernel with our priority, whether a user lives."""
+    """What is changed now, how many of the kernel's `workers` have our priority, and whether a user lives."""
 
     changed: tuple[Change, ...] = ()
     workers: int = 0
@@ -128,7 +128,7 @@ class KernelSettings:
 
     @property
     def is_registered(self) -> bool:
-        """Whether settings may be changed."""
+        """Whether this user may change settings."""
         return self._user is not None
 
     @property
@@ -152,6 +152,7 @@ class KernelSettings:
             return
         runtime.runtime_directory(self._directory)
         with self._lock():
+            # before our own file is there: it would count as another living user, and nothing would be recorded
             record = self._recorded()
             self._user = self._new_user()
             self._record = record
@@ -161,14 +162,17 @@ class KernelSettings:
         """Undo what was changed here; the last user restores everything. Raises nothing: what fails is logged."""
         if self._user is None:
             return
+        # what this user lowered, even if another one lives and the rest has to stay changed
         self.restore_minimum()
         self.take_priority()
         (user, file), self._user = self._user, None
         try:
             with self._lock():
+                # before the users are counted: this one no longer needs anything
                 os.unlink(file)
                 self._restore_all(self._load() or self._record)
-        except FileNotFoundError:  # somebody has removed the directory, or what is in it
+        except FileNotFoundError:
+            # somebody removed the directory or its files; the values are still known here
             self._restore_all(self._record)
         except (Busy, OSError) as error:
             log.warning("kernel settings may stay changed (%s): run 'tmemfs down' again", error)
@@ -176,33 +180,34 @@ class KernelSettings:
             os.close(user)
 
     def restore_leftovers(self) -> None:
-        """Restore what killed users left; those that live make again what they need. Raises Busy, OSError."""
+        """Restore what killed users left changed; living users change again what they need. Raises Busy, OSError."""
         if not self._directory.is_dir():
             return
         with self._lock():
             if record := self._load():
                 self._restore_all(record)
+            # a record of another boot, or one that cannot be read, describes nothing
             elif not self._living():
                 self._forget()
 
     def lower_minimum(self, share: float) -> bool:
-        """vm.min_free_kbytes to a share of the administrator's value, or less if another user needs less. Whether it is."""
+        """Lower vm.min_free_kbytes to a share of the administrator's value; whether it is that low, or lower for another user."""
         done = self.is_registered and self._set(MINIMUM, share)
         self._is_lowered |= done
         return done
 
     def restore_minimum(self) -> None:
-        """vm.min_free_kbytes as the administrator had it; what fails is tried again at the next call."""
+        """Restore vm.min_free_kbytes; a failure is tried again at the next call."""
         if self._is_lowered and self._restore(MINIMUM, self._record):
             self._is_lowered = False
 
     def give_priority(self) -> None:
-        """Our priority for the kernel's unbound workers that have none."""
+        """Give our priority to those of the kernel's unbound workers that have an ordinary one."""
         if self.is_registered and self._record != _UNKNOWN:
             self._workers.give_priority(self._record.workers)
 
     def take_priority(self) -> None:
-        """Ordinary priority for the kernel's unbound workers again."""
+        """Give the kernel's unbound workers their ordinary priority back."""
         if self.is_registered and self._record != _UNKNOWN:
             self._workers.take_priority(self._record.workers)
 
@@ -212,7 +217,7 @@ class KernelSettings:
             sysctl.close()
 
     def findings(self) -> Findings:
-        """What is changed now. Changes nothing. Raises OSError, PermissionError where the record may not be read."""
+        """What is changed now; changes nothing. Raises OSError, PermissionError where the record may not be read."""
         record = self._load()
         if record is None:
             return Findings()
@@ -226,13 +231,15 @@ class KernelSettings:
         return Findings(tuple(changed), len(raised), any(not is_free for _, is_free in self._users()))
 
     def _set(self, name: str, share: float) -> bool:
-        """Lower `name`, unless the administrator has set it meanwhile. Whether it is as low as asked."""
+        """Lower `name`, unless the administrator has set it since. Whether it is as low as asked."""
         administrators, now = self._record.values.get(name), self._sysctls[name].read()
         if administrators is None or now is None:
             return False
         wanted = lowered(administrators, share)
+        # invariant 3
         if now != administrators and not _is_ours(name, administrators, now):
             return False
+        # another user may need a lower value: never raise what it wrote
         return now <= wanted or self._sysctls[name].write(wanted)
 
     def _restore(self, name: str, record: SettingsRecord) -> bool:
@@ -243,23 +250,27 @@ class KernelSettings:
         return now == administrators or not _is_ours(name, administrators, now) or self._sysctls[name].write(administrators)
 
     def _restore_all(self, record: SettingsRecord) -> bool:
-        """Restore everything, or where a user lives what it makes again by itself. Whether the record is gone after that."""
+        """Restore everything, or, while a user lives, only what it changes again by itself. Whether the record is gone."""
         is_in_use = self._living()
         if record == _UNKNOWN:
             return False
+        # users turn boosting off once, at `register`; the rest they set again while they need it
         names = [name for name in record.values if name != BOOST or not is_in_use]
         done = [self._restore(name, record) for name in names] + [self._workers.take_priority(record.workers)]
+        # invariant 2
         if is_in_use or not all(done):
             return False
         self._forget()
         return True
 
     def _recorded(self) -> SettingsRecord:
-        """The administrator's values: those recorded, or those of now if nobody can have changed them."""
+        """The administrator's values: the recorded ones, or the current ones if nobody can have changed them."""
         record, is_in_use = self._load(), self._living()
+        # without a living user, restore first: the administrator may have set new values since the record was written
         if record and (is_in_use or not self._restore_all(record)):
             return record
-        if is_in_use:  # somebody has removed the record: nothing is known, so nothing is changed
+        # somebody removed the record while settings are changed: the current values are not the administrator's
+        if is_in_use:
             return _UNKNOWN
         values = {name: sysctl.read() for name, sysctl in self._sysctls.items()}
         known = {name: value for name, value in values.items() if value is not None}
@@ -276,7 +287,7 @@ class KernelSettings:
         return record if record.boot == self._boot() else None
 
     def _write(self, record: SettingsRecord) -> None:
-        """Whole or not at all."""
+        """Write the record whole or not at all: a daemon may be killed at any moment."""
         fd, name = mkstemp(prefix=_NEW, dir=self._directory)
         try:
             os.write(fd, record.encode())
@@ -292,7 +303,7 @@ class KernelSettings:
         return (self._proc / "sys/kernel/random/boot_id").read_text().strip()
 
     def _new_user(self) -> tuple[int, str]:
-        """Descriptor and name of a file of our own, which is locked before anybody can see it under that name."""
+        """Descriptor and name of a new user's file, which is locked before anybody can see it under that name."""
         fd, name = mkstemp(prefix=_NEW, dir=self._directory)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -304,7 +315,7 @@ class KernelSettings:
         return fd, user
 
     def _living(self) -> bool:
-        """Whether a user lives; files of those that were killed are removed. Under the lock."""
+        """Whether a user lives; removes the files of users that were killed. Under the lock."""
         users = list(self._users())
         for file in (*(file for file, is_free in users if is_free), *self._directory.glob(f"{_NEW}*")):
             with suppress(FileNotFoundError):
@@ -317,15 +328,17 @@ class KernelSettings:
             with suppress(FileNotFoundError):
                 fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
                 try:
-                    yield file, _try_lock(fd, fcntl.LOCK_SH)  # two that look at once must not take each other for a user
+                    # shared: two processes that check at once must not take each other for a living user
+                    yield file, _try_lock(fd, fcntl.LOCK_SH)
                 finally:
                     os.close(fd)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Only one changes the record, or restores by it, at a time. Raises Busy."""
+        """Hold the lock under which the record is changed, and settings are restored by it. Raises Busy."""
         fd = os.open(self._directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            # a wait with an end: flock(2) would wait for a stopped process for ever, and so would `tmemfs down`
             deadline = time.monotonic() + _LOCK_S
             while not _try_lock(fd):
                 if time.monotonic() > deadline:

@@ -1,13 +1,13 @@
-"""The kernel's workers: what the loop device of the swap sends its requests to us with.
+"""The kernel's unbound workers, through which the loop device sends us the requests of the swap.
 
-Such a worker allocates a little for each request. In the kernel's eyes it frees no memory, so it waits like any program when no
-page is free above the minimum watermark; and the swap write that would free one is what it was to send. With a real-time priority
-the kernel lets it go below that watermark, as it lets us (memory.realtime).
+Such a worker allocates a little memory for each request. The kernel does not know that it frees memory, so it waits like any
+program when no page is free above the minimum watermark. But the swap write that it should send is what would free a page. With a
+real-time priority the kernel lets it allocate below that watermark, as it lets us (memory.realtime).
 
-Any worker may get the loop device's next request, so all have to have it while memory is short; new ones start without. A worker
-whose scheduling somebody else has set is left alone. Several daemons may do this at once: one that ends takes the priority from
-all, and the others give it again at their next look. So what has priority is always read from the kernel, never remembered.
-Sources: the kernel's drivers/block/loop.c (an unbound workqueue), mm/page_alloc.c (gfp_to_alloc_flags), proc(5).
+Any unbound worker may get the next request of the loop device, so all need the priority while memory is short. New workers start
+without it. A worker whose scheduling somebody else has set is left alone. Several daemons may do this at once: one that ends takes
+the priority from all workers, and the others give it again at their next check. So the priority is always read from the kernel and
+never remembered. Sources: the kernel's drivers/block/loop.c (an unbound workqueue), mm/page_alloc.c (gfp_to_alloc_flags), proc(5).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OURS: Final = (os.SCHED_RR, 1)
 
 
 class KernelWorkers:
-    """The unbound workers of the kernel, and which of them have our priority. Without the right to give it, none."""
+    """The unbound workers of the kernel, and which of them have our priority; none without the right to give it."""
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
@@ -41,16 +41,17 @@ class KernelWorkers:
         return len(self._raised)
 
     def with_priority(self) -> frozenset[int]:
-        """Process ids of those that have exactly our priority now, whoever gave it."""
+        """Process ids of the workers that have exactly our priority now, no matter who gave it."""
         self._find()
         return frozenset(pid for pid in self._unbound if _scheduling(pid) == _OURS)
 
     def give_priority(self, kept: Collection[int] = ()) -> None:
-        """The lowest real-time priority for every worker that has ordinary scheduling now. `kept` had that priority before us."""
+        """Give the lowest real-time priority to every worker with ordinary scheduling. `kept` had the priority before us."""
         self._find()
         raised = set[int]()
         for pid in self._unbound:
             found = _scheduling(pid)
+            # the name is read again: the worker may have ended, and another thread may have its number
             if found == (os.SCHED_OTHER, 0) and self._is_unbound(pid) and _set(pid, *_OURS):
                 found = _OURS
             if found == _OURS and pid not in kept:
@@ -58,15 +59,17 @@ class KernelWorkers:
         self._raised = frozenset(raised)
 
     def take_priority(self, kept: Collection[int] = ()) -> bool:
-        """Ordinary priority for all with exactly our priority, but not for `kept`. Whether none is left with it."""
+        """Give ordinary priority to all workers with our priority, except `kept`. Whether none is left with it."""
         left = {pid for pid in self.with_priority() - frozenset(kept) if self._is_unbound(pid)}
         self._raised = frozenset(pid for pid in left if not _set(pid, os.SCHED_OTHER, 0) and _scheduling(pid) == _OURS)
-        self._seen.clear()  # until the next shortage a number may come to belong to another thread
+        # by the next shortage of memory these numbers may belong to other threads
+        self._seen.clear()
         self._unbound.clear()
         return not self._raised
 
     def _find(self) -> None:
-        """Bring what is known up to date: names are read of threads that are new only, all of them children of kthreadd."""
+        """Update the known workers. All are children of kthreadd; only the names of new threads are read."""
+        # at every check while memory is short: this is one file to read instead of one per thread
         try:
             found = set(map(int, proctext.fields((self._proc / "2/task/2/children").read_bytes())))
         except OSError:
@@ -82,14 +85,14 @@ class KernelWorkers:
 
 
 def _scheduling(pid: int) -> tuple[int, int] | None:
-    """Policy and priority of a thread that is still there."""
+    """Policy and priority of a thread, None if it has ended."""
     with suppress(OSError):
         return os.sched_getscheduler(pid), os.sched_getparam(pid).sched_priority
     return None
 
 
 def _set(pid: int, policy: int, priority: int) -> bool:
-    """Whether it was set."""
+    """Set policy and priority of a thread; whether that was possible."""
     with suppress(OSError):
         os.sched_setscheduler(pid, policy, os.sched_param(priority))
         return True

@@ -1,7 +1,7 @@
-"""Resource limits of a process (ulimit) that would end or cripple a daemon in the middle of its work: raised, or refused early.
+"""Resource limits (ulimit) that would end or cripple a daemon in the middle of its work.
 
-Soft limits are raised to the hard ones, which is always allowed; with CAP_SYS_RESOURCE the hard ones too. What is still too low is
-refused before anything is mounted. Source: getrlimit(2).
+Soft limits are raised to the hard ones, which is always allowed, and with CAP_SYS_RESOURCE the hard ones too. A limit that is still
+too low is refused before anything is mounted. Source: getrlimit(2).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _UNLIMITED: Final = resource.RLIM_INFINITY
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One limit: what the daemon needs of it, and what the shell calls it."""
+    """One limit: its number, what the daemon needs, its name in messages, and its letter in `ulimit`."""
 
     number: int
     needed: int
@@ -26,7 +26,7 @@ class Limit:
     letter: str
 
 
-#: A daemon has about 40 files open, and 20 more while it looks at the machine's devices.
+#: A daemon has about 40 files open, and 20 more while it examines the machine's devices.
 _LIMITS: Final = (
     Limit(resource.RLIMIT_NOFILE, 256, "open files", "n"),
     Limit(resource.RLIMIT_FSIZE, _UNLIMITED, "the size of a file", "f"),  # regions of state are files (memfd), as large as RAM
@@ -43,6 +43,7 @@ def raise_limits() -> None:
         soft, hard = resource.getrlimit(limit.number)
         if _at_least(soft, limit.needed):
             continue
+        # first without a privilege; a refusal here or below shows in what getrlimit(2) returns at the end
         wanted = limit.needed if _at_least(hard, limit.needed) else hard
         with suppress(OSError, ValueError):
             resource.setrlimit(limit.number, (wanted, hard))

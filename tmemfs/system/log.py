@@ -1,7 +1,7 @@
-"""The daemon's log, written by a thread of its own while the swap is served.
+"""The daemon's log, which a thread of its own writes while the swap is served.
 
-The log may lie on a tmpfs whose pages are in our swap, or on a disk whose journal waits for memory. Whoever serves the swap and
-waited for such a write would wait for itself: a guest stood still so, its free memory at the minimum watermark.
+The log may lie on a tmpfs whose pages are in our swap, or on a disk whose journal waits for memory. A thread that serves the swap
+and waits for such a write waits for itself: that deadlock was seen in a guest with its free memory at the minimum watermark.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tmemfs.errors import NO_THREADS, Refused
 from tmemfs.system.memory import prepare_thread
 from tmemfs.system.ownership import open_log
 
-#: Messages that wait to be written, at most; further ones are counted and not kept.
+#: At most this many messages wait to be written. More are counted and dropped.
 MOST_WAITING: Final = 1000
 _WRITTEN_S: Final = 5.0
 
@@ -29,20 +29,20 @@ log = logging.getLogger(__name__)
 
 
 class Log:
-    """The log of a running daemon. Thread-safety: any thread; nobody waits for a file."""
+    """The log of a running daemon. Thread-safety: any thread may call it; none waits for a file."""
 
     def __init__(self, messages: _Messages, path: Path | None) -> None:
         self._messages = messages
         self._path = path
 
     def reopen(self) -> None:
-        """Write to the file of that name from now on: the old one may have been renamed. Nothing, if the log is no file of ours."""
+        """Write to a new file of the same name from now on: logrotate renames the old one. Does nothing if the log is no file."""
         if self._path is not None:
             self._messages.put(self._path)
 
 
 class _Queued(logging.Handler):
-    """Hands messages on, as text, without waiting for anything."""
+    """Queues messages as text, without waiting for anything."""
 
     def __init__(self, messages: _Messages) -> None:
         super().__init__()
@@ -53,9 +53,11 @@ class _Queued(logging.Handler):
         if self._messages.qsize() >= MOST_WAITING:
             self._lost += 1
             return
+        # as text at once: by the time it is written, its arguments may have changed
         try:
             record.msg, record.args = record.getMessage(), None
-        except Exception:  # a message that is not one must not fail whoever logs it
+        except Exception:
+            # a malformed message must not become an error of the page path
             self.handleError(record)
             return
         if self._lost:
@@ -66,9 +68,9 @@ class _Queued(logging.Handler):
 
 @contextmanager
 def log_in_background(path: Path | None = None) -> Iterator[Log]:
-    """What is logged meanwhile goes to the root logger's handlers in a thread of its own, which is waited for at the end.
+    """Have a thread of its own pass what is logged to the root logger's handlers; the end of the block waits for it.
 
-    `path` is the file behind standard output and standard error, if there is one. Raises Refused where there can be no thread.
+    `path` is the file behind standard output and standard error, if there is one. Raises Refused if no thread can be started.
     """
     root, messages = logging.getLogger(), _Messages()
     handlers = root.handlers
@@ -83,6 +85,7 @@ def log_in_background(path: Path | None = None) -> Iterator[Log]:
     finally:
         root.handlers = handlers
         messages.put(None)
+        # not for ever: the file may be on a disk that hangs
         writer.join(_WRITTEN_S)
 
 
@@ -96,7 +99,8 @@ def _write(messages: _Messages, handlers: list[logging.Handler]) -> None:
             else:
                 for handler in handlers:
                     handler.handle(record)
-        except Exception:  # a full disk must not end the thread: what comes later may be written again
+        except Exception:
+            # a full disk must not end the thread: later messages may be written again
             continue
 
 
@@ -106,6 +110,7 @@ def _reopen(path: Path) -> None:
     except Refused as error:
         log.error("the log cannot be reopened (%s): the old file is still written to", error)
         return
+    # over the descriptors, so that what Python or a library prints follows too
     for standard in (1, 2):
         os.dup2(fd, standard)
     os.close(fd)

@@ -1,6 +1,6 @@
-"""What the daemon does to its own memory: lock it, keep it, fault it in, give it back.
+"""What the daemon does to its own memory: lock it, keep it, fault it in, release it.
 
-Each protection is tried once and its outcome kept (control/stat): without the right for one, everything else works. ctypes
+Each protection is tried once, and its outcome is kept for control/stat: without the right for one, everything else works. ctypes
 releases the interpreter lock during each call. Sources: mlockall(2), prctl(2) PR_SET_IO_FLUSHER, fallocate(2), madvise(2).
 """
 
@@ -47,9 +47,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 #: glibc's pthread_attr_t has 56 bytes.
 _PTHREAD_ATTR_BYTES: Final = 64
 STACK_DEPTH_BYTES: Final = 64 << 10
-#: Frames of the interpreter that fill the memory it takes for them at first, 16 KiB a thread.
+#: Calls deep enough to use the first 16 KiB that the interpreter allocates per thread for frames.
 _FRAMES: Final = 120
-#: Heap below this is never handed back, and no request of the page path is larger than it.
+#: malloc keeps free heap up to this size. No request of the page path is larger.
 _HEAP_BYTES: Final = 64 << 20
 
 Buffer = mmap.mmap | memoryview
@@ -57,7 +57,7 @@ Buffer = mmap.mmap | memoryview
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Whether one protection was had; `detail` says why not."""
+    """Whether one protection could be enabled; `detail` says why not."""
 
     name: str
     ok: bool
@@ -74,27 +74,29 @@ class Resident:
 
 
 def lock_current() -> Outcome:
-    """Lock what is mapped now. Before the arena is mapped: it would be faulted in whole."""
+    """Lock what is mapped now. To be called before the arena is mapped, which it would fault in as a whole."""
     return _outcome("memory_locked", _libc.mlockall(_MCL_CURRENT))
 
 
 def lock_future() -> Outcome:
-    """Lock what is there and what will be mapped, each page when it is first touched: most of a thread's stack never is."""
+    """Lock what is mapped now and later, each page when it is first touched."""
+    # ONFAULT: most of each thread's stack is never touched (docs/decisions/0001)
     return _outcome("memory_locked", _libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT))
 
 
 def drop_code(libraries: tuple[str, ...]) -> None:
-    """Unlock and give back the unmodified read-only pages of `libraries` (prefixes of file names): mapped, but never called.
+    """Unlock and release the unmodified read-only pages of `libraries` (prefixes of file names), which are mapped but never called.
 
-    Should one be called after all, its pages are read from the file again.
+    If one is called after all, the kernel reads its pages from the file again.
     """
     for start, length in _unmodified_areas(Path("/proc/self/smaps").read_bytes(), libraries):
+        # the kernel releases no locked page
         if not _libc.munlock(start, length):
             _libc.madvise(start, length, mmap.MADV_DONTNEED)
 
 
 def lock_region(buffer: Buffer, length: int) -> Outcome:
-    """Fault `length` bytes of `buffer` in and lock them."""
+    """Fault in and lock `length` bytes of `buffer`."""
     return _outcome("memory_locked", _libc.mlock2(_address(buffer), length, 0))
 
 
@@ -104,7 +106,7 @@ def lock_on_fault(buffer: Buffer, length: int) -> Outcome:
 
 
 def lock_stack(depth_bytes: int = STACK_DEPTH_BYTES) -> Outcome:
-    """Fault in and lock the upper `depth_bytes` of the calling thread's stack: more than our threads have been seen to use."""
+    """Fault in and lock the upper `depth_bytes` of the calling thread's stack, more than our threads were seen to use."""
     attributes = ctypes.create_string_buffer(_PTHREAD_ATTR_BYTES)
     start, size = ctypes.c_void_p(), ctypes.c_size_t()
     failed = _libc.pthread_getattr_np(_libc.pthread_self(), attributes)
@@ -113,29 +115,32 @@ def lock_stack(depth_bytes: int = STACK_DEPTH_BYTES) -> Outcome:
         return Outcome("memory_locked", False, os.strerror(failed))
     _libc.pthread_attr_destroy(attributes)
     depth_bytes = min(depth_bytes, size.value)
+    # the stack grows downwards, so the end that is in use is the upper one
     return _outcome("memory_locked", _libc.mlock2(start.value + size.value - depth_bytes, depth_bytes, 0))
 
 
 def prepare_thread(depth_bytes: int = STACK_DEPTH_BYTES) -> Outcome:
-    """Give the calling thread what it will touch when memory may be short: its stack, and room for the interpreter's frames."""
+    """Have the calling thread touch what it needs when memory may be short: its stack and the interpreter's frames."""
+    # before the stack is locked: the calls touch the part of it that the interpreter uses
     _descend(_FRAMES)
     return lock_stack(depth_bytes)
 
 
 def _descend(left: int) -> int:
-    """Call as deep as nothing else does."""
+    """Call deeper than any other code of ours does."""
     return _descend(left - 1) if left else 0
 
 
 def io_flusher() -> Outcome:
-    """Tell the kernel that its reclaim may depend on us. Needs CAP_SYS_RESOURCE."""
+    """Tell the kernel that its reclaim may depend on this process. Needs CAP_SYS_RESOURCE."""
+    # without it an allocation of ours may start reclaim, which writes to our swap and waits for us
     return _outcome("io_flusher", _libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0))
 
 
 def realtime() -> Outcome:
-    """The lowest real-time priority, which threads to come inherit. Needs CAP_SYS_NICE.
+    """Set the lowest real-time priority, which later threads inherit. Needs CAP_SYS_NICE.
 
-    The kernel lets such a task have a part of the memory that it keeps free from all others, and wakes it at once.
+    The kernel lets such a task use a part of the memory that it reserves from all others, and wakes it at once.
     """
     try:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
@@ -145,13 +150,15 @@ def realtime() -> Outcome:
 
 
 def ordinary_thread() -> None:
-    """Ordinary priority for the calling thread: what works in the background keeps no core from those who wait for a page."""
+    """Set ordinary priority for the calling thread, so that background work keeps no core from a thread that waits for a page."""
+    # where this is refused the thread keeps its priority, and everything still works
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def oom_score_adjust() -> Outcome:
-    """Keep the OOM killer away. Needs CAP_SYS_RESOURCE."""
+    """Exempt this process from the OOM killer. Needs CAP_SYS_RESOURCE."""
+    # a kill would free little, and lose every page that is swapped out
     try:
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE_ADJ_MIN))
     except OSError as error:
@@ -160,22 +167,24 @@ def oom_score_adjust() -> Outcome:
 
 
 def no_core_dump() -> Outcome:
-    """Write no core file: it would hold what other processes had in memory, in a place that is not meant for it."""
+    """Write no core file: it would contain memory of other processes, in a place that is not meant for it."""
     return _outcome("core_dumps_off", _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
 
 
 def heap_settings() -> Outcome:
-    """One malloc arena whose memory is kept: what was faulted in once need not be again."""
+    """Have malloc use one arena and keep its memory."""
+    # memory that went back to the kernel would have to be faulted in again, perhaps when there is none
     settings = ((_M_ARENA_MAX, 1), (_M_TRIM_THRESHOLD, _HEAP_BYTES), (_M_MMAP_THRESHOLD, _HEAP_BYTES // 2))
     ok = all([_libc.mallopt(key, value) for key, value in settings])
     return Outcome("heap_kept", ok)
 
 
 def freeze_garbage() -> Outcome:
-    """Take what is allocated now out of the garbage collector's sight: nothing of it dies before the daemon does.
+    """Exempt what is allocated now from garbage collection: all of it lives as long as the daemon.
 
-    What the imports have left free of the heap goes back to the system (0.7 MB), before the heap is locked.
+    Heap that the imports left free (0.7 MB) is released to the kernel, before the heap is locked.
     """
+    # collect first: garbage that is frozen stays for ever
     gc.collect()
     _libc.malloc_trim(0)
     gc.freeze()
@@ -183,26 +192,27 @@ def freeze_garbage() -> Outcome:
 
 
 def populate(buffer: Buffer, offset: int, length: int) -> None:
-    """Fault in `length` bytes at `offset`. Raises OSError, where the kernel has no memory for it."""
+    """Fault in `length` bytes at `offset`. Raises OSError if the kernel has no memory for them."""
     _check(_libc.madvise(_address(buffer) + offset, length, _MADV_POPULATE_WRITE))
 
 
 def punch(fd: int, offset: int, length: int) -> None:
-    """Give the space of [offset, offset + length) back; it reads as zeros then. Raises OSError."""
+    """Punch a hole: release the space of [offset, offset + length), which then reads as zeros. Raises OSError."""
     _check(_libc.fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, offset, length))
 
 
 def allocate(fd: int, offset: int, length: int) -> None:
-    """Allocate the space of [offset, offset + length), which reads as zeros; a file that was shorter ends there. Raises OSError."""
+    """Allocate the space of [offset, offset + length), which reads as zeros; a shorter file grows to its end. Raises OSError."""
     _check(_libc.fallocate(fd, 0, offset, length))
 
 
 def direct_alignment(fd: int) -> int | None:
-    """What offsets and lengths of direct I/O are to be multiples of; None if the file system does not say (statx(2), Linux 6.1)."""
+    """The alignment of offsets and lengths for direct I/O, None if the file system does not say (statx(2), Linux 6.1)."""
     found = ctypes.create_string_buffer(_STATX_BYTES)
     if _libc.statx(fd, b"", _AT_EMPTY_PATH, _STATX_DIOALIGN, found):
         return None
     mask, (alignment,) = struct.unpack_from("<I", found)[0], struct.unpack_from("<I", found, _DIO_OFFSET_ALIGN_AT)
+    # 0 means no direct I/O on this file; an older kernel leaves the bit of the mask clear
     return alignment or None if mask & _STATX_DIOALIGN else None
 
 
@@ -219,13 +229,14 @@ def total_ram_bytes() -> int:
 
 
 def available_ram_bytes() -> int:
-    """RAM that can be had without swapping."""
+    """RAM that programs can get without swapping."""
     return _meminfo("MemAvailable")
 
 
 def _unmodified_areas(smaps: bytes, libraries: tuple[str, ...]) -> Iterator[tuple[int, int]]:
-    """(address, bytes) of read-only mappings of `libraries` that hold no page of their own."""
+    """(address, bytes) of read-only mappings of `libraries` without a private copy of a page."""
     for area in proctext.parse_areas(smaps):
+        # a modified page (relocations) is nowhere in the file: released, it would be lost
         if area.anonymous_bytes == 0 and "w" not in area.permissions and area.path.rpartition("/")[2].startswith(libraries):
             yield area.start, area.end - area.start
 

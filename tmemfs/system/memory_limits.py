@@ -1,9 +1,10 @@
-"""Memory cgroups that a swapoff would overfill: the kernel charges each page to the cgroup that it was swapped out of, and kills
-processes there once its limit is reached.
+"""Memory cgroups that a swapoff would take above their limit.
 
-Versions 1 and 2, wherever they are mounted. A cgroup's figures include those of all below it. The swapped-out pages of a cgroup lie
-in any of the machine's swaps, so at most what is used of the one that is turned off counts. What can be dropped (its page cache)
-does not, and what does not fit may go to another swap. `memory.high` slows processes down and kills none.
+The kernel charges each page to the cgroup that it was swapped out of, and kills processes there once the limit is reached. This
+covers cgroup v1 and v2, wherever they are mounted. The figures of a cgroup include those of all cgroups below it. The swapped-out
+pages of a cgroup may lie in any swap of the machine, so at most what is used of the one that is turned off counts. The page cache
+does not count, since the kernel drops it first, and what does not fit may go to another swap. `memory.high` slows processes down
+and kills none.
 
 Sources: the kernel's admin-guide/cgroup-v1/memory.rst, admin-guide/cgroup-v2.rst, mm/swapfile.c (unuse_pte charges).
 """
@@ -19,16 +20,15 @@ from typing import Final
 
 from tmemfs.errors import Refused
 from tmemfs.system.proctext import Mount, parse_keyed, word_of
+from tmemfs.system.swapdev import SWAP_IN_MARGIN
 from tmemfs.units import MIB, format_size
 
 _SHOWN: Final = 3
-#: Page tables come back with the pages.
-_MARGIN: Final = 1.05
 
 
 @dataclass(frozen=True, slots=True)
 class Overfull:
-    """A cgroup that pages would come back to: `short_bytes` of them do not fit below its limit."""
+    """A cgroup whose pages would be swapped in: `short_bytes` of them do not fit below its limit."""
 
     directory: Path
     limit_file: str
@@ -38,12 +38,13 @@ class Overfull:
 
     @property
     def short_bytes(self) -> int:
-        """What would be above the limit."""
+        """The bytes above the limit."""
         return self.used_bytes + self.swapped_bytes - self.limit_bytes
 
 
 def memory_roots(mounts: list[Mount]) -> list[tuple[Path, bool]]:
-    """(directory, whether it is of version 1) of each hierarchy that may limit memory, once each."""
+    """(directory, whether it is cgroup v1) of each hierarchy that may limit memory."""
+    # by device: a hierarchy that is mounted twice counts once
     found: dict[int, tuple[Path, bool]] = {}
     for mount in mounts:
         if mount.kind == "cgroup2" or (mount.kind == "cgroup" and "memory" in mount.super_options):
@@ -52,21 +53,21 @@ def memory_roots(mounts: list[Mount]) -> list[tuple[Path, bool]]:
 
 
 def overfull(root: Path, is_v1: bool, coming_bytes: int) -> list[Overfull]:
-    """The cgroups below `root` that would be above their limit if `coming_bytes` of swap came back."""
+    """The cgroups below `root` that would be above their limit if `coming_bytes` were swapped in."""
     found = [cgroup for directory in _below(root) if (cgroup := _examined(directory, is_v1, coming_bytes))]
     return [cgroup for cgroup in found if cgroup.short_bytes > 0]
 
 
 def refuse_if_overfull(mounts: list[Mount], coming_bytes: int, free_elsewhere_bytes: int) -> None:
-    """Raise Refused if processes of a cgroup would be killed, should `coming_bytes` of swap come back."""
+    """Raise Refused if processes of a cgroup would be killed when `coming_bytes` are swapped in."""
     found = [cgroup for root, is_v1 in memory_roots(mounts) for cgroup in overfull(root, is_v1, coming_bytes)]
     found.sort(key=lambda cgroup: -cgroup.short_bytes)
-    # as its limit is reached, the kernel swaps out what else is in a cgroup, if there is another swap
+    # at its limit, the kernel swaps out other pages of the cgroup, if there is another swap
     if _short_in_all(found) <= free_elsewhere_bytes:
         return
     shown = "; ".join(map(_described, found[:_SHOWN])) + (f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
     worst = found[0]
-    enough = -(-(worst.limit_bytes + int(worst.short_bytes * _MARGIN)) // MIB) * MIB
+    enough = -(-(worst.limit_bytes + int(worst.short_bytes * SWAP_IN_MARGIN)) // MIB) * MIB
     raise Refused(
         f"the kernel would kill processes of memory cgroups whose pages do not fit below their limit: {shown}. "
         f"Raise the limit (echo {enough} > {worst.directory / worst.limit_file}) or end processes "
@@ -82,9 +83,10 @@ def _described(cgroup: Overfull) -> str:
 
 
 def _short_in_all(found: list[Overfull]) -> int:
-    """Bytes that do not fit, those counted once that are short in a cgroup and in one above it."""
+    """Bytes that do not fit; bytes that are short both in a cgroup and in one above it count once."""
     directories = {cgroup.directory for cgroup in found}
     below, total = dict.fromkeys(directories, 0), 0
+    # the deepest first: a cgroup has to know what is short below it
     for cgroup in sorted(found, key=lambda cgroup: -len(cgroup.directory.parts)):
         short = max(cgroup.short_bytes, below[cgroup.directory])
         above = next((parent for parent in cgroup.directory.parents if parent in directories), None)
@@ -96,17 +98,18 @@ def _short_in_all(found: list[Overfull]) -> int:
 
 
 def _below(root: Path) -> Iterator[Path]:
-    """All cgroups below `root`: the root itself has no limit, but that of a namespace has."""
+    """`root` and all cgroups below it. A hierarchy's own root has no limit, but that of a namespace may have one."""
     stack = [root]
     while stack:
         directory = stack.pop()
         yield directory
-        with suppress(OSError), os.scandir(directory) as entries:  # cgroups come and go
+        # a cgroup may be removed meanwhile
+        with suppress(OSError), os.scandir(directory) as entries:
             stack += [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def _examined(directory: Path, is_v1: bool, coming_bytes: int) -> Overfull | None:
-    """None where there is no limit, or no swap is accounted for."""
+    """None where there is no limit, or swap is not accounted for."""
     names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if is_v1 else ("memory.max", "memory.current")
     prefix = "total_" if is_v1 else ""
     try:
@@ -119,6 +122,6 @@ def _examined(directory: Path, is_v1: bool, coming_bytes: int) -> Overfull | Non
     except (OSError, KeyError, ValueError):
         return None
     droppable = sum(stat.get(f"{prefix}{kind}_file", 0) for kind in ("inactive", "active"))
-    # a page in the swap cache is in memory already, and in swap still
+    # a page in the swap cache is both in memory, where it is charged already, and in swap
     swapped = min(max(swapped - stat.get(f"{prefix}swapcached", 0), 0), coming_bytes)
     return Overfull(directory, names[0], int(limit), max(usage - droppable, 0), swapped) if swapped else None

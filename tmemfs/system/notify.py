@@ -1,4 +1,4 @@
-"""Readiness for a supervisor: sd_notify(3), and nothing where there is none."""
+"""Notifications to a supervisor such as systemd (sd_notify(3)); nothing happens where there is none."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ def notify(state: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
+    # '@' stands for the NUL with which an abstract socket's name begins: an environment variable cannot contain it
     if address.startswith("@"):
         address = "\0" + address[1:]
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:

@@ -16,7 +16,7 @@ from tmemfs.system.runtime import MountRecord
 
 
 def record_of(mountpoint: Path, version: str, options: dict[str, str]) -> MountRecord:
-    """What to record of the mount at `mountpoint` that this process serves. Raises Refused."""
+    """The record of the mount at `mountpoint` that this process serves. Raises Refused."""
     place = swapdev.resolved(mountpoint)
     mount = swapdev.mount_at(place)
     started = runtime.process_started(os.getpid())
@@ -26,22 +26,25 @@ def record_of(mountpoint: Path, version: str, options: dict[str, str]) -> MountR
 
 
 def forget(record: MountRecord) -> None:
-    """Drop the record of a mount that has ended, unless a command is at it that does so itself."""
+    """Drop the record of a mount that has ended, unless a command works on it, which then drops it itself."""
+    # an error leaves a stale record, which the next command drops
     with suppress(OSError, Refused):
+        # read again: it has the loop device since, and another daemon may have taken the mountpoint
         last = runtime.read_record(Path(record.mountpoint))
         if last and (last.pid, last.started) == (record.pid, record.started):
             runtime.drop_record(last, is_locked=False)
 
 
 def loops_of_own(mountpoint: Path) -> list[str]:
-    """Loop devices over the image of this process, also where its mount was detached. For a daemon: it is asked nothing."""
+    """Loop devices over the image of this process, also after its mount was detached."""
+    # not by the file behind the loop device (swapdev.file_behind): the kernel would ask this process, which waits for the answer
     record, image = _own_record(mountpoint), os.fspath(swapdev.resolved(mountpoint) / "swap")
     own = (record.loop, record.diskseq) if record and record.diskseq else None
     return [loop.device for loop in swapdev.loop_devices() if loop.path == image or (loop.device, loop.diskseq) == own]
 
 
 def unmount_own(mountpoint: Path) -> None:
-    """Unmount what this process serves at `mountpoint`, and nothing else that may be mounted there by now. Raises OSError."""
+    """Unmount what this process serves at `mountpoint`, and nothing else that is mounted there by now. Raises OSError."""
     record, mount = _own_record(mountpoint), swapdev.mount_at(mountpoint)
     if record and (mount is None or mount.device != record.device):
         raise OSError(errno.EINVAL, "it is not mounted there any more")
@@ -49,7 +52,7 @@ def unmount_own(mountpoint: Path) -> None:
 
 
 def _own_record(mountpoint: Path) -> MountRecord | None:
-    """None where who started this process keeps no records."""
+    """The record of this process, None if none was written (a test or a tool started it)."""
     try:
         record = runtime.read_record(swapdev.resolved(mountpoint))
     except Refused:

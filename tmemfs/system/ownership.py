@@ -1,17 +1,17 @@
-"""Files that hold memory contents or the log: opened only if nobody but root may have prepared, read or replaced them.
+"""Files that hold memory contents or the log: opened only if nobody but root could prepare, read or replace them.
 
-Knows what another user could do with a path; knows nothing of what is in the file.
+Knows what another user could do with a path. Knows nothing of what is in the file.
 
-1. A file is examined through a descriptor that cannot read or write (O_PATH), and then that same file is opened through
-   /proc/self/fd. Nothing can be put in its place between the two, and a FIFO or a device is refused without being opened: opening
-   one may wait, rewind a tape or start a watchdog.
-2. Each directory on the way to a backing belongs to root and may not be written to by others, unless it is sticky (/tmp): there
-   others can create files but not replace ours, and what they created is refused by its owner.
-3. The last part of a path is never followed if it is a symbolic link, except to a block device: /dev/disk/by-id and LVM name disks
-   by links, in directories that 2. has checked.
+1. A file is examined through a descriptor that cannot read or write (O_PATH), and then the same file is opened through
+   /proc/self/fd. Nobody can replace it between the two. A FIFO or a character device is refused without being opened: opening one
+   may wait, rewind a tape or start a watchdog.
+2. Each directory on the way to a backing belongs to root and is not writable by others, unless it is sticky (/tmp): there others
+   can create files but not replace ours, and a file that they created is refused because of its owner.
+3. A symbolic link as the last part of a path is never followed, except to a block device: /dev/disk/by-id and LVM name disks by
+   links, in directories that passed rule 2.
 4. A new file is created with O_EXCL, which follows no link either.
 
-'Root' is also the user that runs this: `tmemfs demo` needs no root. An ACL that lets others in shows as permission of the group.
+'Root' includes the user that runs this: `tmemfs demo` needs no root. An ACL that lets others in shows as permission of the group.
 
 Sources: open(2), path_resolution(7), symlink(7), acl(5).
 """
@@ -51,9 +51,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def backing_place(path: Path) -> Path:
-    """`path` without symbolic links among its directories. Raises Refused where others could replace the file."""
+    """`path` without symbolic links among its directories. Raises Refused if others could replace the file."""
     try:
         place = _trusted_directory(path.absolute().parent) / path.name
+        # rule 3: the directory that the link leads to has to be trusted as well
         if place.is_symlink() and place.is_block_device():
             place = Path(os.path.realpath(place))
             place = _trusted_directory(place.parent) / place.name
@@ -74,17 +75,20 @@ def open_backing(path: Path, flags: int) -> int:
         found = os.fstat(pinned)
         if stat.S_ISBLK(found.st_mode):
             _refuse_shared_device(path, found)
-            flags |= os.O_EXCL  # refuses a device that is mounted or used as swap
+            # without O_CREAT, O_EXCL refuses a device that is mounted or used as swap (open(2))
+            flags |= os.O_EXCL
         else:
             _refuse_shared_file(path, found)
         refuse_ram(path, pinned, "--backing")
+        # by the descriptor, not by the path: it may lead to another file by now (rule 1)
         return os.open(f"/proc/self/fd/{pinned}", flags | os.O_CLOEXEC)
     finally:
         os.close(pinned)
 
 
 def open_log(path: Path) -> int:
-    """The log at `path`, to append to; created if it is not there. Raises Refused for a file that another user prepared."""
+    """The log at `path`, opened for appending; created if it is missing. Raises Refused for a file that another user prepared."""
+    # O_NOCTTY: a terminal as log must not become the daemon's own, which would end with it
     flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
     try:
         return os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o640)
@@ -99,7 +103,7 @@ def open_log(path: Path) -> int:
 
 
 def refuse_ram(path: Path, fd: int, option: str) -> None:
-    """Raise Refused if what `fd` is open on lies in RAM: writing pages there frees nothing."""
+    """Raise Refused if the file or device of `fd` is in RAM: writing pages there frees nothing."""
     found = os.fstat(fd)
     kind = _ram_device(found) if stat.S_ISBLK(found.st_mode) else _IN_RAM.get(_file_system(fd))
     if kind:
@@ -107,7 +111,8 @@ def refuse_ram(path: Path, fd: int, option: str) -> None:
 
 
 def _trusted_directory(directory: Path) -> Path:
-    """`directory` without symbolic links. Raises Refused unless only root can change what each of its parts leads to."""
+    """`directory` without symbolic links. Raises Refused unless only root can change where each of its parts leads."""
+    # part by part instead of realpath(3): every directory and every link on the way is checked, not only the last
     here, left, links = Path("/"), list(reversed(directory.parts[1:])), 0
     _refuse_shared_directory(here)
     while left:
@@ -123,11 +128,13 @@ def _trusted_directory(directory: Path) -> Path:
         links += 1
         if links > _MOST_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        if not _is_trusted(found):  # its owner can let it lead elsewhere, also in a sticky directory
+        # the owner of a link can change where it leads, in a sticky directory too
+        if not _is_trusted(found):
             raise _can_replace(here / name, found)
         target = Path(os.readlink(here / name))
         if target.is_absolute():
             here = Path("/")
+        # a link's own parts come before what is left
         left += reversed([part for part in target.parts if part != "/"])
     return here
 
@@ -152,7 +159,7 @@ def _refuse_shared_file(path: Path, found: os.stat_result) -> None:
         raise Refused(f"{path} is a symbolic link, which is not followed: give the path that it leads to as --backing")
     if not stat.S_ISREG(found.st_mode):
         raise Refused(f"{path} is {_kind(found)}: give a file or a block device as --backing")
-    # not 'chown' or 'chmod': a process that has the file open would keep it
+    # the advice is not 'chown' or 'chmod': a process that has the file open could still read it
     instead = "move it away, then tmemfs creates one that only root may use, or give another --backing"
     if not _is_trusted(found):
         raise Refused(f"{path} belongs to {_user(found)}, who could read what is swapped out: {instead}")
@@ -163,7 +170,7 @@ def _refuse_shared_file(path: Path, found: os.stat_result) -> None:
 
 
 def _refuse_shared_device(path: Path, found: os.stat_result) -> None:
-    """A disk may be used by the group 'disk', which is what udev gives it to, and by nobody else."""
+    """Raise Refused if others than root and the group 'disk', to which udev gives disks, may use the device."""
     if not _is_trusted(found):
         raise Refused(f"{path} belongs to {_user(found)}: run 'chown root {path}' or give another --backing")
     is_open_to_group = found.st_mode & 0o070 and found.st_gid not in _disk_groups()
@@ -188,8 +195,9 @@ def _reopen_log(path: Path, flags: int) -> int:
 
 
 def _ram_device(found: os.stat_result) -> str | None:
-    """What kind of RAM a block device is, or the file system in RAM that a loop device's file is on."""
+    """The kind of RAM that a block device is, or that the file of a loop device is in; None for a disk."""
     device = _SYS_DEVICES / f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+    # any part of the path: a partition lies below its disk
     disk = next((part for part in Path(os.path.realpath(device)).parts if _RAM_DISK.fullmatch(part)), None)
     if disk:
         return disk
@@ -205,7 +213,8 @@ def _ram_device(found: os.stat_result) -> str | None:
 
 
 def _file_system(fd: int) -> int:
-    """f_type of the file system of `fd`; 0 if it does not say."""
+    """f_type of the file system of `fd`, 0 if it is unknown."""
+    # os.fstatvfs does not return the type
     found = ctypes.create_string_buffer(_STATFS_BYTES)
     if _libc.fstatfs(fd, found):
         return 0

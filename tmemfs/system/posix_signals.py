@@ -1,11 +1,11 @@
-"""POSIX signals of the daemon: nothing but SIGKILL ends it while its swap is in use.
+"""POSIX signals of the daemon: only SIGKILL ends it while its swap is in use.
 
     SIGTERM, SIGINT, SIGQUIT   ask it to stop: it unmounts, unless the image is in use (daemon.py decides)
     SIGHUP                     reopens the log, as logrotate expects
-    all others                 are ignored, those that would stop the process (SIGTSTP) too
+    all others                 are ignored, also those that would stop the process (SIGTSTP)
 
 A fault of the process itself (SIGSEGV and the like) still ends it: the kernel does not let a process ignore those. The handlers are
-installed once and never removed, so no failure of the code that obeys them brings the default actions back.
+installed once and never removed, so no failure of the code that acts on them restores the default actions.
 
 Source: signal(7); kernel/signal.c (force_sig_info_to_task resets an ignored fault to its default).
 """
@@ -24,19 +24,19 @@ import trio
 
 STOP: Final = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
 REOPEN_LOG: Final = signal.SIGHUP
-#: What the kernel ignores by default, or lets nobody ignore.
+#: Signals that the kernel ignores by default, or lets nobody ignore.
 _LEFT_ALONE: Final = frozenset((signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH))
 
 
 class SignalInbox:
-    """Signals that have arrived and were not obeyed yet, each once: a flood of one says nothing new, and hides no other."""
+    """Signals that have arrived and have not been received yet, each once, so that a flood of one hides no other."""
 
     def __init__(self) -> None:
         self._arrived: deque[int] = deque()
         self._wake: Callable[[], object] = lambda: None
 
     def install(self) -> None:
-        """Take over all signals of the process. In the main thread."""
+        """Take over all signals of the process. To be called in the main thread."""
         taken = {*STOP, REOPEN_LOG}
         for number in taken:
             signal.signal(number, self._note)
@@ -44,10 +44,11 @@ class SignalInbox:
             signal.signal(number, signal.SIG_IGN)
 
     async def receive(self) -> signal.Signals:
-        """The next signal of those that are obeyed, in order of arrival. By one task at a time."""
+        """The next signal, in order of arrival. For one task at a time."""
         while True:
             arrived, token = trio.Event(), trio.lowlevel.current_trio_token()
             self._wake = partial(token.run_sync_soon, arrived.set)
+            # after `_wake` is set: a signal between the two would wake nobody
             if self._arrived:
                 return signal.Signals(self._arrived.popleft())
             await arrived.wait()
@@ -55,5 +56,6 @@ class SignalInbox:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number not in self._arrived:
             self._arrived.append(number)
-        with suppress(trio.RunFinishedError):  # nobody obeys between two runs of the event loop; it is kept for the next
+        # between two runs of the event loop nobody receives it; it stays in the inbox for the next run
+        with suppress(trio.RunFinishedError):
             self._wake()

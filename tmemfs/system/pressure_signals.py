@@ -1,7 +1,7 @@
-"""Signals of memory pressure that the machine gives: what is available, what is left of a cgroup's limit, stalls, thresholds.
+"""Signals of memory pressure: available memory, what is left below the limits of cgroups, stalls (PSI), thresholds (cgroup v1).
 
-Each may be missing; then it says why, and the others go on. Descriptors are opened once, before there is pressure, and reading one
-allocates nothing that is not small. Sources: proc(5), the kernel's accounting/psi, admin-guide/cgroup-v2 and cgroup-v1/memory.
+Any of them may be missing; the reason is kept, and the others work. Descriptors are opened once, before there is pressure, and
+reading them needs almost no memory. Sources: proc(5), the kernel's accounting/psi, admin-guide/cgroup-v2 and cgroup-v1/memory.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ _PSI: Final = Path("/proc/pressure/memory")
 _V1: Final = Path("/sys/fs/cgroup/memory")
 _V2: Final = Path("/sys/fs/cgroup")
 _READ_BYTES: Final = 8192
-#: A trigger fires after STALL_US of stalls in WINDOW_US; a longer window where the shorter one is not allowed to us.
+#: 'some STALL_US WINDOW_US': fires after that much stall within the window. Unprivileged users may only have whole 2 s windows.
 _TRIGGERS: Final = ("some 20000 500000", "some 50000 2000000")
 
 
 class Memory(NamedTuple):
-    """Bytes. `headroom` is what can be had still, in the system or below the limit of a cgroup; the rest is of the system.
+    """Figures in bytes. `headroom` is what programs can still get, in the system or below the limit of a cgroup.
 
-    `available` can be had at once, without swapping; `under_write_back` is on its way to a disk or to swap.
+    `available` is what they can get at once, without swapping; `under_write_back` is being written to a disk or to swap. Both are
+    of the whole system.
     """
 
     headroom: int
@@ -36,7 +37,7 @@ class Memory(NamedTuple):
 
 
 class Available:
-    """What is to be had in the system: MemAvailable, and half of what can be swapped out and has a place in swap."""
+    """The memory available in the system: MemAvailable, and half of what can be swapped out and has a slot in swap."""
 
     name = "available memory"
 
@@ -44,20 +45,21 @@ class Available:
         self._fd = os.open(_MEMINFO, os.O_RDONLY | os.O_CLOEXEC)
 
     def memory(self) -> Memory:
-        """As it is now."""
+        """The figures of now; `headroom` is that of the system."""
         text = os.pread(self._fd, _READ_BYTES, 0)
         anon = _kilobytes(text, b"\nActive(anon):") + _kilobytes(text, b"\nInactive(anon):")
         available = _kilobytes(text, b"\nMemAvailable:")
+        # half: a swapped-out page still takes RAM in the pool, compressed, until it is written back
         headroom = available + min(anon, _kilobytes(text, b"\nSwapFree:")) // 2
         return Memory(headroom * 1024, available * 1024, _kilobytes(text, b"\nWriteback:") * 1024)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._fd)
 
 
 class CgroupLimit:
-    """What is left below the limit of one cgroup of version 1 or 2, with its page cache and half of what can be swapped out."""
+    """What is left below the limit of a cgroup (v1 or v2), including its page cache and half of what can be swapped out."""
 
     def __init__(self, directory: Path, is_v1: bool) -> None:
         self.directory = directory
@@ -75,12 +77,12 @@ class CgroupLimit:
 
     @property
     def limit(self) -> int:
-        """Bytes; all of RAM where there is none."""
+        """The limit in bytes; all of RAM where there is none."""
         texts = [os.pread(fd, 32, 0).strip() for fd in self._limits]
         return min([total_ram_bytes(), *(int(text) for text in texts if text != b"max")])
 
     def headroom(self) -> int:
-        """Bytes."""
+        """The bytes left below the limit."""
         stat = os.pread(self._stat, _READ_BYTES, 0)
         cache, anon = (
             sum(_field(stat, self._prefix + kind + page) for kind in (b"inactive_", b"active_")) for page in (b"file", b"anon")
@@ -88,7 +90,8 @@ class CgroupLimit:
         return self.limit - int(os.pread(self._usage, 32, 0)) + cache + anon // 2
 
     def watch(self, headroom_bytes: int) -> int:
-        """An eventfd that becomes readable whenever less than `headroom_bytes` are left (v1). Raises OSError."""
+        """An eventfd that becomes readable when less than `headroom_bytes` are left (v1). Raises OSError."""
+        # the kernel fires when usage crosses the threshold, so it is given as a usage
         event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             (self.directory / "cgroup.event_control").write_text(f"{event} {self._usage} {max(self.limit - headroom_bytes, 0)}")
@@ -98,7 +101,7 @@ class CgroupLimit:
         return event
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for fd in self._opened:
             os.close(fd)
 
@@ -109,7 +112,7 @@ class CgroupLimit:
 
 
 class Stalls:
-    """PSI: a descriptor that becomes readable when something stalls for memory. Raises OSError where there is none."""
+    """PSI: a descriptor that becomes readable when a task stalls for memory. Raises OSError where there is no PSI."""
 
     def __init__(self, file: Path = _PSI) -> None:
         self.file = file
@@ -117,41 +120,42 @@ class Stalls:
         try:
             self._poll = select.epoll()
             self._poll.register(self._fd, select.EPOLLPRI)
-        except BaseException:  # its epoll is closed with the last reference
+        except BaseException:
+            # the epoll, if there is one, is closed with its last reference
             os.close(self._fd)
             raise
         self.name = f"stalls ({file})"
 
     def fileno(self) -> int:
-        """To wait for."""
+        """The descriptor to wait for."""
         return self._poll.fileno()
 
     def clear(self) -> None:
-        """Ready for the next one.
+        """Reset the descriptor for the next stall.
 
-        A trigger is told once, and a poll that only asks takes it: so does the epoll of whoever waits for our descriptor. That this
-        was readable is all there is to know. Source: kernel/sched/psi.c (psi_trigger_poll).
+        The kernel reports a trigger once, to the first poll. The epoll of the task that waits for our descriptor is one, so nothing
+        more can be read here: that the descriptor was readable is all. Source: kernel/sched/psi.c (psi_trigger_poll).
         """
         self._poll.poll(0)
 
     def total_us(self) -> int:
-        """How long something has stalled since the boot."""
+        """How long tasks have stalled since the boot, in microseconds."""
         text = os.pread(self._fd, _READ_BYTES, 0)
         at = text.index(b"total=") + 6
         return int(text[at : text.index(b"\n", at)])
 
     def close(self) -> None:
-        """Disarm."""
+        """Remove the trigger."""
         self._poll.close()
         os.close(self._fd)
 
 
 class SignalsLost(Exception):
-    """A signal has gone with the cgroup it was of: the process lives in another one now, whose signals are to be opened."""
+    """The cgroup of a signal was removed: the process is in another one, whose signals have to be opened."""
 
 
 class PressureSignals:
-    """The signals that are live here, and why the others are not. What is read opens nothing and allocates little."""
+    """The signals that work on this machine, and why the others do not. Reading opens nothing and allocates little."""
 
     def __init__(self) -> None:
         self.missing: list[str] = []
@@ -163,6 +167,7 @@ class PressureSignals:
         except BaseException:
             self.close()
             raise
+        # a kernel without PSI, or a container that may not set triggers: the figures of /proc/meminfo are enough to go on
         for file in _stall_files(self.limits):
             try:
                 self.stalls.append(Stalls(file))
@@ -171,17 +176,17 @@ class PressureSignals:
 
     @property
     def memory_bytes(self) -> int:
-        """The memory there is: RAM, or the least limit of a cgroup."""
+        """RAM, or the least limit of a cgroup."""
         return min([total_ram_bytes(), *(limit.limit for limit in self.limits)])
 
     @property
     def live(self) -> list[str]:
-        """Names."""
+        """The names of the signals that work."""
         names = [self.available.name, *(limit.name for limit in self.limits), *(stall.name for stall in self.stalls)]
         return ["swap-out stream", *names]
 
     def memory(self) -> Memory:
-        """As it is now; `headroom` is the least of the system's and of every limit's. Raises SignalsLost."""
+        """The figures of now; `headroom` is the least of the system and of every limit. Raises SignalsLost."""
         found = self.available.memory()
         try:
             return found._replace(headroom=min([found.headroom, *(limit.headroom() for limit in self.limits)]))
@@ -189,7 +194,7 @@ class PressureSignals:
             raise SignalsLost(f"a cgroup's limit cannot be read any more ({error})") from error
 
     def stalled_us(self) -> int:
-        """How long something has stalled for memory, since the boot; of the cgroup's and the system's stalls the greater sum.
+        """How long tasks have stalled for memory since the boot: the sum of the system or of a cgroup, whichever is greater.
 
         Raises SignalsLost.
         """
@@ -199,7 +204,7 @@ class PressureSignals:
             raise SignalsLost(f"a cgroup's stalls cannot be read any more ({error})") from error
 
     def close(self) -> None:
-        """Let go of all."""
+        """Close all files."""
         self.available.close()
         for limit in self.limits:
             limit.close()
@@ -208,7 +213,7 @@ class PressureSignals:
 
 
 def _own_limits() -> list[CgroupLimit]:
-    """The cgroups that limit this process, its own first: those whose limit is less than RAM."""
+    """The cgroups whose limit is less than RAM and holds for this process, its own first."""
     found: list[CgroupLimit] = []
     for controllers, path in proctext.parse_cgroups(Path("/proc/self/cgroup").read_bytes()):
         is_v1 = "memory" in controllers
@@ -218,14 +223,16 @@ def _own_limits() -> list[CgroupLimit]:
 
 
 def _stall_files(limits: list[CgroupLimit]) -> list[Path]:
-    """Where stalls are told: of the own cgroup (v2), and of the system."""
+    """The files of stalls: of the limiting cgroups (v2), and of the system."""
+    # cgroup v1 has no PSI
     return [limit.directory / "memory.pressure" for limit in limits if not limit.is_v1] + [_PSI]
 
 
 def _limits_above(directory: Path, is_v1: bool) -> list[CgroupLimit]:
-    """Of `directory` and those above it; a root has no limit."""
+    """The limits of `directory` and of the cgroups above it."""
     found: list[CgroupLimit] = []
     root = _V1 if is_v1 else _V2
+    # the root of a hierarchy has no limit
     while directory != root and directory.is_relative_to(root):
         with suppress(OSError, ValueError):
             found += _limit_at(directory, is_v1)
@@ -234,7 +241,7 @@ def _limits_above(directory: Path, is_v1: bool) -> list[CgroupLimit]:
 
 
 def _limit_at(directory: Path, is_v1: bool) -> list[CgroupLimit]:
-    """The limit of `directory`, if it is one: less than RAM. Raises OSError, ValueError."""
+    """The limit of `directory`, if it is less than RAM. Raises OSError, ValueError."""
     limit, is_one = CgroupLimit(directory, is_v1), False
     try:
         is_one = limit.limit < total_ram_bytes()
@@ -245,6 +252,7 @@ def _limit_at(directory: Path, is_v1: bool) -> list[CgroupLimit]:
 
 
 def _armed(file: Path) -> tuple[int, str]:
+    """A descriptor of `file` with a trigger set, and that trigger. Raises OSError."""
     for trigger in _TRIGGERS:
         fd = os.open(file, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -257,12 +265,14 @@ def _armed(file: Path) -> tuple[int, str]:
 
 
 def _kilobytes(meminfo: bytes, key: bytes) -> int:
+    # by hand instead of proctext: this runs at every sample, and needs four of fifty lines
     at = meminfo.index(key) + len(key)
     return int(meminfo[at : meminfo.index(b"kB", at)])
 
 
 def _field(stat: bytes, key: bytes) -> int:
     at = stat.find(b"\n" + key + b" ")
+    # the keys differ between kernel versions: one that is missing counts nothing
     if at < 0:
         return 0
     start = at + len(key) + 2

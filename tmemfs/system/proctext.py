@@ -1,8 +1,8 @@
-"""The one parser of what the kernel writes in /proc and /sys. Pure: bytes in, names and figures out.
+"""The only parser of what the kernel writes in /proc and /sys. Pure: bytes in, names and figures out.
 
-A name in these texts is any bytes but NUL: it need not be UTF-8, and a form feed, a no-break space or U+2028 in it is an ordinary
-part of it. So texts are read as bytes and split at the ASCII characters alone that the kernel escapes there; `str.splitlines` and
-`str.split` split at many more. Names come out as `os.fsdecode` gives them, so that the system takes them back unchanged.
+A name in these texts is any bytes except NUL. It need not be UTF-8, and a form feed, a no-break space or U+2028 may be part of it.
+So texts are read as bytes and split only at the ASCII characters that the kernel escapes in names; `str.splitlines` and `str.split`
+split at many more. Names are decoded by `os.fsdecode`, so that the system accepts them unchanged.
 
 Sources: proc(5), sysfs(5), the kernel's fs/seq_file.c (mangle_path), fs/proc_namespace.c, mm/swapfile.c, drivers/block/loop.c.
 """
@@ -21,7 +21,7 @@ _DELETED: Final = b" (deleted)"
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of /proc/PID/mountinfo. `device` is the st_dev of what is in it; `root` is the part of it that is mounted."""
+    """One line of /proc/PID/mountinfo. `device` is the st_dev of its files; `root` is the part of it that is mounted."""
 
     device: int
     root: str
@@ -42,7 +42,7 @@ class SwapEntry:
 
 @dataclass(frozen=True, slots=True)
 class ProcessStat:
-    """Of /proc/PID/stat: the state's letter, and when it began in clock ticks since the boot."""
+    """Of /proc/PID/stat: the letter of the state, and the start time in clock ticks since the boot."""
 
     state: str
     started: int
@@ -66,22 +66,22 @@ def lines(text: bytes) -> list[bytes]:
 
 
 def fields(line: bytes, at_most: int = 0) -> list[bytes]:
-    """What spaces and tabs separate; with `at_most`, the last of that many fields keeps what spaces it has."""
+    """The fields that spaces and tabs separate; with `at_most`, the last of that many fields keeps its spaces."""
     return re.split(rb"[ \t]+", line.strip(b" \t"), maxsplit=at_most - 1 if at_most else 0) if line.strip(b" \t") else []
 
 
 def name_of(field: bytes) -> str:
-    """The name that a field holds, its octal escapes decoded."""
+    """The name in a field, its octal escapes decoded."""
     return os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8)]), field))
 
 
 def shown(name: str) -> str:
-    """A name in printable ASCII, for a text of one line."""
+    """A name in printable ASCII, for messages of one line."""
     return ascii(name)[1:-1]
 
 
 def word_of(text: bytes) -> str:
-    """The one value of a file, in ASCII."""
+    """The single value of a file, in ASCII."""
     return text.strip(b" \t\n").decode("ascii", "backslashreplace")
 
 
@@ -91,9 +91,10 @@ def parse_mounts(text: bytes) -> list[Mount]:
 
 
 def _mount(line: bytes) -> Mount | None:
-    """Between the mount's own options and the type there are none or more optional fields, which a '-' ends."""
+    """The mount in one line, None for a line that is not one."""
     found = line.split(b" ")
     try:
+        # between the options of the mount and the type are any number of optional fields, which a '-' ends
         dash = found.index(b"-", 6)
         major, _, minor = found[2].partition(b":")
         device = os.makedev(int(major), int(minor))
@@ -105,34 +106,38 @@ def _mount(line: bytes) -> Mount | None:
 
 def parse_swaps(text: bytes) -> list[SwapEntry]:
     """The swaps that are on."""
+    # the first line is a heading
     rows = [found for found in map(fields, lines(text)[1:]) if len(found) == 5]
     return [SwapEntry(name_of(path), int(size) << 10, int(used) << 10, int(priority)) for path, _, size, used, priority in rows]
 
 
 def parse_backing_file(text: bytes) -> str:
-    """The path that a loop device is attached to, as sysfs gives it: nothing is escaped, one newline is added."""
+    """The path that a loop device is attached to."""
+    # sysfs escapes nothing and adds one newline, so a newline at the end of the name itself is kept
     return os.fsdecode(text.removesuffix(b"\n").removesuffix(_DELETED))
 
 
 def parse_cgroups(text: bytes) -> list[tuple[list[str], str]]:
-    """Of /proc/PID/cgroup: the controllers of each hierarchy (none: version 2), and the path in it."""
+    """Of /proc/PID/cgroup: the controllers of each hierarchy (none for cgroup v2), and the path in it."""
     parts = (line.split(b":", 2) for line in lines(text) if line.count(b":") >= 2)
     return [(name_of(controllers).split(",") if controllers else [], os.fsdecode(path)) for _, controllers, path in parts]
 
 
 def parse_keyed(text: bytes, prefix: bytes = b"") -> dict[str, bytes]:
-    """Lines of a key that begins with `prefix` and a value; after the key is ':' (status, meminfo) or not (memory.stat)."""
+    """Values by key of the lines that begin with `prefix`."""
+    # status and meminfo have a ':' after the key, memory.stat has none
     pairs = (fields(line, 2) for line in lines(text) if line.startswith(prefix))
     return {name_of(pair[0].removesuffix(b":")): pair[1] for pair in pairs if len(pair) == 2}
 
 
 def kilobytes(value: bytes) -> int:
-    """Bytes of a value like '12 kB'."""
+    """The bytes of a value like '12 kB'."""
     return int(fields(value)[0]) << 10
 
 
 def parse_process(text: bytes) -> ProcessStat:
-    """Of /proc/PID/stat. The command's name is in parentheses, and may have some itself."""
+    """The figures of /proc/PID/stat."""
+    # the command's name is in parentheses and may contain parentheses: the last one ends it
     after = fields(text.rpartition(b")")[2].replace(b"\n", b""))
     return ProcessStat(word_of(after[0]), int(after[19]))
 

@@ -1,14 +1,15 @@
 """What commands and daemons of this machine tell each other: a lock and a record for each mount, in /run/tmemfs.d.
 
-A lock is held by a command for its whole time, and by nothing that it starts: the kernel releases it when the command ends,
-however it ends. The file says who holds it. A record says what was started and with what, so that a mount is found again when its
-path no longer leads to it. It is written whole or not at all. One whose daemon has gone and left nothing is dropped when it is met.
+A command holds the lock for its whole time; no process that it starts does. So the kernel releases the lock when the command ends,
+however it ends. The lock's file names the holder. A record says what was started with which options, so that a mount is found
+again when its path no longer leads to it. It is written whole or not at all. A record whose daemon has ended and left nothing is
+dropped when a command finds it.
 
 Invariants:
-1. A mountpoint stands for itself: records and locks go by its name without symbolic links (swapdev.resolved).
-2. A lock that is held is that of the file which has the name now. A lock's file is removed under the lock, so a process that got a
+1. Records and locks are named after the mountpoint without symbolic links (swapdev.resolved).
+2. A lock that is held belongs to the file that has the name now. A lock's file is removed under the lock, so a process that gets a
    lock checks that the file is still there.
-3. A process is told from a later one with its number by when it began, and a boot from the next one by its id.
+3. A process is told from a later one with the same number by its start time, and a boot from the next one by its id.
 
 Source: flock(2), proc(5).
 """
@@ -33,20 +34,20 @@ from tmemfs.errors import Refused
 from tmemfs.system.proctext import parse_process, word_of
 
 DIRECTORY: Final = Path("/run/tmemfs.d")
-#: The lock for all that chooses or attaches a loop device. No mount's lock has this name: theirs end with '.lock'.
+#: The lock under which a loop device is chosen and attached. No lock of a mount has this name: theirs end with '.lock'.
 LOOP_DEVICES: Final = "loop-devices"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-#: A wait that takes longer is said.
+#: A longer wait is reported on stderr.
 _SAID_AFTER_S: Final = 1.0
 _POLL_S: Final = 0.02
-#: File names end at 255 bytes; a longer mountpoint keeps its end, and a checksum of it all.
+#: A file name has at most 255 bytes. A longer mountpoint keeps its end and a checksum of the whole.
 _LONGEST_NAME: Final = 200
 _PLAIN: Final = frozenset((string.ascii_letters + string.digits + "_.").encode())
 
 
 @dataclass(frozen=True, slots=True)
 class MountRecord:
-    """One mount. `options` are the values that a daemon was started with, by option; `loop` is '' until there is one."""
+    """One mount. `options` are the values that its daemon was started with, by option; `loop` is '' until there is one."""
 
     mountpoint: str
     pid: int
@@ -60,7 +61,7 @@ class MountRecord:
 
     @property
     def daemon_lives(self) -> bool:
-        """Whether the process that is recorded still runs."""
+        """Whether the recorded process still runs."""
         return self.boot == boot_id() and process_started(self.pid) == self.started
 
     def with_loop(self, device: str, diskseq: int) -> MountRecord:
@@ -69,12 +70,12 @@ class MountRecord:
 
 
 def boot_id() -> str:
-    """Another one after each boot."""
+    """The id of this boot."""
     return word_of(_BOOT_ID.read_bytes())
 
 
 def process_started(pid: int) -> int | None:
-    """When process `pid` began, in clock ticks since the boot; None if it has ended, or is about to."""
+    """When process `pid` started, in clock ticks since the boot; None if it has ended or is a zombie."""
     try:
         found = parse_process(Path(f"/proc/{pid}/stat").read_bytes())
     except OSError:
@@ -83,7 +84,8 @@ def process_started(pid: int) -> int | None:
 
 
 def runtime_directory(directory: Path | None = None) -> Path:
-    """The directory, or `directory` in its place, created if need be; only root gets at it. Raises Refused."""
+    """The directory for root's locks and records, or `directory` instead; created if it is missing. Raises Refused."""
+    # its own rights are checked too: whoever can write to it could lock out every command, or plant records
     place = directory or DIRECTORY
     try:
         with suppress(FileExistsError):
@@ -97,20 +99,20 @@ def runtime_directory(directory: Path | None = None) -> Path:
 
 
 def name_for(mountpoint: Path) -> str:
-    """A file name that stands for `mountpoint`: 'run-tmemfs' for /run/tmemfs."""
+    """The file name for `mountpoint`: 'run-tmemfs' for /run/tmemfs."""
     path = os.fsencode(mountpoint)
     name = "".join("-" if byte == 0x2F else chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in path.lstrip(b"/"))
     return name if len(name) <= _LONGEST_NAME else f"{name[-_LONGEST_NAME:]}%{zlib.crc32(path):08x}"
 
 
 def lock_of(mountpoint: Path) -> str:
-    """The name of its lock."""
+    """The name of the lock of `mountpoint`."""
     return f"{name_for(mountpoint)}.lock"
 
 
 @contextmanager
 def locked(name: str, command: str) -> Iterator[None]:
-    """Hold the lock `name`, for `command`; a wait that takes long names the holder on stderr. Raises Refused."""
+    """Hold the lock `name` for `command`; a long wait names the holder on stderr. Raises Refused."""
     path = runtime_directory() / name
     fd = _locked(path)
     try:
@@ -118,7 +120,7 @@ def locked(name: str, command: str) -> Iterator[None]:
         os.pwrite(fd, f"{os.getpid()} ({command})".encode(errors="surrogateescape"), 0)
         yield
     finally:
-        # before the lock is released: the next process to get it sees that the file has gone (invariant 2)
+        # before the lock is released: the next process to get it sees that the file is gone (invariant 2)
         with suppress(FileNotFoundError):
             path.unlink()
         os.close(fd)
@@ -127,9 +129,11 @@ def locked(name: str, command: str) -> Iterator[None]:
 def _locked(path: Path) -> int:
     """A descriptor of the file at `path` that holds its lock."""
     while True:
+        # O_CLOEXEC: a daemon that inherited the descriptor would hold the lock for as long as it lives
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             _wait_for(fd)
+            # the last holder removed the file that we opened: try the new one (invariant 2)
             if _is_at(fd, path):
                 return fd
         except BaseException:
@@ -139,6 +143,7 @@ def _locked(path: Path) -> int:
 
 
 def _wait_for(fd: int) -> None:
+    # without blocking at first: most waits are short, and nobody needs to know of them
     deadline = time.monotonic() + _SAID_AFTER_S
     while time.monotonic() < deadline:
         with suppress(BlockingIOError):
@@ -157,37 +162,39 @@ def _is_at(fd: int, path: Path) -> bool:
 
 
 def write_record(record: MountRecord) -> None:
-    """Keep `record`, in place of an older one of the same mountpoint."""
+    """Write `record` in place of an older one of the same mountpoint."""
     path = _path_of(Path(record.mountpoint))
     new = path.with_suffix(f".{os.getpid()}")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w", encoding="ascii") as file:
         json.dump(asdict(record), file, indent=1)
+    # a reader sees the old record or the new one, never a part of it
     os.replace(new, path)
 
 
 def read_record(mountpoint: Path) -> MountRecord | None:
-    """The record of `mountpoint`, if there is one that can be understood."""
+    """The record of `mountpoint`, None if there is none that this version understands."""
     return _read(_path_of(mountpoint))
 
 
 def read_records() -> list[MountRecord]:
-    """All of them."""
+    """All records that this version understands."""
     found = map(_read, sorted(runtime_directory().glob("*.json")))
     return [record for record in found if record is not None]
 
 
 def remove_record(mountpoint: Path) -> None:
-    """Forget `mountpoint`."""
+    """Remove the record of `mountpoint`."""
     with suppress(FileNotFoundError):
         _path_of(mountpoint).unlink()
 
 
 def drop_record(record: MountRecord, is_locked: bool) -> None:
-    """Forget `record`, unless it is another one by now, or somebody works on its mount. `is_locked`: that is us."""
+    """Remove `record`, unless another one has replaced it or a command works on its mount. `is_locked`: this process does."""
     mountpoint = Path(record.mountpoint)
     if is_locked:
         return remove_record(mountpoint)
+    # no wait: whoever holds the lock drops the record itself, and two processes that wait for each other's mount would deadlock
     path = runtime_directory() / lock_of(mountpoint)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -206,7 +213,7 @@ def _path_of(mountpoint: Path) -> Path:
 
 
 def _read(path: Path) -> MountRecord | None:
-    """None also for what another version wrote that this one does not understand."""
+    """The record in a file, None if it is missing or another version wrote what this one does not understand."""
     try:
         record = MountRecord(**json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):

@@ -1,6 +1,7 @@
-"""Which swap lies on our image, told by the kernel when it is turned on or off.
+"""Which swap lies on our image. The kernel reports when a swap is turned on or off.
 
-Nothing here asks the daemon that serves the image, so the daemon may call it in any thread but the page path's. Sources: proc(5)
+Nothing here sends a request to the daemon that serves the image, so the daemon may use it in any thread except those of the page
+path. Sources: proc(5)
 (/proc/swaps can be polled: mm/swapfile.c, swaps_poll), drivers/block/loop.c (backing_file), Documentation/block/stat.rst
 (inflight).
 """
@@ -21,16 +22,17 @@ _IMAGE: Final = b"/swap"
 
 
 class ImageSwap:
-    """A swap that is on, over a loop device over the image. What `has_requests` needs is opened here."""
+    """A swap that is on, over a loop device over the image."""
 
     def __init__(self, device: str, sys_block: Path) -> None:
         self.device = device
         self._fd: int | None = None
+        # now: `has_requests` is for when memory is short, and opening a file takes some
         with suppress(OSError):
             self._fd = os.open(sys_block / device / "inflight", os.O_RDONLY | os.O_CLOEXEC)
 
     def has_requests(self) -> bool:
-        """Whether the kernel waits for something that it asked of the device; so it is taken to be where that is not told."""
+        """Whether the kernel waits for a request to the device; True if that cannot be read."""
         if self._fd is None:
             return True
         try:
@@ -39,14 +41,14 @@ class ImageSwap:
             return True
 
     def close(self) -> None:
-        """Release the descriptor."""
+        """Close the file."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
 
 class SwapWatch:
-    """Watches the table of swaps for one over `mountpoint`/swap. `mountpoint` is the path as the kernel names it, without links."""
+    """Watches the kernel's table of swaps for one over `mountpoint`/swap. `mountpoint` has no symbolic links."""
 
     def __init__(
         self,
@@ -62,30 +64,31 @@ class SwapWatch:
         self._found: str | None = None
         self._fd = os.open(swaps, os.O_RDONLY | os.O_CLOEXEC)
         self._poll = select.epoll()
-        with suppress(PermissionError):  # an ordinary file, as in tests, cannot be polled
+        # an ordinary file, as in tests, cannot be polled
+        with suppress(PermissionError):
             self._poll.register(self._fd, select.EPOLLPRI)
 
     def fileno(self) -> int:
-        """Readable when a swap was turned on or off."""
+        """A descriptor that is readable after a swap was turned on or off."""
         return self._poll.fileno()
 
     def clear(self) -> None:
-        """Ready for the next change. To be called before `look`: a change after that is told again."""
+        """Reset the descriptor. To be called before `look`, so that a change after it is reported again."""
         self._poll.poll(0)
 
     def look(self) -> str | None:
-        """The loop device that is a swap over our image now, by its name, or None."""
+        """The name of the loop device that is a swap over our image now, or None."""
         devices = [device for device in self._loop_devices() if device == self._found or self._is_ours(device)]
-        # one that was ours stays ours while it is on, also after its mount was detached and its path says nothing more
+        # a swap that was ours stays ours while it is on: once the mount is detached, its path no longer shows that
         self._found = self._found if self._found in devices else next(iter(devices), None)
         return self._found
 
     def open(self, device: str) -> ImageSwap:
-        """What is to be known about the swap on `device`."""
+        """The swap on `device`."""
         return ImageSwap(device, self._sys_block)
 
     def close(self) -> None:
-        """Release the descriptors."""
+        """Close the files."""
         self._poll.close()
         os.close(self._fd)
 
@@ -103,4 +106,5 @@ class SwapWatch:
             return False
         if backing == self._image:
             return True
+        # the kernel shows a path relative to the mount once the mount is detached
         return backing == _IMAGE and not swapdev.is_mounted(self._mountpoint, self._mounts)

@@ -1,7 +1,7 @@
 """Loop devices, swap and mounts of this machine: what util-linux does, with errors that name the next step.
 
-Reads /proc and /sys (which work when a mount is dead), runs losetup, mkswap, swapon and swapoff. Knows nothing of the store, and
-nothing of which mount a command is about (lifecycle.py).
+Reads /proc and /sys, which work when a mount is dead, and runs losetup, mkswap, swapon and swapoff. Knows nothing of the store, and
+nothing of which mount a command is about (cli/lifecycle.py).
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ PROC_MOUNTS: Final = Path("/proc/self/mountinfo")
 _POLL_S: Final = 0.2
 _MNT_DETACH: Final = 2
 _LOOP_GET_STATUS64: Final = 0x4C05
-#: struct loop_info64 (include/uapi/linux/loop.h): it begins with the device and the inode of the file behind.
+#: struct loop_info64 (include/uapi/linux/loop.h): it begins with the device and the inode of the backing file.
 _LOOP_INFO_BYTES: Final = 232
-#: How long a daemon may take for what is asked of it here. One that is stopped or hangs never answers.
+#: How long a daemon may take to answer. One that is stopped or hangs never does.
 _ANSWER_S: Final = 3.0
 #: As many symbolic links as the kernel follows.
 _MOST_LINKS: Final = 40
-#: A swapoff of another process that brings nothing back for as long is not one that is under way.
+#: Another process's swapoff that swaps nothing in for this long is not making progress.
 _NO_PROGRESS_S: Final = 60.0
 _libc = ctypes.CDLL(None, use_errno=True)
-#: What taking pages back needs beside the pages: page tables and the reclaim that goes on meanwhile.
-_MARGIN: Final = 1.05
+#: What swapping in needs per byte of pages: 5 % more, for page tables and the reclaim that goes on meanwhile.
+SWAP_IN_MARGIN: Final = 1.05
 _T = TypeVar("_T")
 
 
 class FileId(NamedTuple):
-    """What identifies a file, wherever it is mounted."""
+    """What identifies a file in any mount namespace."""
 
     device: int
     inode: int
@@ -54,7 +54,7 @@ class FileId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """An attached loop device: its number among all that were ever made (diskseq), and the path it was attached to."""
+    """An attached loop device, the kernel's sequence number of this attachment (diskseq), and the path it was attached to."""
 
     device: str
     diskseq: int
@@ -72,18 +72,19 @@ def swap_on_device(device: str) -> SwapEntry | None:
 
 
 def loop_devices(sys_block: Path = SYS_BLOCK) -> list[Loop]:
-    """All that are attached to something."""
+    """All loop devices that are attached to something."""
     found = []
     for backing in sorted(sys_block.glob("loop*/loop/backing_file")):
         disk = backing.parent.parent
-        with suppress(OSError):  # it may be detached while we look
+        # it may be detached meanwhile
+        with suppress(OSError):
             path = parse_backing_file(backing.read_bytes())
             found.append(Loop(f"/dev/{disk.name}", _diskseq(disk), path))
     return found
 
 
 def _diskseq(disk: Path) -> int:
-    """0 where the kernel numbers no disks (before Linux 5.15)."""
+    """The disk's sequence number, 0 before Linux 5.15, which has none."""
     try:
         return int(word_of((disk / "diskseq").read_bytes()))
     except FileNotFoundError:
@@ -91,15 +92,15 @@ def _diskseq(disk: Path) -> int:
 
 
 def loop_devices_of(image: Path, sys_block: Path = SYS_BLOCK) -> list[str]:
-    """Loop devices attached to the path `image`, whether or not its mount still lives. Nothing is asked of the daemon."""
+    """Loop devices attached to the path `image`, whether or not its mount still lives. Asks the daemon nothing."""
     wanted = os.fspath(resolved(image.parent) / image.name)
     return [loop.device for loop in loop_devices(sys_block) if loop.path == wanted]
 
 
 def file_behind(device: str) -> FileId | None:
-    """The file that a loop device is attached to, or None if its daemon does not say, or not in time.
+    """The file that a loop device is attached to, None if its daemon does not answer in time.
 
-    The kernel asks the file's daemon for its attributes: never to be called in a thread that answers such requests.
+    The kernel asks the file's daemon for its attributes. Never to be called in a thread that answers such requests.
     """
     return _in_time(lambda: _loop_status(device))
 
@@ -120,7 +121,8 @@ def _loop_status(device: str) -> FileId | None:
 
 
 def _in_time(ask: Callable[[], _T]) -> _T | None:
-    """What `ask` gives, or None if it takes too long: it is left to itself then, and ends with the process."""
+    """What `ask` returns, or None if it takes too long."""
+    # a system call on a FUSE mount that hangs cannot be interrupted, so the thread is left behind and ends with the process
     answers: list[_T] = []
     thread = threading.Thread(target=lambda: answers.append(ask()), daemon=True)
     thread.start()
@@ -153,10 +155,11 @@ def mount_at(mountpoint: Path, table: Path = PROC_MOUNTS) -> Mount | None:
 def resolved(mountpoint: Path) -> Path:
     """`mountpoint` as the kernel's tables name it, without symbolic links.
 
-    It is not asked what it is itself: that is a request to its daemon, which may be dead, or the one that asks.
+    The mountpoint itself gets no stat(2): that is a request to its daemon, which may be dead or may be the caller.
     """
     place = mountpoint.absolute()
     for _ in range(_MOST_LINKS):
+        # realpath(3) for the parents alone; readlink(2) on a mountpoint fails in the kernel, without a request
         place = Path(os.path.realpath(place.parent)) / place.name
         try:
             place = place.parent / os.readlink(place)
@@ -166,30 +169,30 @@ def resolved(mountpoint: Path) -> Path:
 
 
 def mount_is_dead(mountpoint: Path) -> bool:
-    """Whether the daemon behind the mount has gone. One that does not answer in time has not."""
+    """Whether the daemon of the mount has ended. One that does not answer in time has not."""
     return _in_time(lambda: _is_dead(mountpoint)) or False
 
 
 def _is_dead(mountpoint: Path) -> bool:
     try:
-        os.statvfs(mountpoint)  # the kernel answers stat(2) from what it keeps, also long after the daemon has gone
+        # not stat(2), which the kernel answers from its cache long after the daemon has ended
+        os.statvfs(mountpoint)
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False
 
 
 def unmount(mountpoint: Path, lazy: bool = False) -> None:
-    """Unmount; `lazy` detaches at once what is still in use. Raises OSError."""
+    """Unmount; with `lazy`, at once, even if it is still in use. Raises OSError."""
     if _libc.umount2(os.fsencode(mountpoint), _MNT_DETACH if lazy else 0):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(mountpoint))
 
 
 def attach(image: Path) -> str:
-    """Attach a loop device with direct I/O to `image`, or find the one that is; gives its path. Raises Refused.
-
-    Two over one image would be two swaps over the same pages: losetup looks once more, between its own steps.
-    """
+    """Attach a loop device with direct I/O to `image`, or find the one that is attached; returns its path. Raises Refused."""
+    # --nooverlap: two loop devices over one image would be two swaps over the same pages; losetup checks once more itself.
+    # --direct-io: otherwise each page is in the page cache too, which takes the memory that swapping is to free.
     options = ("--find", "--show", "--nooverlap", "--direct-io=on")
     return _run("losetup", *options, os.fspath(image), hint="see tmemfs doctor").strip("\n")
 
@@ -205,18 +208,18 @@ def make_swap(device: str) -> None:
 
 
 def swap_on(device: str, priority: int) -> None:
-    """Turn the swap on, with discard, which is how freed slots become known. Raises Refused."""
+    """Turn the swap on, with discard, by which the kernel says which slots are free again. Raises Refused."""
     _run("swapon", "--discard", "--priority", str(priority), device, hint="see dmesg")
 
 
 def swap_off(device: str, progress: Callable[[int], None] = lambda _: None) -> None:
-    """Turn the swap off; every page in it comes back to RAM. `progress` is told the bytes left. Raises Refused.
+    """Turn the swap off, which loads every page in it to RAM; calls `progress` with the bytes left. Raises Refused.
 
-    Where another process is turning it off already, this waits for it.
+    If another process is turning it off already, this waits for it.
     """
     used, changed = -1, time.monotonic()
     while (failed := _swapoff(device, progress)) and (entry := swap_on_device(device)):
-        # EINVAL is what the kernel says of a swap that it is turning off for somebody else, and still lists
+        # the kernel returns EINVAL for a swap that another process is turning off, and still lists it
         if os.strerror(errno.EINVAL) not in failed or time.monotonic() - changed > _NO_PROGRESS_S:
             raise Refused(f"swapoff {device} failed ({failed}): free memory or add another swap, then try again")
         if entry.used_bytes != used:
@@ -226,10 +229,9 @@ def swap_off(device: str, progress: Callable[[int], None] = lambda _: None) -> N
 
 
 def _swapoff(device: str, progress: Callable[[int], None]) -> str:
-    """Run swapoff once; why it failed, or nothing.
-
-    A process of its own: should memory run out, the kernel kills what turns a swap off first, and we have to clean up.
-    """
+    """Run swapoff once; returns why it failed, or nothing."""
+    # in a process of its own: when memory runs out, the kernel first kills the process that turns a swap off, and this one has
+    # to clean up
     try:
         process = subprocess.Popen(["swapoff", device], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_environment())
     except FileNotFoundError:
@@ -245,17 +247,17 @@ def _swapoff(device: str, progress: Callable[[int], None]) -> str:
 
 
 def refuse_if_too_full(entry: SwapEntry) -> None:
-    """Raise Refused if RAM and the other swaps cannot take back what is in `entry`."""
-    room = available_ram_bytes() + free_elsewhere_bytes(entry)
-    if entry.used_bytes * _MARGIN > room:
+    """Raise Refused if RAM and the other swaps cannot take what is in `entry`."""
+    free = available_ram_bytes() + free_elsewhere_bytes(entry)
+    if entry.used_bytes * SWAP_IN_MARGIN > free:
         raise Refused(
-            f"{format_size(entry.used_bytes)} are swapped out and {format_size(room)} of RAM and other swap are free: "
+            f"{format_size(entry.used_bytes)} are swapped out and {format_size(free)} of RAM and other swap are free: "
             "end some programs or add another swap first, or use --force"
         )
 
 
 def free_elsewhere_bytes(entry: SwapEntry) -> int:
-    """What the other swaps can still take."""
+    """The free bytes of the other swaps."""
     return sum(other.size_bytes - other.used_bytes for other in swap_entries() if other.path != entry.path)
 
 
@@ -270,7 +272,7 @@ def _run(*command: str, hint: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """What these programs say is compared, so they say it in English."""
+    """The environment in which these programs print English: their messages are compared."""
     return {**os.environ, "LC_ALL": "C"}
 
 

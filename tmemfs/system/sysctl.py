@@ -1,7 +1,7 @@
-"""One number below /proc/sys, opened once, before memory is short: reading and writing it opens and allocates nothing that is not
-small.
+"""One number below /proc/sys.
 
-Without the file, or the right to write it, there is no number, and nothing is changed. Source: proc(5).
+Its file is opened once, before memory is short, so that reading and writing it later needs no new descriptor and almost no memory.
+Where the file or the right to write it is missing there is no number, and nothing is changed. Source: proc(5).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _READ_BYTES: Final = 32
 
 
 class Sysctl:
-    """A number that may be written, or nothing."""
+    """A number that may be read and written, or nothing."""
 
     def __init__(self, file: Path) -> None:
         self._fd: int | None = None
@@ -31,16 +31,17 @@ class Sysctl:
         return None
 
     def write(self, value: int) -> bool:
-        """Whether it was written."""
+        """Write the number; whether that was possible."""
         if self._fd is None:
             return False
+        # the kernel refuses values out of its range; the caller then goes on with the old one
         with suppress(OSError):
             os.pwrite(self._fd, b"%d\n" % value, 0)
             return True
         return False
 
     def close(self) -> None:
-        """Release the descriptor; there is no number from then on."""
+        """Close the file; there is no number from then on."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
