@@ -1,6 +1,6 @@
-"""The demonstration: the store alone, on real memory pages, shrunk to a file and verified byte by byte.
+"""The demonstration: the store alone takes real memory pages, shrinks them to a file, and verifies them byte by byte.
 
-Needs neither root nor FUSE nor a mount: the same store, shrinker, reader and file tier as in the daemon, driven by hand.
+It needs neither root nor FUSE nor a mount. It drives the same store, shrinker, reader and file tier as the daemon.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from tmemfs.system.memory import available_ram_bytes
 from tmemfs.tiers.file import FileTier
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES, format_size
 
-#: Pages handed over at once, as the kernel does when it swaps out.
+#: Pages stored at once: the kernel's swap-out clusters them too.
 _BATCH_PAGES: Final = 32
 
 
 def run(size_bytes: int, codec: Codec, directory: Path) -> None:
-    """Store `size_bytes` of pages, shrink them to a file in `directory`, load and verify all; prints what it took.
+    """Store `size_bytes` of pages, shrink them to a file in `directory`, load and verify all; prints the figures.
 
-    Raises Refused where the directory cannot hold a backing, Corrupt should a byte be wrong.
+    Raises Refused if the directory cannot hold a backing, Corrupt if a byte is wrong.
     """
     _refuse_too_large(size_bytes, directory)
     pages = size_bytes // PAGE_BYTES
@@ -52,9 +52,10 @@ def run(size_bytes: int, codec: Codec, directory: Path) -> None:
 
 
 def _refuse_too_large(size_bytes: int, directory: Path) -> None:
-    """Raise Refused where RAM or disk may not hold the pages, however badly they compress."""
+    """Raise Refused unless RAM and disk hold the pages even if none can be compressed."""
     if not directory.is_dir() or not os.access(directory, os.W_OK | os.X_OK):
         raise Refused(f"{directory} cannot be written to: give another --directory")
+    # an eighth more for the headers of records and the ends of segments that no record fits in
     needed, space = size_bytes // 8 * 9, os.statvfs(directory)
     for free, where in ((available_ram_bytes(), "RAM"), (space.f_bavail * space.f_frsize, f"disk at {directory}")):
         if needed > free:
@@ -65,7 +66,7 @@ def _refuse_too_large(size_bytes: int, directory: Path) -> None:
 
 
 def _tmem_for(pages: int) -> Tmem:
-    """A store that holds `pages` in RAM, however badly they compress."""
+    """A store that holds `pages` in RAM even if none can be compressed."""
     frames = pages * PAGE_BYTES // SEGMENT_BYTES * 9 // 8 + 2 * RESERVE_FRAMES
     return Tmem(SlotTable(pages), SegmentTable(2 * frames), Arena(frames, frames), Extents(frames))
 
@@ -84,6 +85,7 @@ def _store(engine: Engine, pages: int, supply: RealPages) -> None:
     spent_s = 0.0
     for first in range(0, pages, _BATCH_PAGES):
         data = b"".join(supply.page(number) for number in range(first, min(first + _BATCH_PAGES, pages)))
+        # the pages are made before the clock starts
         began = time.perf_counter()
         refused = engine.pager.write(first * PAGE_BYTES, memoryview(data))
         spent_s += time.perf_counter() - began
@@ -91,7 +93,7 @@ def _store(engine: Engine, pages: int, supply: RealPages) -> None:
             raise NoRoom("bug in tmemfs: the demonstration's pool is too small for its pages; please report it")
     compressed = engine.tmem.compressed_bytes
     ratio = pages * PAGE_BYTES / compressed
-    print(f"  stored    {format_size(compressed)} compressed, ratio {ratio:.2f}, {spent_s / pages * 1e6:.1f} us a page")
+    print(f"  stored    {format_size(compressed)} compressed, ratio {ratio:.2f}, {spent_s / pages * 1e6:.1f} us per page")
 
 
 def _shrink(engine: Engine) -> None:
@@ -110,12 +112,13 @@ def _verify(engine: Engine, pages: int, supply: RealPages) -> None:
     for number in range(pages):
         began = time.perf_counter()
         page = engine.pager.read(number * PAGE_BYTES, PAGE_BYTES)
+        # on disk, where a mount would have another thread load it
         if isinstance(page, Deferred):
             page = page.run() or b""
         spent_s += time.perf_counter() - began
         if page != supply.page(number):
-            raise Corrupt(f"page {number} came back wrong: this is a bug in tmemfs, please report it")
+            raise Corrupt(f"page {number} was loaded with wrong content: this is a bug in tmemfs, please report it")
     reads = engine.reader.counts
     each_bytes = reads.read_bytes / max(reads.records, 1)
     each_us = spent_s / pages * 1e6
-    print(f"  verified  all {pages} pages, {reads.records} from disk, {each_bytes:.0f} bytes and {each_us:.1f} us a page")
+    print(f"  verified  all {pages} pages, {reads.records} from disk, {each_bytes:.0f} bytes and {each_us:.1f} us per page")

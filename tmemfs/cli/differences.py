@@ -1,4 +1,4 @@
-"""What the options of a second `up` say against what runs: asked of the control files, the record, and the table of swaps."""
+"""What the options of a second `up` ask for against what runs, by the control files, the record and the table of swaps."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tmemfs.system import swapdev
 from tmemfs.system.memory import total_ram_bytes
 from tmemfs.units import SEGMENT_BYTES, format_size, parse_size
 
-#: What runs where that is another value, else None.
+#: Returns the value that runs if it differs from the text of the option, else None.
 _Compare = Callable[[Target, str], str | None]
 
 
 def refuse_differences(target: Target, given: Mapping[str, str]) -> None:
-    """Raise Busy, naming them, where options that were given are not what runs; BadValue for what is no value."""
+    """Raise Busy if options differ from what runs, naming them; BadValue for a value that cannot be parsed."""
     found = {option: now for option, text in given.items() if (now := _COMPARES[option](target, text)) is not None}
     if found:
         said = "; ".join(f"--{option} {given[option]} was given, and it is {now}" for option, now in found.items())
@@ -35,13 +35,14 @@ def _size(target: Target, text: str) -> str | None:
 
 def _pool_max(target: Target, text: str) -> str | None:
     now = int(read_control(target.places[0], "pool.max"))
+    # the daemon rounds down to whole segments too
     wanted = parse_size(text, total_ram_bytes()) // SEGMENT_BYTES * SEGMENT_BYTES
     return None if wanted == now else format_size(now)
 
 
 def _backing_max(target: Target, text: str) -> str | None:
-    """A share is one of what was free at the start, so its text is compared, and the size where it has not changed since."""
     now = int(read_control(target.places[0], "backing.max"))
+    # a share is of what was free at the start, which nobody knows any more: its text is compared instead of its size
     wanted = parse_size(text, 0)
     recorded = _recorded(target, "backing-max")
     is_same = text == recorded if not wanted else wanted == now
@@ -52,6 +53,7 @@ def _codec(target: Target, text: str) -> str | None:
     now = next(word[1:-1] for word in read_control(target.places[0], "codec").split() if word.startswith("["))
     if text == now:
         return None
+    # 'zstd' and 'zstd:1' are the same codec; only here is the codec module, with its libraries, worth loading
     from tmemfs.store.codec import parse_codec
 
     return None if parse_codec(text).name == now else now
@@ -70,6 +72,7 @@ def _kernel_tuning(target: Target, text: str) -> str | None:
 def _path(option: str) -> _Compare:
     def compare(target: Target, text: str) -> str | None:
         now = _recorded(target, option)
+        # without a record, of an older version, nothing is known to differ
         return None if now is None or os.path.realpath(now) == os.path.realpath(text) else now
 
     return compare

@@ -1,4 +1,4 @@
-"""The doctor: what this machine has of what tmemfs needs, and what to do about the rest. Changes nothing."""
+"""The doctor: what this machine has of what tmemfs needs, and what to do about what is missing. Changes nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PROGRAMS: Final = ("losetup", "mkswap", "swapon", "swapoff")
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding. `ok` None: it works without, but less well."""
+    """One finding. `ok` None means that tmemfs works without it, but less well."""
 
     name: str
     ok: bool | None
@@ -34,9 +34,9 @@ class Check:
 
 
 def examine(backing: Path, backing_refused: str = "", not_compiled: str = "") -> list[Check]:
-    """Every check, the essential ones first.
+    """The findings of all checks, the essential ones first.
 
-    `backing_refused` says why the backing cannot be used, `not_compiled` why the store's compiled functions are not.
+    `backing_refused` says why the backing cannot be used, `not_compiled` why the store's compiled functions are not used.
     """
     lock, resource, nice = (
         "the pool may be swapped out itself: run with CAP_IPC_LOCK",
@@ -67,7 +67,8 @@ def examine(backing: Path, backing_refused: str = "", not_compiled: str = "") ->
 
 
 def _tried(name: str, check: Callable[[str], Check]) -> Check:
-    """What `check` finds, or that it could not look: an ordinary user may not read everything."""
+    """What `check` finds, or that it is unknown."""
+    # an ordinary user may not read everything, and one check that fails must not hide the others
     try:
         return check(name)
     except OSError as error:
@@ -81,6 +82,7 @@ def _root(name: str) -> Check:
 
 def _kernel(name: str) -> Check:
     release = os.uname().release
+    # '6.18-rc1+' and the like: only the digits
     major, minor = (int("".join(c for c in part if c.isdigit()) or 0) for part in release.split(".")[:2])
     ok = (major, minor) >= (5, 14)
     return Check(name, ok, release, "" if ok else "the reserve is faulted in by MADV_POPULATE_WRITE: use Linux 5.14 or later")
@@ -110,7 +112,7 @@ def _packages(name: str) -> Check:
 
 
 def _backing(name: str, path: Path, refused: str) -> Check:
-    """A refusal as the daemon words it: what is wrong, and after a colon what to do."""
+    # the message of a refusal says what is wrong, and after a colon what to do
     found, _, advice = refused.partition(": ")
     return Check(name, not refused, found or str(path), advice)
 
@@ -122,8 +124,9 @@ def _disk(name: str, backing: Path) -> Check:
 
 
 def _free_bytes(backing: Path) -> tuple[Path, int]:
-    """The part of `backing` that is there, and the bytes free on it. Raises OSError."""
+    """The existing part of `backing`, and the bytes free there. Raises OSError."""
     place = next(parent for parent in (backing, *backing.absolute().parents) if os.path.lexists(parent))
+    # statvfs(2) of a device file tells of the file system of /dev
     if not place.is_block_device():
         space = os.statvfs(place)
         return place, space.f_bavail * space.f_frsize
@@ -139,12 +142,13 @@ def _capability(name: str, number: int, advice: str) -> Check:
 def _compiled(name: str, why_not: str) -> Check:
     if not why_not:
         return Check(name, True, "yes")
+    # somebody who turned it off by TMEMFS_PURE_PYTHON needs no advice
     advice = "a store takes a third more CPU: apt-get install gcc python3-dev liblz4-dev libxxhash-dev, and install tmemfs again"
     return Check(name, None, f"no ({why_not})", "" if why_not.startswith("TMEMFS_") else advice)
 
 
 def _pressure(name: str) -> Check:
-    """The signals of memory pressure, tried as the daemon does."""
+    """Which signals of memory pressure work, found out as the daemon does it."""
     signals = PressureSignals()
     try:
         ok = True if signals.stalls else None
@@ -175,7 +179,7 @@ def _other_swaps(name: str) -> Check:
 
 
 def _kernel_settings(name: str) -> Check:
-    """What is changed of the machine's settings now, and the administrator's values."""
+    """Which settings of the kernel are changed now, and the administrator's values."""
     try:
         with closing(KernelSettings()) as settings:
             found = settings.findings()
@@ -190,6 +194,7 @@ def _judged(name: str, found: Findings) -> Check:
     said += [f"{found.workers} kernel workers with real-time priority"] if found.workers else []
     if not said:
         return Check(name, True, "none is changed")
+    # while a daemon lives, changed settings are as they should be
     left = not found.is_in_use
     advice = "left by a daemon that was killed: run 'tmemfs down'" if left else ""
     return Check(name, None if left else True, ", ".join(said), advice)

@@ -1,16 +1,16 @@
-"""Up and down: the steps from nothing to a swap that is on, and back, each of which may already be done.
+"""Up and down: the steps from nothing to a swap that is on, and back. Any of the steps may already be done.
 
     up:    mount -> loop device -> swap header -> swap on       a step that fails undoes those of this call
-    down:  swap off -> loop device detached -> unmounted -> daemon gone
+    down:  swap off -> loop device detached -> unmounted -> daemon ended
 
-`down` works from what it finds, so it also cleans up what a crashed daemon left. What belongs to a mount is found by what the mount
-is (its st_dev, its record), not by the path that leads to it: a bind mount is the same mount, and a mount that was detached lazily
-or lies in another namespace still has its daemon and its swap.
+`down` works from what it finds, so it also cleans up what a killed daemon left. What belongs to a mount is found by the identity of
+the mount (its st_dev, its record), not by the path that leads to it: a bind mount is the same mount, and a mount that was detached
+lazily or is in another namespace still has its daemon and its swap.
 
 Invariants:
-1. All of this for one mount runs under one lock (`of`), which belongs to the mountpoint in its record.
+1. All steps for one mount run under one lock (`of`), which belongs to the mountpoint in its record.
 2. A loop device is chosen and attached under a lock of the machine, and never while there is one over the same image.
-3. 'down' and 'unmounted' are said when the daemon has ended, and not before.
+3. The command reports 'down' and 'unmounted' after the daemon has ended, not before.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _IMAGE: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One mount: what there is of it. `mountpoint` is that of its record; `places` are all where it is mounted here."""
+    """What exists of one mount. `mountpoint` is that of its record; `places` are all paths where it is mounted here."""
 
     mountpoint: Path
     record: MountRecord | None
@@ -55,19 +55,20 @@ class Target:
 
     @property
     def daemon(self) -> int | None:
-        """The process that serves it, if it is known to live."""
+        """The process that serves it, None if it has ended or is unknown."""
         return self.record.pid if self.record and self.record.daemon_lives else None
 
     @property
     def is_dead(self) -> bool:
-        """Whether its daemon has gone."""
+        """Whether its daemon has ended."""
+        # the record before the mount: a daemon that hangs does not answer, and is not dead
         if self.record:
             return not self.record.daemon_lives
         return not self.places or swapdev.mount_is_dead(self.places[0])
 
     @property
     def is_nothing(self) -> bool:
-        """Whether there is nothing of it, but for loop devices that a daemon left."""
+        """Whether nothing of it exists, except perhaps loop devices that a daemon left."""
         return not self.places and self.daemon is None
 
     def loops(self) -> list[swapdev.Loop]:
@@ -75,26 +76,30 @@ class Target:
         return [loop for loop in swapdev.loop_devices() if self._is_over_image(loop)]
 
     def _is_over_image(self, loop: swapdev.Loop) -> bool:
-        """The kernel knows which file is behind, while the daemon lives. Else the record does, or the path."""
+        """Whether the image is what the loop device is attached to."""
+        # the sequence number says that it is the same attachment, so the record is enough, and needs no answer of the daemon
         if self.record and self.record.loop == loop.device and 0 < self.record.diskseq == loop.diskseq:
             return True
         here = self._paths_of_image()
+        # what cannot be ours is not asked about: its daemon may hang
         if loop.path not in here and loop.path.rpartition("/")[2] != "swap":
-            return False  # nothing is asked about what cannot be ours: another daemon may hang
+            return False
+        # the kernel knows the file while the daemon lives; without an answer the path has to do
         behind = swapdev.file_behind(loop.device)
         if behind and self.device is not None:
             return behind == (self.device, _IMAGE)
         return loop.path in here
 
     def _paths_of_image(self) -> set[str]:
-        """By which the image is reached in this namespace; also the name that it had, should it be mounted no more."""
+        """The paths of the image in this namespace, and the one that it had, in case it is no longer mounted."""
         return {os.fspath(place / "swap") for place in self.places} | {os.fspath(self.image)}
 
 
 @contextmanager
 def of(mountpoint: Path, command: str) -> Iterator[Target]:
-    """What there is at `mountpoint`, or is called so, under the lock of it for as long as the block lasts. Raises Refused."""
+    """What exists at `mountpoint`, under its lock until the end of the block. Raises Refused."""
     while True:
+        # the lock's name is only known from what is found, which may change until the lock is held: then try again
         canonical = find(mountpoint).mountpoint
         with runtime.locked(runtime.lock_of(canonical), f"tmemfs {command} {mountpoint}"):
             target = find(mountpoint)
@@ -105,8 +110,9 @@ def of(mountpoint: Path, command: str) -> Iterator[Target]:
 
 
 def find(mountpoint: Path) -> Target:
-    """What there is at `mountpoint` now. Asks nothing of any daemon."""
-    records = runtime.read_records()  # before the mounts: what is recorded now is mounted then
+    """What exists at `mountpoint` now. Asks no daemon anything."""
+    # the records before the mounts: a mount is recorded after it is mounted, so a record without a mount is stale
+    records = runtime.read_records()
     mounts = swapdev.mounts()
     place = swapdev.resolved(mountpoint)
     found = next((mount for mount in reversed(mounts) if mount.mountpoint == os.fspath(place)), None)
@@ -117,7 +123,7 @@ def find(mountpoint: Path) -> Target:
             return Target(place, None, None, ())
         return Target(place, record, record.device, tuple(_places(mounts, record.device)))
     places = tuple(_places(mounts, found.device))
-    # a number is used again once what had it has gone, so a record of a daemon that lives counts more than one of a dead one
+    # device numbers are used again, so the record of a living daemon counts more than that of a dead one
     candidates = [record for record in records if record.device == found.device]
     record = max(candidates, key=lambda record: record.daemon_lives, default=None)
     return Target(Path(record.mountpoint) if record else places[0], record, found.device, places)
@@ -128,10 +134,10 @@ def _places(mounts: list[Mount], device: int) -> Iterator[Path]:
 
 
 def _is_of_something(record: MountRecord, mounts: list[Mount], records: list[MountRecord]) -> bool:
-    """Whether there still is anything of what is recorded: else a daemon was killed, and what it left was undone by hand."""
+    """Whether anything still exists of what is recorded; if not, a daemon was killed and somebody cleaned up by hand."""
     if record.daemon_lives:
         return True
-    # a device number is used again: a mount of a daemon that lives is not what a dead one has left
+    # device numbers are used again: a mount of a living daemon is not what a dead one left
     is_anothers = any(other.device == record.device and other.daemon_lives for other in records)
     if not is_anothers and any(_places(mounts, record.device)):
         return True
@@ -139,7 +145,8 @@ def _is_of_something(record: MountRecord, mounts: list[Mount], records: list[Mou
 
 
 def _drop_stale(canonical: Path) -> None:
-    """Forget the mounts of which there is nothing. A record is only removed under its lock: a new one may take its place."""
+    """Drop the records of mounts of which nothing exists."""
+    # each under its own lock: another command may be about to mount there, and write a new one
     records = runtime.read_records()
     for record in records:
         if not _is_of_something(record, swapdev.mounts(), records):
@@ -147,9 +154,9 @@ def _drop_stale(canonical: Path) -> None:
 
 
 def up(target: Target, priority: int, compare: Callable[[], None], start: Callable[[], None]) -> str:
-    """Take the steps that are missing; gives what was found or done. Raises Refused, Busy.
+    """Take the missing steps; returns what was found or done. Raises Refused, Busy.
 
-    `start` mounts. `compare` is called where a mount is there already, and raises if that is not what is wanted.
+    `start` mounts. `compare` is called if there is a mount already, and raises if its options are not those that were given.
     """
     mountpoint = target.mountpoint
     _refuse_foreign(mountpoint)
@@ -166,6 +173,7 @@ def up(target: Target, priority: int, compare: Callable[[], None], start: Callab
     try:
         _turn_on(find(mountpoint), priority)
     except BaseException:
+        # the first error is what the user has to know; the mount may stay, for `down`
         with suppress(OSError, Refused, Busy):
             _unmount_and_wait(find(mountpoint))
         raise
@@ -173,7 +181,7 @@ def up(target: Target, priority: int, compare: Callable[[], None], start: Callab
 
 
 def refuse_taken(target: Target) -> None:
-    """Raise Busy or Refused where nothing can be mounted."""
+    """Raise Busy or Refused if nothing can be mounted there."""
     mountpoint = target.mountpoint
     _refuse_foreign(mountpoint)
     if target.places:
@@ -185,13 +193,14 @@ def refuse_taken(target: Target) -> None:
 
 
 def down(target: Target, force: bool, progress: Callable[[int, int], None]) -> str:
-    """Undo all of `up`. `progress` is told the bytes left and in all. Raises Refused, Busy."""
+    """Undo all of `up`; calls `progress` with the bytes left and in total. Raises Refused, Busy."""
     _refuse_foreign(target.mountpoint)
     loops = target.loops()
     if target.is_nothing and not loops:
         return "nothing is up"
     _refuse_hidden(target)
     dead = target.is_dead
+    # a dead daemon serves no page, so nothing can be swapped in that would need memory: no check, as with `force`
     for loop in loops:
         _turn_off(loop.device, force or dead, progress)
     _unmount_and_wait(target)
@@ -199,7 +208,7 @@ def down(target: Target, force: bool, progress: Callable[[int, int], None]) -> s
 
 
 def umount(target: Target) -> None:
-    """Unmount only, wherever it is mounted. Raises Busy while the image is used."""
+    """Unmount it everywhere. Raises Busy while the image is in use."""
     mountpoint = target.mountpoint
     _refuse_foreign(mountpoint)
     if target.is_nothing:
@@ -212,22 +221,23 @@ def umount(target: Target) -> None:
 
 
 def readable_at(mountpoint: Path) -> Path:
-    """Where the control files of `mountpoint` can be read. Raises Refused, with what is on, where a daemon has none to be seen."""
+    """The path by which the control files of `mountpoint` can be read. Raises Refused if they cannot, with what is still on."""
     try:
         target = find(mountpoint)
-    except (Refused, OSError):  # records are for root: without them there is the path alone
+    except (Refused, OSError):
+        # only root can read records; an ordinary user has the path alone
         return mountpoint
     if target.places or target.record is None:
         return mountpoint
     through = Path(f"/proc/{target.daemon}/root{target.mountpoint}")
-    # the link is for those alone who may trace the daemon: root may lack the right
+    # /proc/PID/root is only for processes that may trace the daemon; even root may lack that right in a container
     if _is_mounted_for(target) and os.access(through.parent, os.X_OK):
         return through
     raise Refused(f"{elsewhere(target)}: run 'tmemfs down {target.mountpoint}' to end it")
 
 
 def _is_mounted_for(target: Target) -> bool:
-    """Whether its daemon lives and has the mount in its own namespace, at the path that is recorded."""
+    """Whether its daemon lives and has the mount in its own namespace, at the recorded path."""
     try:
         mounts = parse_mounts(Path(f"/proc/{target.daemon}/mountinfo").read_bytes())
     except OSError:
@@ -237,7 +247,7 @@ def _is_mounted_for(target: Target) -> bool:
 
 
 def elsewhere(target: Target) -> str:
-    """What is on of a mount that is recorded, and is not to be seen here."""
+    """A description of a recorded mount that is not mounted in this namespace: its daemon and its swap."""
     entries = [entry for loop in target.loops() if (entry := swapdev.swap_on_device(loop.device))]
     on = "".join(
         f" and swap is on by {entry.path} ({format_size(entry.used_bytes)} of {format_size(entry.size_bytes)} used)"
@@ -252,10 +262,12 @@ def _turn_on(target: Target, priority: int) -> None:
         found = target.loops()
         device = found[0].device if found else swapdev.attach(target.image)
     try:
+        # before the swap is on: from then on `down` may need it
         _keep_loop(target, device)
         swapdev.make_swap(device)
         swapdev.swap_on(device, priority)
     except BaseException:
+        # only what this call attached
         if not found:
             with suppress(Refused):
                 swapdev.detach(device)
@@ -263,7 +275,8 @@ def _turn_on(target: Target, priority: int) -> None:
 
 
 def _keep_loop(target: Target, device: str) -> None:
-    """Note the loop device: once the daemon is dead and its mount detached, nothing else says whose image it is over."""
+    """Record the loop device."""
+    # once the daemon is dead and its mount detached, nothing else says whose image the loop device is over
     loop = next((loop for loop in swapdev.loop_devices() if loop.device == device), None)
     if target.record and loop:
         runtime.write_record(target.record.with_loop(device, loop.diskseq))
@@ -288,11 +301,13 @@ def _refuse_foreign(mountpoint: Path) -> None:
 
 
 def _unmount_and_wait(target: Target) -> None:
-    """Unmount it everywhere, wait until the daemon has let go of its backing, and forget it. Raises Busy."""
+    """Unmount it everywhere, wait until the daemon has ended, and remove its record. Raises Busy."""
     dead = target.is_dead
+    # before the unmount: the daemon may end at once, and another process may then get its number
     daemon = None if dead else _pidfd(target)
     deadline = time.monotonic() + _DAEMON_ENDS_S
     try:
+        # the upper mounts first
         for place in reversed(target.places):
             _unmount(place, target, deadline, lazy=dead)
         if daemon is not None:
@@ -300,17 +315,19 @@ def _unmount_and_wait(target: Target) -> None:
     finally:
         if daemon is not None:
             os.close(daemon)
+    # not if that failed: the record is how the next `down` finds the rest
     runtime.remove_record(target.mountpoint)
 
 
 def _refuse_hidden(target: Target) -> None:
-    """Raise Busy where a place cannot be unmounted, as something else lies over it; before anything is changed."""
+    """Raise Busy if a place cannot be unmounted because another mount lies over it. To be called before anything is changed."""
     for place in target.places:
         _is_uppermost(place, target)
 
 
 def _is_uppermost(place: Path, target: Target) -> bool:
-    """Whether it is still mounted at `place`. Raises Busy if that is below another mount, which would be unmounted instead."""
+    """Whether it is still mounted at `place`. Raises Busy if another mount lies over it."""
+    # umount2(2) takes a path, and unmounts what is uppermost there
     mount = swapdev.mount_at(place)
     if mount and mount.device != target.device:
         raise Busy(f"a {mount.kind} mount lies over {place}: unmount that first")
@@ -322,18 +339,20 @@ def _unmount(place: Path, target: Target, deadline: float, lazy: bool) -> None:
         try:
             return swapdev.unmount(place, lazy)
         except OSError as error:
-            # the loop device lets go of the file a moment after it was detached
+            # the loop device closes the file a moment after it was detached
             if error.errno != errno.EBUSY or time.monotonic() > deadline:
                 raise Busy(f"cannot unmount {place} ({error.strerror}): close what has files open there") from error
             time.sleep(_POLL_S)
 
 
 def _wait_for_end(target: Target, daemon: int, deadline: float) -> None:
-    """The daemon ends when its mount is nowhere any more. Where that is another namespace, it unmounts it itself, if asked to."""
+    """Wait until the daemon has ended. Raises Busy if it does not by `deadline`."""
+    # it ends when its mount is gone from every namespace; in its own namespace only it can unmount, which SIGTERM asks for
     if not target.places and _is_mounted_for(target):
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(daemon, signal.SIGTERM)
-    ended = select.poll()  # select(2) takes no descriptor above 1023
+    # not select(2), which takes no descriptor above 1023
+    ended = select.poll()
     ended.register(daemon, select.POLLIN)
     if not ended.poll(max(deadline - time.monotonic(), 0) * 1000):
         holders = " ".join(map(str, _holders(target))) or "files that are open there"
@@ -344,9 +363,10 @@ def _wait_for_end(target: Target, daemon: int, deadline: float) -> None:
 
 
 def _holders(target: Target) -> list[int]:
-    """Processes in whose namespace it is still mounted, one for each namespace."""
+    """Processes in whose namespaces it is still mounted, one per namespace."""
     found: dict[str, int] = {}
     for directory in Path("/proc").glob("[0-9]*"):
+        # a process may have ended since the listing
         with suppress(OSError):
             if any(mount.device == target.device for mount in parse_mounts((directory / "mountinfo").read_bytes())):
                 found.setdefault(os.readlink(directory / "ns" / "mnt"), int(directory.name))
@@ -354,7 +374,7 @@ def _holders(target: Target) -> list[int]:
 
 
 def _pidfd(target: Target) -> int | None:
-    """A descriptor that becomes readable when the daemon has ended, even if nobody has waited for it yet."""
+    """A descriptor that becomes readable when the daemon has ended, even if its parent has not waited for it; None if unknown."""
     pid = target.daemon or _pid_from_control(target)
     if pid is None:
         return None
@@ -365,7 +385,7 @@ def _pidfd(target: Target) -> int | None:
 
 
 def _pid_from_control(target: Target) -> int | None:
-    """From the mount itself, where no record says it."""
+    """The daemon's process by its own control files, for a mount without a record."""
     with suppress(OSError, ValueError, IndexError):
         text = (target.places[0] / "control" / "stat").read_text()
         return int(next(line.split(" ")[1] for line in text.split("\n") if line.startswith("daemon_pid ")))

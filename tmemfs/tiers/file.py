@@ -2,19 +2,18 @@
 
     offset            content
     0                 header block: MAGIC, then zeros
-    4096              reserve: space that is allocated for cleaning on a full file system; zeros
+    4096              reserve: space that is allocated for cleaning when the file system is full; zeros
     2 MiB + n * 1 MiB extent n, of the layout of a segment (store/record.py)
 
-The file is locked (flock) while it is used, so a second daemon is refused; a file or device without our header is never written
-to, unless the file does not exist yet, or the first and the last 2 MiB of the device are zeros. A file that others than root may
-read, write or replace is refused (system/ownership.py), and so is one in RAM. Contents do not outlive the
-daemon: nothing is fsynced, and the file is cut back to its header at start and end. Freed extents are punched out of the file
-or discarded from the device.
+The file is locked (flock) while it is in use, so a second daemon is refused. A file without our header is never written to, nor is
+a device, unless its first and last 2 MiB are zeros. A file that others than root may read, write or replace is refused
+(system/ownership.py), and so is one in RAM. Contents do not outlive the daemon: nothing is fsynced, and the file is truncated to
+its header at start and end. The space of freed extents is released: by holes in a file, by discards on a device.
 
-Hard disks, LUKS without discards and file systems without holes cannot do that. It is found out at the start, where there is
-nothing to lose, or at the first hole that is refused for good; from then on extents are only written again.
+Hard disks, LUKS without discards and file systems without holes cannot release space. The tier finds that out at the start, when
+there is nothing to lose, or at the first hole that is refused for good. From then on extents are only written again.
 
-Thread-safety: all methods may run at once; the descriptor is constant after construction, `can_discard` goes from True to False.
+Thread-safety: all methods may run at once. The descriptor is constant after construction; `can_discard` changes once, to False.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ MAGIC: Final = b"tmemfs backing, format 1\n"
 BACKING_HEADER_BYTES: Final = 2 * SEGMENT_BYTES
 _BLKGETSIZE64: Final = 0x80081272
 _BLKDISCARD: Final = 0x1277
-#: What says that there will never be a hole, and not only this time.
+#: Errors that mean: no hole here, ever.
 _NO_HOLES: Final = frozenset((errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY))
 _NO_SPACE: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
@@ -74,10 +73,11 @@ class FileTier:
             raise
 
     def write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
-        """Write `data` straight from the frame; where the file system is full, cleaning gets the reserve."""
+        """Write `data` straight from the frame; if the file system is full, cleaning may use the reserve."""
         try:
             self._write(extent, data)
         except BackingFull:
+            # cleaning frees more space than it writes, so without the reserve a full file system would stay full
             if not for_cleaning or not self._use_reserve():
                 raise
             self._write(extent, data)
@@ -87,6 +87,7 @@ class FileTier:
         try:
             while data:
                 written = os.pwrite(self._fd, data, position)
+                # 0 is no error to the kernel, and would repeat for ever
                 if not written:
                     raise BackingFull(f"{self.name} takes no more: free space on its file system or use a larger one")
                 data = data[written:]
@@ -97,7 +98,7 @@ class FileTier:
             raise TierError(f"writing to {self.name} failed ({error.strerror}): check the disk") from error
 
     def read(self, extent: Extent, offset: int, into: memoryview) -> None:
-        """Fill `into`; a file that ends before it is an error."""
+        """Fill `into`; raises TierError if the file ends too early."""
         position = BACKING_HEADER_BYTES + extent * SEGMENT_BYTES + offset
         try:
             while into:
@@ -110,9 +111,10 @@ class FileTier:
             raise TierError(f"reading from {self.name} failed ({error.strerror}): check the disk") from error
 
     def discard(self, extents: tuple[Extent, ...]) -> None:
-        """Punch one hole for each run of neighbours; nothing where there are no holes."""
+        """Release the space of `extents`; does nothing where that is impossible."""
         if not self.can_discard:
             return
+        # one hole per run of neighbours: the cost of a hole is mostly that of the call
         ordered = sorted(extents)
         ends = [at for at, (left, right) in enumerate(pairwise(ordered), 1) if right != left + 1]
         try:
@@ -125,17 +127,20 @@ class FileTier:
             if self._has_no_holes(error):
                 return
             raise TierError(f"punching holes into {self.name} failed ({error.strerror}): check the file system") from error
+        # the space that is free now makes a new reserve possible
         if self._reserve_used:
             self._keep_reserve()
 
     def close(self) -> None:
-        """Cut the file back to its header and unlock it."""
-        with suppress(OSError):  # the contents are worthless either way, and the next start cuts them off again
+        """Truncate the file to its header and unlock it."""
+        # the contents are worthless without the daemon, and the next start truncates the file too
+        with suppress(OSError):
             self._forget()
         os.close(self._fd)
 
     def _claim(self, path: Path, is_new: bool) -> None:
-        """Write our header, where it is or may be."""
+        """Write our header over an older one, into a new file or into an empty device."""
+        # an mmap is aligned as direct I/O needs it
         with mmap.mmap(-1, BLOCK_BYTES) as block:
             if not is_new:
                 _refuse_foreign(path, self._fd)
@@ -149,17 +154,18 @@ class FileTier:
             self._try_holes()
 
     def _try_holes(self) -> None:
-        """Find out whether there are holes: by what an earlier daemon left on a device, by a hole where a file has nothing yet."""
+        """Find out whether space can be released, by discarding what an earlier daemon left, or by a hole in an empty file."""
         try:
             self._forget()
             if not self.is_device:
                 self._punch(BLOCK_BYTES, BACKING_HEADER_BYTES - BLOCK_BYTES)
-        except OSError as error:  # what is left there is written over, so it does no harm that it stays
+        except OSError as error:
+            # what an earlier daemon left is harmless: it is never read, and written over
             if not self._has_no_holes(error):
                 log.warning("%s: what was left there could not be discarded (%s)", self.name, error.strerror)
 
     def _has_no_holes(self, error: OSError) -> bool:
-        """Whether `error` says that nothing can be discarded here, ever; it is remembered, and told once."""
+        """Whether `error` means that nothing can be discarded here, ever; remembers it, and logs it once."""
         if error.errno not in _NO_HOLES:
             return False
         if self.can_discard:
@@ -174,12 +180,11 @@ class FileTier:
             self._punch(BACKING_HEADER_BYTES, whole)
 
     def _keep_reserve(self) -> None:
-        """Allocate the space between header and extents, if it can be had. A device's space is its own.
-
-        Where there are no holes the reserve could not be given to anybody: none is made.
-        """
+        """Allocate the space between header and extents, if the file system has it."""
+        # the reserve is used by punching a hole, which gives its space to the next write
         if not self.can_discard:
             return
+        # nobody else can take the space of a device
         if not self.is_device:
             try:
                 allocate(self._fd, BLOCK_BYTES, BACKING_HEADER_BYTES - BLOCK_BYTES)
@@ -188,9 +193,10 @@ class FileTier:
         self._reserve_used = False
 
     def _use_reserve(self) -> bool:
-        """Give the reserve to the file system, for what is written next; whether there was one."""
+        """Release the reserve for the next write; whether there was one."""
         if self._reserve_used or self.is_device:
             return False
+        # before the hole: if that fails halfway, the reserve is no longer whole
         self._reserve_used = True
         with suppress(OSError):
             self._punch(BLOCK_BYTES, BACKING_HEADER_BYTES - BLOCK_BYTES)
@@ -204,7 +210,7 @@ class FileTier:
 
 
 def check_backing(path: Path) -> None:
-    """Raise what FileTier would raise for `path`, creating and changing nothing."""
+    """Raise what FileTier would raise for `path`; creates and changes nothing."""
     path = backing_place(path)
     if not os.path.lexists(path):
         _check_new(path)
@@ -219,7 +225,7 @@ def check_backing(path: Path) -> None:
 
 
 def _check_new(path: Path) -> None:
-    """Raise Refused where no file can be created at `path`, or none that may be a backing."""
+    """Raise Refused if no file can be created at `path` that may be a backing."""
     directory = path.parent
     if not os.access(directory, os.W_OK) or os.statvfs(directory).f_flag & os.ST_RDONLY:
         raise Refused(f"{directory} cannot be written to: give a --backing on a writable file system")
@@ -236,7 +242,7 @@ def _check_new(path: Path) -> None:
 
 
 def _capacity(path: Path, fd: int) -> int:
-    """Bytes of whole extents that a device has, or that are free on a file's file system. Raises Refused if that is none."""
+    """Bytes of whole extents on a device, or free on the file system of a file. Raises Refused if there are none."""
     if stat.S_ISBLK(os.fstat(fd).st_mode):
         capacity, instead = _device_bytes(fd) - BACKING_HEADER_BYTES, "give a larger device as --backing"
     else:
@@ -244,15 +250,13 @@ def _capacity(path: Path, fd: int) -> int:
         capacity, instead = space.f_bavail * space.f_frsize, "free space there"
     whole = capacity // SEGMENT_BYTES * SEGMENT_BYTES
     if whole <= 0:
-        raise Refused(f"{path} has room for {format_size(max(capacity, 0))}, not even one segment: {instead}")
+        raise Refused(f"{path} has space for {format_size(max(capacity, 0))}, not even one segment: {instead}")
     return whole
 
 
 def _refuse_foreign(path: Path, fd: int) -> None:
-    """Raise Refused unless our header and nothing else is there, or a device whose both ends are zeros.
-
-    Other formats begin or end there, at 1 KiB (ext4), 4 KiB (md), 64 KiB (btrfs) or in the last block (GPT, md).
-    """
+    """Raise Refused unless the file or device has our header and nothing else, or the device has zeros at both ends."""
+    # other formats have their headers there: at 1 KiB (ext4), 4 KiB (md), 64 KiB (btrfs) or in the last block (GPT, md)
     with mmap.mmap(-1, BACKING_HEADER_BYTES) as data:
         start = data[: os.preadv(fd, [data], 0)]
         is_ours = start.startswith(MAGIC) and not any(start[len(MAGIC) :])
@@ -264,14 +268,14 @@ def _refuse_foreign(path: Path, fd: int) -> None:
 
 
 def _create(path: Path) -> int:
-    """A new file for a backing. Raises Refused, and leaves none behind then."""
+    """A descriptor of a new file for a backing. Raises Refused, and then leaves no file behind."""
     try:
         fd = create_backing(path, os.O_RDWR)
     except OSError as error:
         raise _cannot_open(path, error) from error
     try:
         refuse_ram(path, fd, "--backing")
-        # not with open(2): a file system without direct I/O would create the file before it says so
+        # not with open(2): a file system without direct I/O would create the file before it fails
         fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT)
     except (OSError, Refused) as error:
         os.close(fd)

@@ -1,4 +1,4 @@
-"""A tier in ordinary memory: for tests, and with no capacity for a pool without a backing."""
+"""A tier in ordinary memory: for tests, and without capacity for a pool that has no backing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MemoryTier:
         self.extents[extent] = bytes(data)
 
     def read(self, extent: Extent, offset: int, into: memoryview) -> None:
-        """Copy from the extent; what lies behind its last write is zeros."""
+        """Copy from the extent; what is behind the end of its last write reads as zeros."""
         if extent not in self.extents:
             raise TierError(f"extent {extent} holds nothing: this is a bug in tmemfs, please report it")
         found = self.extents[extent][offset : offset + len(into)]

@@ -1,8 +1,8 @@
 """The protocol of a tier: where sealed segments go.
 
-A tier keeps segments in numbered extents of SEGMENT_BYTES. It knows nothing of slots, records and codecs, and it may refuse:
-every method raises TierError (BackingFull where it has no space), and a refused write leaves the segment where it was.
-All methods block; they are called from threads, several at once, never twice at once for the same extent but to read.
+A tier keeps segments in numbered extents of SEGMENT_BYTES. It knows nothing of slots, records and codecs. It may refuse: every
+method raises TierError (BackingFull where it has no space), and a refused write leaves the segment where it was. All methods block.
+Several threads call them at once, but no two at once for the same extent, except to read it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ class Tier(Protocol):
 
     @property
     def name(self) -> str:
-        """What a person calls it: a path."""
+        """The name for messages: a path."""
 
     @property
     def capacity_bytes(self) -> int:
-        """The most it could ever hold."""
+        """The most bytes that it can hold."""
 
     @property
     def sector_bytes(self) -> int:
@@ -29,22 +29,22 @@ class Tier(Protocol):
 
     @property
     def can_discard(self) -> bool:
-        """Whether `discard` gives space back. It may become False at any time, never True again; then it does nothing."""
+        """Whether `discard` releases space. It may become False at any time, and never True again; `discard` then does nothing."""
 
     def write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
         """Write `data` (borrowed, whole blocks, page-aligned) at the start of `extent`; returns when the tier has it.
 
-        What is written `for_cleaning` may use a reserve, because it frees more than it takes.
+        A write `for_cleaning` may use a reserve, because cleaning frees more space than it takes.
         """
 
     def read(self, extent: Extent, offset: int, into: memoryview) -> None:
         """Fill `into` (whole sectors, page-aligned) from `offset` (a multiple of a sector) of `extent`."""
 
     def discard(self, extents: tuple[Extent, ...]) -> None:
-        """Nothing in `extents` is needed any more: give their space back.
+        """Release the space of `extents`, whose contents are not needed any more.
 
-        Raises TierError where that fails this time; all of `extents` may be written again all the same.
+        Raises TierError if that fails this time. All of `extents` may be written again in either case.
         """
 
     def close(self) -> None:
-        """Forget everything and let go of the backing."""
+        """Forget everything and close the backing."""
