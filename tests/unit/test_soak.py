@@ -146,9 +146,9 @@ def test_a_hog_that_is_told_to_stop_has_verified_all_it_has(hog: Hog) -> None:
 
 def test_a_hog_that_was_killed_where_a_store_was_full_is_counted_and_started_again(hog: Hog) -> None:
     hog.start(3)
-    hog.look(3)
+    hog.check(3)
     end_by(hog, signal.SIGKILL)
-    hog.look(4)
+    hog.check(4)
     assert hog._counts["killed where a store was full"] == 1 and hog._counts["started"] == 2
 
 
@@ -157,7 +157,7 @@ def test_a_hog_that_ends_in_any_other_way_is_a_fault(hog: Hog, number: signal.Si
     hog.start(3)
     end_by(hog, number)
     with pytest.raises(Fault, match=f"ended with {number.name}"):
-        hog.look(refused)
+        hog.check(refused)
 
 
 @pytest.mark.parametrize(("name", "events", "is_fault"), [

@@ -42,6 +42,7 @@ from tools.cgroup import MemoryCgroup
 from tools.interrupts import interruptible
 
 OVERFILL: Final = TOUCHER.with_name("overfill.c")
+#: How the process touches its pages.
 ORDERS: Final = ("in-order", "at-random")
 NAMES: Final = ("tmemfs", "tmemfs-disk", "zram-lz4", "swappiness", "swap-limit", "fits")
 _WANTS: Final = 8
@@ -63,7 +64,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", default="64M", help="of the cgroup; pool and backing have as much, too")
     parser.add_argument("--only", choices=NAMES, help="one of them")
-    parser.add_argument("--orders", default=",".join(ORDERS), help="how the process touches its pages")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where backing files go")
     parser.add_argument("--output", type=Path, default=Path("build/bench"), help="where full.json goes")
     arguments = parser.parse_args()
@@ -73,7 +73,7 @@ def main() -> int:
     rows = []
     try:
         with interruptible("turning everything off"), tempfile.TemporaryDirectory(dir=arguments.directory) as place:
-            for order in arguments.orders.split(","):
+            for order in ORDERS:
                 rows += [measure(name, order, limit_bytes, Path(place)) for name in names]
     except TmemfsError as error:
         print(f"bench: {error}", file=sys.stderr)

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -204,7 +204,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="how often everything is run (5; 1 with --quick)")
     parser.add_argument("--only", help="these contenders, separated by commas")
     parser.add_argument("--parts", help=f"of {','.join(PARTS)} (all; with --quick not {','.join(_NOT_QUICK)})")
-    parser.add_argument("--overcommit", metavar="TIMES,...", help="working sets by the limit (1.5,2,3,4; 3 with --quick)")
     parser.add_argument("--wait", type=float, default=0, metavar="S", help="wait so long for another swap to go, and try again (0)")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where swap files and backing files go")
     parser.add_argument("--pages", type=pages_file, metavar="FILE", help="swap these pages, of tools.corpus (a Python heap's)")
@@ -236,8 +235,6 @@ def _plan(arguments: argparse.Namespace, place: Path) -> tuple[Plan, dict[str, s
         contenders = _one_of_each(contenders)
     quick: bool = arguments.quick
     sizes = workloads.QUICK if quick else workloads.FULL
-    if arguments.overcommit:
-        sizes = replace(sizes, overcommit=tuple(map(float, arguments.overcommit.split(","))))
     plan = Plan(
         contenders,
         tuple(part for part in PARTS if part in arguments.parts.split(",")),

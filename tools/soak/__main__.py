@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _soak_and_clean(summary: Summary, chosen: tuple[str, ...], arguments: argparse.Namespace) -> None:
-    """In a directory of its own, with a look for what is left at the end."""
+    """Soak in a new directory, and check at the end what is left behind."""
     directory = Path(tempfile.mkdtemp(prefix="tmemfs-soak-", dir=arguments.directory)).resolve()
     machine = Machine(directory, os.getpid())
     before = machine.settings()
@@ -70,7 +70,7 @@ def _soak_and_clean(summary: Summary, chosen: tuple[str, ...], arguments: argpar
 
 
 def soak(summary: Summary, chosen: tuple[str, ...], seconds: float, directory: Path, is_verbose: bool) -> None:
-    """All of it. Raises Fault; whatever happens, everything is taken down."""
+    """Run the whole soak and take everything down in any case. Raises Fault."""
     began, readers = time.monotonic(), Readers()
     with places(directory) as both, _hogs(both, summary) as hogs:
         run = Run(summary, both, hogs, readers, is_verbose)
@@ -101,7 +101,7 @@ class Run:
         self.last: list[Action] = []
 
     def actions(self, sequence: Iterator[Action], began: float, seconds: float) -> None:
-        """One after the other until the time is over. Raises Fault."""
+        """Perform one action after the other until the time is over. Raises Fault."""
         said_at = began
         for hog in self._hogs:
             hog.start(0)
@@ -117,7 +117,7 @@ class Run:
                 print(f"{(now - began) / 60:.0f} min: {self._summary.actions.total()} actions", flush=True)
 
     def verify(self, began: float) -> None:
-        """With nothing in the way, let the hogs verify all they have, and judge the rest. Raises Fault."""
+        """Stop the actions, have the hogs verify all their pages, and judge the rest. Raises Fault."""
         self._actions.settle()
         steps, faults = self._readers.ended(HANG_S)
         self._summary.answers["readers' steps"] += steps
@@ -133,9 +133,9 @@ class Run:
                 self._summary.faults.append(f"down of {place.name} at the end ended with {code}: {said}")
 
     def _look(self, at_s: float) -> int:
-        refused = self._checks.look(at_s)
+        refused = self._checks.check(at_s)
         for hog in self._hogs:
-            hog.look(refused)
+            hog.check(refused)
         steps, faults = self._readers.ended()
         self._summary.answers["readers' steps"] += steps
         if faults:
@@ -145,7 +145,7 @@ class Run:
 
 @contextmanager
 def _hogs(both: dict[str, Place], summary: Summary) -> Iterator[list[Hog]]:
-    """One for each place, in cgroups of their own; killed at the end."""
+    """One hog per place, each in a cgroup of its own; killed at the end."""
     small, ordinary = PLACES
     with MemoryCgroup(f"soak-{small}", LIMIT_BYTES) as first, MemoryCgroup(f"soak-{ordinary}", LIMIT_BYTES) as second:
         hogs = [
@@ -168,9 +168,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tools.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--seed", type=int, help="what to do; a random one is printed")
+    parser.add_argument("--seed", type=int, help="choose the actions (a random seed, which is printed)")
     parser.add_argument("--only", default="", metavar="KIND,...", help=f"only these actions: {', '.join(KINDS)}")
-    parser.add_argument("--without", default="", metavar="KIND,...", help="not these actions")
+    parser.add_argument("--without", default="", metavar="KIND,...", help="leave these actions out")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where to put everything (/var/tmp)")
     parser.add_argument("--verbose", action="store_true", help="print every action")
     return parser

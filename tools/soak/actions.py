@@ -1,4 +1,4 @@
-"""What each action does to a place, and what it may be answered. Any other answer is a fault."""
+"""What each action does to a place, and which answers are allowed. Any other answer is a fault."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tools.soak.plan import Action
 from tools.soak.readers import Readers
 from tools.soak.summary import Summary
 
-#: What a control file may answer while all goes on at once: less was to be had than asked for, or not now.
+#: The errors that a control file may return while everything runs at once: less was possible than asked for, or nothing now.
 _ALLOWED: Final = {
     "shrink": {errno.EAGAIN},
     "compact": {errno.EAGAIN, errno.EBUSY, errno.EINTR},
@@ -26,13 +26,13 @@ _ALLOWED: Final = {
 }
 _FILL_STEP: Final = 1 << 20
 _REST_S: Final = 2.0
-#: Pages may have to find a place in the other swap, which may be full.
+#: A `down` may have to move pages to the other swap, which may be full.
 _PATIENCE_S: Final = 60.0
 _DOWN: Final = {0: "done", 2: "refused", 130: "interrupted"}
 
 
 class Actions:
-    """Performs actions at `places`; counts answers in `summary`."""
+    """Performs actions at `places` and counts the answers in `summary`."""
 
     def __init__(self, places: dict[str, Place], readers: Readers, summary: Summary) -> None:
         self._places = places
@@ -50,12 +50,12 @@ class Actions:
         }
 
     def perform(self, action: Action) -> None:
-        """Do it. Raises Fault."""
+        """Perform one action. Raises Fault."""
         self._perform.get(action.kind, self._write)(self._places[action.place], action)
         self._summary.actions[action.kind] += 1
 
     def settle(self) -> None:
-        """Have the small backing free, and no limit, so that everything can be verified. Raises Fault."""
+        """Free the small backing and lift the limits, so that everything can be verified. Raises Fault."""
         for place in self._places.values():
             place.filler.unlink(missing_ok=True)
             for name, value in (("backing.max", "max"), ("pressure.mode", "auto")):
@@ -71,7 +71,7 @@ class Actions:
             self._answers[f"{action.name} {errno.errorcode[number]}"] += 1
 
     def _signal(self, place: Place, action: Action) -> None:
-        """A signal, after which the same daemon serves; HUP after a rename of the log, as logrotate does it."""
+        """Send a signal, after which the same daemon has to serve; HUP after the log was renamed, as logrotate does it."""
         pid = int(place.flat("stat")["daemon_pid"])
         if action.name == "HUP":
             self._rotate(place)
@@ -91,7 +91,7 @@ class Actions:
             place.log.rename(place.log.with_name(f"log.{time.monotonic_ns()}"))
 
     def _commands(self, place: Place, action: Action) -> None:
-        """All at once: what shows, what is done already, and what must be refused while the image is in use."""
+        """Run commands at once: some show, some have nothing to do, some must be refused while the image is in use."""
         mountpoint = str(place.mountpoint)
         asked = [
             (("stat", mountpoint, "--json"), {0}),
@@ -109,7 +109,7 @@ class Actions:
             self._answers[f"{words[0]} {'refused' if code else 'done'}"] += 1
 
     def _down(self, place: Place, action: Action) -> None:
-        """Refused while the hogs' pages fit nowhere else; where it is done, the swap is turned on again."""
+        """Run `down`, which is refused while the hogs' pages fit nowhere else; if it succeeds, turn the swap on again."""
         self._readers.kill()  # whose open files would keep it mounted
         last = place.flat("stat"), place.flat("events")
         process = place.start("down", str(place.mountpoint))
@@ -126,7 +126,7 @@ class Actions:
         place.up()
 
     def _fill(self, place: Place, action: Action) -> None:
-        """Take all of the file system below the backing but `value`."""
+        """Fill the file system of the backing, except for `value`."""
         left = {"0": 0, "2M": 2 << 20, "8M": 8 << 20}[action.value]
         with place.filler.open("ab") as file:
             while (free := _free_bytes(place)) > left:

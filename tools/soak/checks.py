@@ -1,4 +1,4 @@
-"""What must hold at any time during a soak, looked at after each action: nothing lost or wrong, the same daemon, flat memory."""
+"""What must hold at any time during a soak: no page lost or wrong, the same daemon, flat memory. Checked after each action."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from tools.soak.places import Fault, Place
 from tools.soak.plan import SMALL
 from tools.soak.summary import Growth, Summary
 
-#: Never, at any place: each would be a page lost or wrong.
+#: Events that must never happen: each is a page that is lost or wrong.
 _NEVER = ("corrupt_records", "read_errors", "damaged_while_cleaning")
 
 
 class Checks:
-    """Looks at `places`, notes states and memory in `summary`."""
+    """Checks `places`; notes states and memory in `summary`."""
 
     def __init__(self, places: dict[str, Place], summary: Summary) -> None:
         self._places = places
         self._summary = summary
         self._growth: dict[str, Growth] = {}
 
-    def look(self, at_s: float) -> int:
-        """One look at `at_s` of the soak; the stores that the daemons refused so far. Raises Fault."""
+    def check(self, at_s: float) -> int:
+        """Check once, at `at_s` of the soak; returns the stores that the daemons refused so far. Raises Fault."""
         refused = self._summary.daemons["stores_refused"]
         for place in self._places.values():
             try:
@@ -51,20 +51,20 @@ class Checks:
 
 
 def judge_events(name: str, events: dict[str, str]) -> None:
-    """Raise Fault for what may never be counted, or only where the file system runs full."""
+    """Raise Fault for events that must never happen, or only where the file system runs full."""
     bad = [key for key in (*_NEVER, *(() if name == SMALL else ("write_errors",))) if int(events.get(key, "0"))]
     if bad:
         raise Fault(f"{name} counts " + ", ".join(f"{key} {events[key]}" for key in bad))
 
 
 def faults_in_log(name: str, log: str) -> list[str]:
-    """Lines that say that there is a bug, with what follows."""
+    """The lines of a log that report a bug, with what follows them."""
     lines = log.splitlines()
     found = [at for at, line in enumerate(lines) if "Traceback" in line or "bug in tmemfs" in line]
     return [f"the log of {name}: " + " / ".join(lines[max(at - 1, 0) : at + 25]) for at in found[:3]]
 
 
 def _kind_of(state: str) -> str:
-    """Without names and figures, so that states of one kind are counted together; of several reasons the first."""
+    """A state without names and figures, so that states of one kind are counted together; of several reasons the first."""
     words = state.partition(";")[0].split()
     return " ".join("FILE" if word.startswith("/") else re.sub(r"\d+", "N", word) for word in words[:12])

@@ -1,7 +1,7 @@
-"""The hogs of a soak: programs that verify every byte they have, each in a memory cgroup that holds a third of that.
+"""The hogs of a soak: programs that verify every byte of their memory, each in a memory cgroup with a third of that.
 
-A hog that was killed by the kernel is started again. That is allowed only where a store was full during its life: then a page has
-nowhere to go, and its cgroup no memory.
+A hog that the kernel killed is started again. A kill is allowed only if a store was full during the hog's life: its pages then fit
+neither in its cgroup nor in a swap.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ class _Run:
     refused: int
 
     def tell(self) -> None:
-        """Have it end after the round that it is in."""
+        """Ask it to end after its current round."""
         if self.process.stdin is not None:
             self.process.stdin.close()
 
     def close(self) -> None:
-        """Give the files back, once it has ended."""
+        """Close the files after it has ended."""
         self.tell()
         self.said.close()
 
 
 class Hog:
-    """A hog in `cgroup` that says what it did to a file in `directory`; `counts` is told of it."""
+    """A hog in `cgroup` that reports to a file in `directory`; what it did is added to `counts`."""
 
     def __init__(self, name: str, cgroup: MemoryCgroup, directory: Path, seed: int, counts: Counter[str]) -> None:
         self._name = name
@@ -58,7 +58,7 @@ class Hog:
         self._run: _Run | None = None
 
     def start(self, refused: int) -> None:
-        """Start one more life; `refused` stores were refused so far."""
+        """Start the hog; `refused` stores were refused so far."""
         self._seed += 1
         command = [sys.executable, _PROGRAM, "--size", _SIZE, "--churn", _SHARE, "--seed", str(self._seed)]
         said = (self._directory / f"hog-{self._name}").open("w+b")
@@ -69,8 +69,8 @@ class Hog:
         self._run = _Run(process, said, refused)
         self._counts["started"] += 1
 
-    def look(self, refused: int) -> None:
-        """Start it again if it was killed where that is allowed. Raises Fault if it ended in any other way."""
+    def check(self, refused: int) -> None:
+        """Start it again if it was killed and that is allowed. Raises Fault if it ended in any other way."""
         run = self._run
         if run is None or run.process.poll() is None:
             return
@@ -78,7 +78,7 @@ class Hog:
         self.start(refused)
 
     def stop(self, refused: int) -> None:
-        """Have it verify everything once more, and end. Raises Fault."""
+        """Have it verify everything once more and end. Raises Fault."""
         run = self._run
         if run is None:
             return
@@ -113,7 +113,7 @@ class Hog:
 
 
 def count_rounds(lines: list[str], counts: Counter[str]) -> list[str]:
-    """Add what the rounds of a hog did to `counts`; the lines that are none. A hog that was killed may end within a line."""
+    """Add what the rounds of a hog did to `counts`; returns the other lines. A hog that is killed may leave half a line."""
     rest = list[str]()
     for line in lines:
         try:

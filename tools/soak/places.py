@@ -1,4 +1,4 @@
-"""The two swaps of a soak, from nothing to both on, and back: each in its own directory, one of them on a small file system."""
+"""The two swaps of a soak, turned on and off again: each in its own directory, one of them on a small file system."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tools.soak.plan import ORDINARY, SMALL
 
 T = TypeVar("T")
 
-#: Bounds a hang: of a command, of a write to a control file, of the end of a process.
+#: The limit for a command, a write to a control file, or the end of a process; more is a hang.
 HANG_S: Final = 240.0
 _SWAP: Final = "1G"
 _POOL_MAX: Final = "48M"
@@ -29,11 +29,11 @@ _FILE_SYSTEM_BYTES: Final = 96 * MIB
 
 
 class Fault(Exception):
-    """Something that must not happen did; the soak goes no further."""
+    """Something happened that must not; the soak ends."""
 
 
 def bounded(what: str, call: Callable[[], T]) -> T:
-    """The result of `call`, made in a thread, for a daemon that hangs must not hang the soak. Raises Fault, and what it raises."""
+    """The result of `call`, made in a thread: a daemon that hangs must not hang the soak. Raises Fault, and what `call` raises."""
     results, errors = list[T](), list[BaseException]()
 
     def run() -> None:
@@ -54,7 +54,7 @@ def bounded(what: str, call: Callable[[], T]) -> T:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One swap: where it is, what it says, and what it can be told."""
+    """One swap: its places, its control files, and the commands on it."""
 
     name: str
     directory: Path
@@ -71,7 +71,7 @@ class Place:
 
     @property
     def filler(self) -> Path:
-        """The file that takes the backing's space."""
+        """The file that takes space from the backing."""
         return self.store / "filler"
 
     @property
@@ -81,14 +81,14 @@ class Place:
 
     @property
     def options(self) -> list[str]:
-        """What `up` is given."""
+        """The options of `up`."""
         return [
             str(self.mountpoint), "--backing", str(self.store / "backing"), "--log", str(self.log),
             "--size", _SWAP, "--pool-max", _POOL_MAX,
         ]  # fmt: skip
 
     def read(self, name: str) -> str:
-        """Text of a control file. Raises OSError, Fault."""
+        """The text of a control file. Raises OSError, Fault."""
         return bounded(f"reading control/{name} of {self.name}", lambda: (self.mountpoint / "control" / name).read_text())
 
     def flat(self, name: str) -> dict[str, str]:
@@ -114,7 +114,7 @@ class Place:
         )  # fmt: skip
 
     def command(self, *arguments: str) -> tuple[int, str]:
-        """Exit code and words of the command. Raises Fault for a traceback or a hang."""
+        """Exit code and output of the command. Raises Fault for a traceback or a hang."""
         return ended(self.start(*arguments))
 
     def up(self) -> None:
@@ -126,11 +126,11 @@ class Place:
             raise Fault(f"up of {self.name} ended with {code}: {said}")
 
     def logs(self) -> str:
-        """All that its daemons logged."""
+        """Everything that its daemons logged."""
         return "".join(file.read_text(errors="replace") for file in sorted(self.directory.glob("log*")))
 
     def take_down(self) -> None:
-        """Undo all of `up`, by force and by hand where it must be."""
+        """Undo all of `up`, with --force and without the command if necessary."""
         pid = None
         with suppress(OSError, KeyError, ValueError, Fault):
             pid = int(self.flat("stat")["daemon_pid"])
@@ -149,7 +149,7 @@ class Place:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit code and words of a command that was started. Raises Fault for a traceback or a hang."""
+    """Exit code and output of a started command. Raises Fault for a traceback or a hang."""
     try:
         said, _ = process.communicate(timeout=HANG_S)
     except subprocess.TimeoutExpired:
@@ -174,9 +174,9 @@ def _end(pid: int) -> None:
 
 @contextmanager
 def places(root: Path) -> Iterator[dict[str, Place]]:
-    """Both swaps, below `root` and on; both are off afterwards, whatever happened."""
+    """Both swaps, on, below `root`; both are turned off in any case."""
     with ExitStack() as stack:
-        root.chmod(0o755)  # hostile readers come this way
+        root.chmod(0o755)  # hostile readers have to get through it
         made = {name: Place(name, root / name) for name in (SMALL, ORDINARY)}
         for place in made.values():
             place.mountpoint.mkdir(parents=True)
@@ -189,7 +189,7 @@ def places(root: Path) -> Iterator[dict[str, Place]]:
 
 
 def _make_file_system(image: Path, at: Path, stack: ExitStack) -> None:
-    """An ext4 that really runs full, mounted `at`."""
+    """A small ext4 that can run full, mounted `at`."""
     with image.open("wb") as file:
         file.truncate(_FILE_SYSTEM_BYTES)
     _run("mkfs.ext4", "-q", "-F", "-m", "0", "-J", "size=4", str(image))

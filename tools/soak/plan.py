@@ -1,6 +1,6 @@
-"""Which action comes next: a random sequence that a seed fixes, with every value an action takes. Pure: it touches nothing.
+"""Which action comes next: a random sequence, with all values, that depends on a seed alone. Pure: it touches nothing.
 
-When an action happens depends on how long those before it took, so a seed repeats what is done, not at which byte.
+When an action happens depends on how long those before it took, so a seed repeats the actions but not their times.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-#: Place of a swap whose backing can run full, and of one whose backing cannot.
+#: The swap whose backing can run full, and the one whose backing cannot.
 SMALL, ORDINARY = "small", "ordinary"
 PLACES: Final = (SMALL, ORDINARY)
 SIGNALS: Final = ("HUP", "USR1", "USR2", "QUIT", "ALRM", "VTALRM", "XCPU", "XFSZ", "TERM")
-#: Control files that take a value at once, the group that names them on the command line, and values for them.
+#: Control files that accept values, the kind by which the command line names them, and values for them.
 SETTINGS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "codec": ("codec", ("lz4", "zstd", "zstd:3", "none")),
     "recompress": ("recompress", ("off", "zstd", "zstd:1")),
@@ -54,7 +54,7 @@ def _plain(random: Random, kind: str, place: str) -> Action:
     return Action(kind, place)
 
 
-#: How often each kind comes, relative to the others, and what makes one of it.
+#: How often each kind is chosen relative to the others, and the function that makes an action of it.
 KINDS: Final[dict[str, tuple[int, Callable[[Random, str, str], Action]]]] = {
     "shrink": (8, _of(_SHRINKS)),
     "compact": (3, _of(_FACTORS)),
@@ -74,7 +74,7 @@ KINDS: Final[dict[str, tuple[int, Callable[[Random, str, str], Action]]]] = {
 
 
 def kinds(only: Collection[str] = (), without: Collection[str] = ()) -> tuple[str, ...]:
-    """The kinds to choose from. Raises ValueError for one that there is not, or if none is left."""
+    """The kinds to choose from. Raises ValueError for an unknown kind, or if none is left."""
     if unknown := (set(only) | set(without)) - set(KINDS):
         raise ValueError(f"no action {', '.join(sorted(unknown))}: choose from {', '.join(KINDS)}")
     chosen = tuple(kind for kind in KINDS if (not only or kind in only) and kind not in without)
@@ -84,7 +84,7 @@ def kinds(only: Collection[str] = (), without: Collection[str] = ()) -> tuple[st
 
 
 def actions(seed: int, chosen: tuple[str, ...]) -> Iterator[Action]:
-    """Actions of the `chosen` kinds, without end; the same ones for the same seed."""
+    """An endless sequence of actions of the `chosen` kinds, the same for the same seed."""
     random = Random(seed)
     weights = [KINDS[kind][0] for kind in chosen]
     while True:

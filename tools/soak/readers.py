@@ -1,4 +1,4 @@
-"""Hostile readers: processes of the user nobody that open, read, stat and statfs all they can, and keep many files open."""
+"""Hostile readers: processes of the user nobody that open, read, stat and statfs whatever they can, and keep many files open."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 
 from tools.interrupts import usual_signals
 
-#: Run by itself, so that nobody needs the right to read this checkout. Exit code 1 for an error that no reader may ever see.
+#: A program without imports of ours, so that the user nobody need not read this checkout. Exit code 1: an error no reader may see.
 _PROGRAM: Final = """
 import errno, os, sys, time
 root, seconds, handles = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
@@ -51,14 +51,14 @@ print(steps)
 
 @dataclass(slots=True)
 class Readers:
-    """Those that run now, and what those that ended have done."""
+    """The running readers, and what those that ended have done."""
 
     seconds: float = 5.0
     handles: int = 800
     _running: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self, mountpoint: Path, count: int = 2) -> int:
-        """Start some more, unless many run; how many."""
+        """Start some more, unless many run; returns how many."""
         if len(self._running) > 6:
             return 0
         nobody = pwd.getpwnam("nobody")
@@ -80,7 +80,7 @@ class Readers:
         return count
 
     def ended(self, wait_s: float | None = None) -> tuple[int, list[str]]:
-        """Steps of those that have ended since, and what those that failed said. With `wait_s` all are waited for."""
+        """The steps of those that have ended since the last call, and messages of failed ones. With `wait_s` waits for all."""
         steps, faults = 0, list[str]()
         for process in list(self._running):
             if wait_s is None and process.poll() is None:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Final
 
-#: What the anonymous memory of a daemon may be larger by at the end than after a quarter of its life: contexts of codecs that were
-#: not chosen before, and what the heap keeps of open files.
+#: By how much the anonymous memory of a daemon may grow after the first quarter of its life: contexts of codecs that were not
+#: chosen before, and what the heap keeps of open files.
 FLAT_BYTES: Final = 8 << 20
-#: A life that is shorter than this says nothing about growth, in seconds.
+#: A shorter life, in seconds, says nothing about growth.
 _LEAST_LIFE_S: Final = 60.0
 _LEAST_SAMPLES: Final = 3
-#: Shares of its life. The last verification of the hogs, in which nothing is sampled, takes a good part of a short soak.
+#: Shares of its life. Nothing is sampled in the last verification of the hogs, which takes a good part of a short soak.
 _EARLY: Final = (0.15, 0.35)
 _LATE: Final = (0.7, 1.0)
 #: Figures of the two daemons that are added up.
@@ -37,12 +37,12 @@ class Summary:
     seconds: float = 0.0
 
     def daemon_ends(self, stat: dict[str, str], events: dict[str, str]) -> None:
-        """Add what a daemon counted in its life."""
+        """Add what a daemon counted."""
         for source, keys in ((stat, STAT_KEYS), (events, EVENT_KEYS)):
             self.daemons.update({key: int(source[key]) for key in keys if key in source})
 
     def lines(self) -> list[str]:
-        """To print."""
+        """The summary as lines to print."""
         return [
             f"soak of {self.seconds:.0f} s, seed {self.seed}: {'FAILED' if self.faults else 'passed'}",
             _line("actions", self.actions),
@@ -67,11 +67,11 @@ class Growth:
     samples: list[tuple[float, int]] = field(default_factory=list)
 
     def sample(self, at_s: float, anon_bytes: int) -> None:
-        """Note what it has."""
+        """Note its memory of now."""
         self.samples.append((at_s, anon_bytes))
 
     def judge(self) -> tuple[str, bool]:
-        """What it had early and late, and whether that is flat; a life too short to tell is."""
+        """Its memory early and late, and whether that is flat; a life that is too short to tell counts as flat."""
         early, late = self._within(*_EARLY), self._within(*_LATE)
         if (
             not self.samples

@@ -1,11 +1,10 @@
-"""A workload to record: a database in memory, built, indexed, and then asked for rows of which a few are asked for often.
+"""A workload to record: build a database in memory, index it, and query its rows, a few of them often.
 
-`python -m tools.trace.database [--rows 120000] [--queries 6000]`. Prints what it found, which is the same at every run.
+`python -m tools.trace.database` prints what it found, which is the same at every run.
 """
 
 from __future__ import annotations
 
-import argparse
 import sqlite3
 from collections.abc import Iterator
 from itertools import accumulate
@@ -13,6 +12,8 @@ from random import Random
 from typing import Final
 
 ZIPF: Final = 0.99
+_ROWS: Final = 120_000
+_QUERIES: Final = 6_000
 _WORDS: Final = (
     "page", "slot", "record", "segment", "frame", "extent", "tier", "lane", "victim", "seal", "store", "load", "clean", "merge",
     "pin", "room", "plan", "commit", "budget",
@@ -27,19 +28,15 @@ def rows(count: int, random: Random) -> Iterator[tuple[int, int, str]]:
 
 def main() -> None:
     """Build, then query."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=120_000)
-    parser.add_argument("--queries", type=int, default=6_000)
-    a = parser.parse_args()
     random = Random(1)
     base = sqlite3.connect(":memory:")
     base.execute("create table entry (key integer primary key, owner integer, text text)")
-    base.executemany("insert into entry values (?, ?, ?)", rows(a.rows, random))
+    base.executemany("insert into entry values (?, ?, ?)", rows(_ROWS, random))
     base.execute("create index by_owner on entry (owner)")
-    owners = random.sample(range(a.rows // 16), a.rows // 16)
+    owners = random.sample(range(_ROWS // 16), _ROWS // 16)
     weights = list(accumulate(1 / rank**ZIPF for rank in range(1, len(owners) + 1)))
     found = 0
-    for owner in random.choices(owners, cum_weights=weights, k=a.queries):
+    for owner in random.choices(owners, cum_weights=weights, k=_QUERIES):
         [(total,)] = base.execute("select sum(length(text)) from entry where owner = ?", (owner,))
         found += total or 0
     print(found)

@@ -1,9 +1,9 @@
 """`python -m tools.vm [--full] [--scenario NAME ...] [--contender NAME ...] [--output DIR]`: a 512 MiB machine whose only swap is
 tmemfs, under memory pressure.
 
-Boots guests by software emulation, one for each group of scenarios; brings back logs, counters and verdicts. zram and zswap
-are put through the growth of locked memory too, and only reported. Exit code 0 only if every verdict on tmemfs passed; 2 if
-this machine lacks something.
+Boots guests by software emulation, one per group of scenarios, and collects logs, counters and verdicts. zram and zswap run the
+growth of locked memory too, and are only reported. Exit code 0 if every verdict on tmemfs passed; 2 if this machine lacks
+something.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from tools.vm import machine
 from tools.vm.evidence import Verdict, where_it_hangs
 
 CONTENDERS: Final = ("tmemfs", "zram", "zswap")
-#: Scenarios that share a guest, in their order: an idle daemon is idle only at first, and has seen no pressure.
+#: Scenarios that share a guest, in this order: only a daemon that has seen no pressure yet is idle.
 GROUPS: Final = (("privileges", "quiet", "low-memory"), ("mlock-growth",), ("nothing-but-swap",))
-#: Put to zram and zswap as well; and what can be, for them who ask.
+#: What zram and zswap run as well by default, and what they can run on request.
 COMPARED: Final = ("mlock-growth",)
 OF_ANY_SWAP: Final = ("low-memory", "mlock-growth", "nothing-but-swap")
 #: Seconds a guest may take from boot to end, by scenario: short, full.
@@ -42,14 +42,15 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What its directory is called."""
+        """The name of its directory."""
         return f"{self.contender}-{self.scenarios[0]}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Boot what is asked for, print the verdicts."""
+    """Boot the guests that are asked for, print the verdicts."""
     arguments = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that a guest never outlives us
+    # as an exception, so that the guest is ended too
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     runs = plan(arguments.scenario, arguments.contender)
     try:
         machine.require(machine.environment())
@@ -68,16 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="ten minutes and more of each scenario")
-    parser.add_argument("--scenario", action="append", choices=list(LIMITS_S), help="only this one; may be given again")
-    parser.add_argument("--contender", action="append", choices=CONTENDERS, help="only this one; may be given again")
-    parser.add_argument("--memory", default=machine.MEMORY, help=f"of a guest ({machine.MEMORY})")
+    parser.add_argument("--full", action="store_true", help="ten minutes or more per scenario")
+    parser.add_argument("--scenario", action="append", choices=list(LIMITS_S), help="only this one; may be repeated")
+    parser.add_argument("--contender", action="append", choices=CONTENDERS, help="only this one; may be repeated")
+    parser.add_argument("--memory", default=machine.MEMORY, help=f"memory of a guest ({machine.MEMORY})")
     parser.add_argument("--output", type=Path, default=Path("build/vm"), help="where results go (build/vm)")
     return parser
 
 
 def plan(scenarios: Sequence[str] | None, contenders: Sequence[str] | None) -> list[Run]:
-    """The guests it takes. Who names scenarios and contenders gets those; else zram and zswap only meet what is compared."""
+    """The guests to boot. If scenarios and contenders are not both named, zram and zswap only run what is compared."""
     runs = []
     for contender in contenders or CONTENDERS:
         possible = LIMITS_S if contender == "tmemfs" else OF_ANY_SWAP if scenarios and contenders else COMPARED
@@ -88,7 +89,7 @@ def plan(scenarios: Sequence[str] | None, contenders: Sequence[str] | None) -> l
 
 
 def boot(run: Run, kernel: Path, output: Path, full: bool, memory: str = machine.MEMORY) -> list[Verdict]:
-    """Boot one guest; its verdicts, a failed one for each scenario that left none."""
+    """Boot one guest; returns its verdicts, a failed one for each scenario that left none."""
     results = output / run.name
     results.mkdir(exist_ok=True)
     for stale in results.iterdir():
@@ -110,7 +111,7 @@ def boot(run: Run, kernel: Path, output: Path, full: bool, memory: str = machine
 
 
 def read_verdict(contender: str, scenario: str, results: Path, ended: str | None) -> Verdict:
-    """What the guest wrote; a guest that had to be ended, or died, has failed."""
+    """The verdict that the guest wrote; a guest that ended without one, or had to be ended, has failed."""
     log, hangs = results / "console.log", tuple[str, ...]()
     if ended and log.exists():
         hangs = tuple(where_it_hangs(log.read_text(errors="replace")))

@@ -1,6 +1,6 @@
-"""The swaps that are compared, inside the guest: tmemfs, zram, and zswap over a swap file; each the only swap, of one size.
+"""The swaps that are compared inside the guest: tmemfs, zram, and zswap over a swap file. Each is the only swap, of the same size.
 
-Every program that is started here begins with an ordinary OOM score, whatever protection the caller has. Sources: Documentation/
+Every program that is started here gets an ordinary OOM score, even if its parent is protected. Sources: Documentation/
 admin-guide/blockdev/zram.rst, admin-guide/mm/zswap.rst.
 """
 
@@ -16,9 +16,9 @@ from tools.vm.evidence import flat, numbers
 
 SWAP_BYTES: Final = 2 << 30
 POOL_PERCENT: Final = 60
-#: zswap's allocator: the one that holds two pages in one and can write them back on every kernel that has it.
+#: zswap's allocator: zbud holds two pages in one, and can write them back on every kernel that has it.
 ZPOOL: Final = "zbud"
-#: One heap that is never given back: what the observer faulted in at its start serves it when no page is free.
+#: One heap that is never released: the observer faults it in at its start, and needs no page when none is free.
 KEPT_HEAP: Final = {
     "PYTHONMALLOC": "malloc",
     "MALLOC_ARENA_MAX": "1",
@@ -30,33 +30,33 @@ _UNPROTECTED: Final = f'unset {" ".join(KEPT_HEAP)}; echo 0 > /proc/self/oom_sco
 
 
 class Contender(Protocol):
-    """A swap to be turned on and off."""
+    """A swap that can be turned on and off."""
 
     name: str
 
     def up(self) -> None:
-        """Turn it on, the only swap there is."""
+        """Turn it on as the only swap."""
 
     def down(self) -> None:
         """Turn it off."""
 
     def pool_bytes(self) -> int:
-        """RAM its compressed pages take now."""
+        """The RAM that its compressed pages take now."""
 
     def stat(self) -> dict[str, str]:
-        """What it counts."""
+        """Its counters."""
 
     def keep(self, results: Path) -> None:
         """Copy its logs and counters to `results`."""
 
 
 def unprotected(command: Sequence[str]) -> list[str]:
-    """`command`, with an OOM score and a heap as any program has them."""
+    """`command` with the OOM score and the heap settings of any program."""
     return ["sh", "-c", _UNPROTECTED, "sh", *command]
 
 
 def run(*command: str, seconds: float = _COMMAND_S) -> str:
-    """What `command` says. Raises CalledProcessError, TimeoutExpired."""
+    """The output of `command`. Raises CalledProcessError, TimeoutExpired."""
     done = subprocess.run(unprotected(command), capture_output=True, text=True, timeout=seconds, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}: {done.stdout}{done.stderr}")
@@ -70,7 +70,7 @@ def swap_device() -> str:
 
 
 class Tmemfs:
-    """tmemfs, its backing on the guest's disk."""
+    """tmemfs with its backing on the guest's disk."""
 
     name = "tmemfs"
 
@@ -80,7 +80,7 @@ class Tmemfs:
         self._log = Path("/run/tmemfs.log")
 
     def up(self) -> None:
-        """Mount and swap on."""
+        """Mount, and turn the swap on."""
         self.mountpoint.mkdir(exist_ok=True)
         options = [
             f"--size={SWAP_BYTES}",
@@ -91,7 +91,7 @@ class Tmemfs:
         self.command("up", str(self.mountpoint), *options)
 
     def down(self) -> None:
-        """Swap off and unmount."""
+        """Turn the swap off, and unmount."""
         self.command("down", str(self.mountpoint), "--force")
 
     def command(self, *arguments: str) -> str:
@@ -99,7 +99,7 @@ class Tmemfs:
         return run(sys.executable, "-m", "tmemfs", *arguments)
 
     def pool_bytes(self) -> int:
-        """Resident bytes of the arena, by the kernel's count."""
+        """The resident bytes of the arena, as the kernel counts them."""
         return int(self.stat()["pool_resident"])
 
     def stat(self) -> dict[str, str]:
@@ -107,7 +107,7 @@ class Tmemfs:
         return {**self._control("stat"), **self._control("events")}
 
     def keep(self, results: Path) -> None:
-        """The log, and what the control files say."""
+        """Copy the log and the control files."""
         if self._log.exists():
             (results / "daemon.log").write_bytes(self._log.read_bytes())
         for name in ("stat", "events", "state", "segments"):
@@ -118,13 +118,13 @@ class Tmemfs:
 
 
 class Zram:
-    """zram of the same size, with the same codec."""
+    """zram of the same size with the same codec."""
 
     name = "zram"
     _block = Path("/sys/block/zram0")
 
     def up(self) -> None:
-        """Make the device and swap on."""
+        """Create the device, and turn the swap on."""
         run("modprobe", "zram")
         (self._block / "comp_algorithm").write_text("lz4")
         (self._block / "disksize").write_text(str(SWAP_BYTES))
@@ -132,7 +132,7 @@ class Zram:
         run("swapon", "--discard", "/dev/zram0")
 
     def down(self) -> None:
-        """Swap off; the device is gone with the guest."""
+        """Turn the swap off; the device ends with the guest."""
         run("swapoff", "/dev/zram0")
 
     def pool_bytes(self) -> int:
@@ -150,7 +150,7 @@ class Zram:
 
 
 class Zswap:
-    """zswap, as large as the pool of tmemfs may be, over a swap file on the guest's disk."""
+    """zswap with the same limit as the pool of tmemfs, over a swap file on the guest's disk."""
 
     name = "zswap"
     _parameters = Path("/sys/module/zswap/parameters")
@@ -160,7 +160,7 @@ class Zswap:
         self._file = disk / "swapfile"
 
     def up(self) -> None:
-        """Make the file, turn zswap on, swap on."""
+        """Create the file, and turn zswap and the swap on."""
         run("modprobe", ZPOOL)
         run("modprobe", "lz4")
         for name, value in (("compressor", "lz4"), ("zpool", ZPOOL), ("max_pool_percent", str(POOL_PERCENT)), ("enabled", "Y")):
@@ -171,7 +171,7 @@ class Zswap:
         run("swapon", str(self._file))
 
     def down(self) -> None:
-        """Swap off."""
+        """Turn the swap off."""
         run("swapoff", str(self._file))
 
     def pool_bytes(self) -> int:
@@ -179,7 +179,7 @@ class Zswap:
         return int(self.stat()["pool_total_size"])
 
     def stat(self) -> dict[str, str]:
-        """What debugfs counts, and the parameters."""
+        """The counters in debugfs, and the parameters."""
         return {file.name: file.read_text().strip() for file in (*self._debug.iterdir(), *self._parameters.iterdir())}
 
     def keep(self, results: Path) -> None:
@@ -188,7 +188,7 @@ class Zswap:
 
 
 def contender(name: str, disk: Path) -> Contender:
-    """The contender of that name; `disk` is where its file goes."""
+    """The contender of that name, with its file in `disk`."""
     if name == "zram":
         return Zram()
     return Zswap(disk) if name == "zswap" else Tmemfs(disk)

@@ -17,14 +17,14 @@ from tools.vm.contenders import Contender, unprotected
 from tools.vm.evidence import Figure, Verdict
 
 HOGS: Final = Path(__file__).with_name("hogs.py")
-#: What a hog may take that is not stuck, in an emulated machine.
+#: A hog that takes longer is stuck, even in an emulated machine.
 FILLED_S: Final = 120.0
 VERIFIED_S: Final = 240.0
 
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """The machine a scenario runs on."""
+    """The machine that a scenario runs on."""
 
     contender: Contender
     results: Path
@@ -47,7 +47,7 @@ class Guest:
 
 
 class Hog:
-    """A program of hogs.py: what it said, and what it is told."""
+    """A running program of hogs.py: what it printed, and how to tell it to go on."""
 
     def __init__(self, *arguments: str) -> None:
         command = unprotected([sys.executable, "-I", "-S", str(HOGS), *arguments])
@@ -61,7 +61,7 @@ class Hog:
         return self._process.pid
 
     def wait_for(self, key: str, seconds: float) -> str | None:
-        """The next value it says under `key`; None if it ends or takes longer."""
+        """The next value that it prints for `key`; None if it ends or takes longer."""
         deadline = time.monotonic() + seconds
         assert self._process.stdout is not None
         while True:
@@ -82,7 +82,7 @@ class Hog:
             self._buffer += more
 
     def tell(self) -> bool:
-        """Send a line; whether it is there to get one."""
+        """Send it a line; whether it still runs."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(b"\n")
@@ -91,7 +91,7 @@ class Hog:
         return True
 
     def wait(self, seconds: float) -> int | None:
-        """Its exit code, negative if a signal ended it; None if it goes on."""
+        """Its exit code, negative if a signal ended it; None if it still runs."""
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -105,7 +105,7 @@ class Hog:
 
 @contextmanager
 def hogs_ended() -> Iterator[list[Hog]]:
-    """A list of hogs; what is in it at the end is ended."""
+    """A list for hogs, which are ended at the end of the block."""
     running: list[Hog] = []
     try:
         yield running

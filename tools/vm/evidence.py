@@ -1,6 +1,6 @@
-"""What the figures and the kernel log of a guest say. Pure: text and samples in, findings and a verdict out.
+"""What follows from the figures and the kernel log of a guest. Pure: text and samples in, findings and a verdict out.
 
-Knows nothing of guests, processes and files. Times are seconds of a clock that does not go back, sizes are bytes. Sources:
+Knows nothing of guests, processes and files. Times are seconds of a monotonic clock, sizes are bytes. Sources:
 Documentation/admin-guide/sysctl/kernel.rst (hung_task_timeout_secs), mm/oom_kill.c and kernel/hung_task.c for the messages.
 """
 
@@ -22,7 +22,7 @@ _BLOCKED: re.Pattern[str] = re.compile(r"sysrq: Show Blocked State\n(.*?)(?:sysr
 _TASK: re.Pattern[str] = re.compile(r"\] task:(\S+) ")
 _FRAME: re.Pattern[str] = re.compile(r"^\[[ \d.]+\]  ([\w.]+)\+0x", re.MULTILINE)
 _ZONE: re.Pattern[str] = re.compile(r"Node \d+ (\w+) free:(\w+) boost:(\w+) min:(\w+)")
-#: Frames of a task that waits, beginning with what it waits in; the scheduler's own are left out.
+#: Frames shown of a blocked task, the innermost first; those of the scheduler are left out.
 _FRAMES = 12
 _OF_SCHEDULER = ("__schedule", "schedule", "schedule_timeout", "io_schedule", "io_schedule_timeout")
 
@@ -31,7 +31,7 @@ Figure = int | float | str | bool
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a scenario came to. `passed` is whether `reasons` (what went wrong) is empty; `figures` are only reported."""
+    """The result of a scenario. `reasons` say what went wrong; `figures` are only reported."""
 
     scenario: str
     contender: str
@@ -46,7 +46,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Killed:
-    """A process that the OOM killer ended."""
+    """A process that the OOM killer killed."""
 
     pid: int
     name: str
@@ -61,17 +61,17 @@ class Sample:
 
 
 def oom_kills(log: str) -> list[Killed]:
-    """Whom the OOM killer ended, by the kernel log."""
+    """The processes that the OOM killer killed, by the kernel log."""
     return [Killed(int(pid), name) for pid, name in _KILLED.findall(log)]
 
 
 def was_out_of_memory(log: str) -> bool:
-    """Whether the OOM killer was called, whomever it found."""
+    """Whether the OOM killer was invoked."""
     return _OOM.search(log) is not None
 
 
 def hung_tasks(log: str) -> list[str]:
-    """'NAME:PID for SECONDS s', one for each message of the hung task detector."""
+    """'NAME:PID for SECONDS s' per message of the hung task detector."""
     return [f"{name}:{pid} for {seconds} s" for name, pid, seconds in _HUNG.findall(log)]
 
 
@@ -81,9 +81,9 @@ def breakage(log: str) -> list[str]:
 
 
 def where_it_hangs(console: str) -> list[str]:
-    """What a hung guest's kernel told when it was asked (machine.ask_where_it_hangs): free memory by zone, and who waits where.
+    """What the kernel of a hung guest printed on request (machine.ask_where_it_hangs): free memory per zone, and blocked tasks.
 
-    'NAME: FUNCTION < CALLER < ...', once for tasks of one name that wait in one place.
+    'NAME: FUNCTION < CALLER < ...' per name and place of waiting.
     """
     zones = _ZONE.findall(console)
     found = [f"zone {name}: free {free}, minimum {minimum} with a boost of {boost}" for name, free, boost, minimum in zones]
@@ -96,7 +96,7 @@ def where_it_hangs(console: str) -> list[str]:
 
 
 def judge_log(log: str, daemon_pid: int | None = None, kills_allowed: bool = False) -> list[str]:
-    """What is wrong by the kernel log. With `kills_allowed` only a kill of `daemon_pid` counts."""
+    """What is wrong according to the kernel log. With `kills_allowed` only a kill of `daemon_pid` counts."""
     kills = [kill for kill in oom_kills(log) if not kills_allowed or kill.pid == daemon_pid]
     reasons = [f"the OOM killer ended {kill.name} ({kill.pid})" for kill in kills]
     if was_out_of_memory(log) and not oom_kills(log) and not kills_allowed:
@@ -133,7 +133,7 @@ def between(samples: Iterable[Sample], start: float, end: float) -> list[Sample]
 
 
 def fastest_fall(samples: Sequence[Sample]) -> float:
-    """The largest fall of the samples' value a second, from one sample to the next; 0 if it never fell."""
+    """The fastest fall from one sample to the next, per second; 0 if the value never fell."""
     return max(
         ((before.value - sample.value) / (sample.at - before.at) for before, sample in pairwise(samples) if sample.at > before.at),
         default=0.0,
@@ -141,7 +141,7 @@ def fastest_fall(samples: Sequence[Sample]) -> float:
 
 
 def steady_fall(samples: Sequence[Sample]) -> float:
-    """From the highest value to the lowest that follows it, by the second; 0 if it never fell."""
+    """The fall from the highest value to the lowest one after it, per second; 0 if the value never fell."""
     if not samples:
         return 0.0
     top = max(samples, key=lambda sample: sample.value)
@@ -150,12 +150,12 @@ def steady_fall(samples: Sequence[Sample]) -> float:
 
 
 def first_growth(samples: Sequence[Sample]) -> float | None:
-    """When the value was first seen above that of the first sample."""
+    """When the value was first above that of the first sample."""
     return next((sample.at for sample in samples if sample.value > samples[0].value), None)
 
 
 def first_fall(samples: Sequence[Sample], step: float) -> float | None:
-    """When the value was first seen at least `step` below the highest before."""
+    """When the value was first at least `step` below the highest one before."""
     top = -1.0
     for sample in samples:
         if sample.value <= top - step:
@@ -181,5 +181,5 @@ def meminfo(text: str) -> dict[str, int]:
 
 
 def minimum_watermark_pages(zoneinfo: str) -> int:
-    """The sum of the zones' 'min', in pages."""
+    """The minimum watermarks of all zones, in pages."""
     return sum(int(found) for found in re.findall(r"^ +min +(\d+)$", zoneinfo, re.MULTILINE))

@@ -18,20 +18,20 @@ from tools.vm.evidence import Figure, Verdict
 from tools.vm.watch import Watch
 
 MIB: Final = 1 << 20
-#: Of RAM: what the pool holds before the growth, and what the growth locks.
+#: Shares of RAM: what the pool holds before the growth, and what the growth locks.
 POOL_SHARE: Final = 0.40
 LOCKED_SHARE: Final = 0.80
-#: Left of what is available: the grower's interpreter, page tables, the watermarks, pages on their way to the swap. With 20 MiB the
-#: grower was killed when the pool held its least, 8 MB, and 16 MB were being written to the swap.
+#: Left available: for the grower's interpreter, page tables, the watermarks, and pages under writeback. With 20 MiB the grower was
+#: killed when the pool was at its smallest, 8 MB, and 16 MB were under writeback to the swap.
 MARGIN_BYTES: Final = 36 * MIB
 IDLE_MIB: Final = 48
 MOST_IDLE: Final = 20
-#: Memory stays locked for so long at most while the command is tried.
+#: The memory stays locked for at most this long while the command is tried.
 HOLD_S: Final = 200.0
-#: What a program may take that is not stuck, in an emulated machine.
+#: A program that takes longer is stuck, even in an emulated machine.
 COLD_START_S: Final = 60.0
 GROWN_S: Final = 240.0
-#: Words for tmemfs under full pressure, the exit codes they may have, and what is said; a shrink may fall short, with its reason.
+#: Commands under full pressure, their allowed exit codes, and a word of the answer. A shrink may fall short, with a reason.
 COLD_STARTS: Final = (
     (("shrink", "1M"), (0, 1), "reason"),
     (("set", "pool.max=50%"), (0,), ""),
@@ -40,7 +40,7 @@ COLD_STARTS: Final = (
 
 
 def mlock_growth(guest: Guest) -> Verdict:
-    """Idle processes fill the pool; then one locks nearly all RAM, page by page."""
+    """Have idle processes fill the pool; then one program locks nearly all RAM, page by page."""
     size = lockable_bytes(guest.ram_bytes, evidence.meminfo(Path("/proc/meminfo").read_text())["MemAvailable"])
     with hogs_ended() as running, Watch(guest.contender, guest.say) as watch:
         reasons = _fill_pool(guest, running)
@@ -66,9 +66,9 @@ def mlock_growth(guest: Guest) -> Verdict:
 
 
 def lockable_bytes(ram_bytes: int, available_bytes: int) -> int:
-    """What the growth locks: LOCKED_SHARE of RAM, or, in a guest so small, what was available with an empty pool, but for a margin.
+    """What the growth locks: LOCKED_SHARE of RAM, or what was available with an empty pool less a margin, if that is less.
 
-    More than that is not there, whoever gives back everything: kernel, daemon and observer take the rest.
+    A guest this small has no more, even with an empty pool: kernel, daemon and observer take the rest.
     """
     return min(int(ram_bytes * LOCKED_SHARE), available_bytes - MARGIN_BYTES)
 
@@ -101,7 +101,7 @@ def _grow(grower: Hog, guest: Guest) -> list[str]:
 
 
 def _command_works(guest: Guest) -> list[str]:
-    """While all that can be is locked: a shrink answers, a limit is taken, and `down` refuses; nobody is killed for it."""
+    """What is wrong with the command while memory is locked: a shrink has to answer, a limit be accepted, and `down` be refused."""
     reasons = []
     for words, codes, said in COLD_STARTS:
         began = time.monotonic()
@@ -131,7 +131,7 @@ def _verify(guest: Guest, running: list[Hog]) -> list[str]:
 
 
 def _growth_figures(grower: Hog, watch: Watch, began: float, ended: float) -> dict[str, Figure]:
-    """How fast it grew and the pool fell; how long after the first sign of pressure the first frame was given back."""
+    """How fast it grew and the pool fell, and how long after the first sign of pressure the first frame was released."""
     locked = evidence.between(watch.series("Mlocked"), began, ended)
     pool = evidence.between(watch.pool, began, ended)
     scanned = evidence.between(watch.series("pgscan_kswapd", "pgscan_direct"), began, ended)

@@ -1,7 +1,7 @@
 """Run inside the guest: `python -m tools.vm.guest [--full] --contender NAME --results DIR SCENARIO...`.
 
-Mounts the disk, protects itself (it must see the end of what it watches), turns the contender on, runs the scenarios, writes
-SCENARIO.json, the kernel's log and the contender's counters to DIR, and turns everything off again, whatever happened.
+Mounts the disk, protects itself (it has to outlive what it watches), turns the contender on, runs the scenarios, writes
+SCENARIO.json, the kernel's log and the contender's counters to DIR, and turns everything off again in any case.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from tools.vm.scenarios import SCENARIOS
 
 DISK: Final = Path("/run/disk")
 DISK_DEVICE: Final = "/dev/vda"
-#: What the kernel calls hung; its default of 120 s is longer than a short scenario.
+#: After this time the kernel reports a hung task; its default of 120 s is longer than a short scenario.
 HUNG_S: Final = 30
-#: What samples and logs of a scenario take.
+#: What the samples and logs of a scenario take.
 HEAP_BYTES: Final = 6 << 20
 _LOCK_ON_FAULT: Final = 7
 _LIVES_S: Final = 30.0
@@ -59,14 +59,14 @@ def _say(text: str) -> None:
 
 
 def _live() -> None:
-    """Say that the guest is not hung (machine.SILENT_S), until it ends."""
+    """Report regularly that the guest is not hung (machine.SILENT_S)."""
     while True:
         time.sleep(_LIVES_S)
         _say("lives")
 
 
 def _judged(name: str, guest: Guest) -> Verdict:
-    """The verdict of a scenario; if it does not come to one, that is its failure."""
+    """The verdict of a scenario, a failed one if it raises."""
     _say(f"{name}: begins")
     try:
         return SCENARIOS[name](guest)
@@ -81,7 +81,7 @@ def _save(verdict: Verdict, results: Path) -> None:
 
 
 def _prepare() -> None:
-    """The disk, the settings of the kernel, and ourselves: locked, and spared by the OOM killer."""
+    """Prepare the disk, the settings of the kernel, and this process: locked, and exempt from the OOM killer."""
     DISK.mkdir(exist_ok=True)
     run("mount", "-t", "ext4", DISK_DEVICE, str(DISK))
     for module in ("fuse", "loop"):
@@ -100,7 +100,7 @@ def _prepare() -> None:
 
 
 def _ancestry() -> Iterator[int]:
-    """This process and those it descends from."""
+    """This process and its ancestors."""
     pid = os.getpid()
     while pid > 1:
         yield pid
@@ -109,7 +109,7 @@ def _ancestry() -> Iterator[int]:
 
 @contextmanager
 def _up(swap: Contender, results: Path) -> Iterator[Contender]:
-    """The contender, on; its counters and the kernel's log are kept, and it is off afterwards."""
+    """Turn the contender on for the block; keep its counters and the kernel's log."""
     try:
         swap.up()
         yield swap

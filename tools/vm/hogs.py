@@ -1,13 +1,13 @@
-"""The programs that want memory in the guest. Run as a file, with what every Python has: the guest is small, and emulated.
+"""The programs that use memory in the guest. Run as a file, with the standard library alone: the guest is small, and emulated.
 
     hogs.py idle SEED MIB        fill MIB of memory, have it swapped out, say 'filled'; verify every byte for each line of input
-    hogs.py mlock BYTES HOLD_S   lock BYTES of memory page by page, as fast as it goes; hold it for HOLD_S, or until told; verify
-    hogs.py pin FLOOR_KB         keep MemFree at the minimum watermark by locking memory, but for FLOOR_KB that can be reclaimed
-    hogs.py churn MIB            write MIB over and over in random order, each page verified before it is written again
+    hogs.py mlock BYTES HOLD_S   lock BYTES of memory page by page, as fast as possible; hold it for HOLD_S or until a line; verify
+    hogs.py pin FLOOR_KB         lock memory to keep MemFree at the minimum watermark, leaving FLOOR_KB that can be reclaimed
+    hogs.py churn MIB            write MIB again and again in random order, and verify each page before it is written again
 
-Each prints 'key value' lines, and exits with 1 if a byte was wrong. `pin` and `churn` end at the end of their input. A page carries
-its own number in a header, and a part of a random block from an offset that depends on it: it can be made again to be compared,
-and compresses to about half.
+Each prints 'key value' lines, and exits with 1 if a byte was wrong. `pin` and `churn` end at the end of their input. A page has its
+number in a header, and a part of a random block from an offset that depends on the number. So it can be generated again for the
+comparison, and compresses to about half.
 """
 
 import ctypes
@@ -19,13 +19,13 @@ from _random import Random
 from collections.abc import Callable
 
 PAGE = 4096
-#: Of a page, the bytes that do not compress: about half, so that zswap's allocators can pair pages too.
+#: Bytes of a page that do not compress: about half, so that zswap's allocator can pair pages.
 RANDOM_BYTES = 1800
 BLOCK = 1 << 16
 CHUNK_PAGES = 2048
 MADV_PAGEOUT = 21
 MARGIN_PAGES = 32
-#: Given back at once.
+#: Released at once.
 LEAST_PAGES = 256
 MOST_PINNED_PAGES = 1 << 17
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -33,7 +33,7 @@ _libc.mlock.argtypes = _libc.munlock.argtypes = (ctypes.c_void_p, ctypes.c_size_
 
 
 class Pages:
-    """What page number N holds, made from a seed."""
+    """The contents of numbered pages, generated from a seed."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -48,19 +48,19 @@ class Pages:
 
 
 def memory_of(pages: int) -> mmap.mmap:
-    """Anonymous memory of small pages, nothing of it touched."""
+    """Anonymous memory of small pages, untouched."""
     memory = mmap.mmap(-1, pages * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     return memory
 
 
 def address_of(memory: mmap.mmap) -> int:
-    """Where `memory` lies."""
+    """The address of `memory`."""
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def say(key: str, value: object) -> None:
-    """One line for whoever reads us."""
+    """Print one line for the reader of our output."""
     print(key, value, flush=True)
 
 
@@ -70,7 +70,7 @@ def wrong_pages(memory: mmap.mmap, count: int, supply: Pages) -> int:
 
 
 def idle(seed: int, mib: int) -> int:
-    """Fill, be swapped out, wait; verify whenever asked."""
+    """Fill memory, swap it out, wait; verify on request."""
     count = (mib << 20) // PAGE
     memory, supply = memory_of(count), Pages(seed)
     for start in range(0, count, CHUNK_PAGES):
@@ -88,7 +88,7 @@ def idle(seed: int, mib: int) -> int:
 
 
 def mlock(size: int, hold_s: float) -> int:
-    """Grow by locked pages, hold them, verify them."""
+    """Lock page after page, hold them, verify them."""
     count = size // PAGE
     memory, supply = memory_of(count), Pages(7)
     base = address_of(memory)
@@ -110,7 +110,7 @@ def mlock(size: int, hold_s: float) -> int:
 
 
 def pin(floor_kb: int) -> int:
-    """Lock what is free above the minimum, as long as FLOOR_KB are free or can be reclaimed; give back what is missing to that."""
+    """Lock what is free above the minimum watermark, and release what is needed to leave FLOOR_KB free or reclaimable."""
     memory = memory_of(MOST_PINNED_PAGES)
     base, low = address_of(memory), minimum_pages() + MARGIN_PAGES
     locked, wait_s = 0, 0.0
@@ -132,7 +132,7 @@ def pin(floor_kb: int) -> int:
 
 
 def churn(mib: int) -> int:
-    """Write pages in random order for ever, each one verified before it is written again."""
+    """Write pages in random order until told to end, and verify each before it is written again."""
     count, random, supply = (mib << 20) // PAGE, Random(11), Pages(11)
     memory, versions, wrong, written = memory_of(count), bytearray(count), 0, 0
     say("churning", count)
@@ -163,12 +163,12 @@ def minimum_pages() -> int:
 
 
 def is_input_at_end(wait_s: float) -> bool:
-    """Whether somebody wrote to us, or closed our input."""
+    """Whether the input has a line, or has ended."""
     return bool(select.select([sys.stdin], [], [], wait_s)[0])
 
 
 def main(arguments: list[str]) -> int:
-    """Run the program that is named."""
+    """Run the named program."""
     programs: dict[str, Callable[[], int]] = {
         "idle": lambda: idle(int(arguments[1]), int(arguments[2])),
         "mlock": lambda: mlock(int(arguments[1]), float(arguments[2])),

@@ -1,8 +1,8 @@
-"""A guest: made of this machine's files, a disk image and a kernel, ended whatever happens.
+"""A guest made of this machine's files, a disk image and a kernel. It is ended in any case.
 
-The guest's root is this machine's, read-only; what it sees of tmemfs is a copy, so that nobody's editing reaches it half way. Its
-results come back through a directory it shares with us; its console and what its program prints go to a log. Everything that is
-started here is one process group, which is ended by its id after a hard time limit. Source: virtme-ng's vng(1).
+The guest's root file system is this machine's, read-only. It runs a copy of tmemfs, so that edits meanwhile do not reach it. It
+returns results through a shared directory; its console and the output of its program go to a log. Everything that is started here
+is one process group, which is ended by its id after a hard time limit. Source: virtme-ng's vng(1).
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _PROGRAMS: Final = {
 _ENDED_S: Final = 10.0
 _KEYS_S: Final = 3.0
 _QMP_HELLO: Final = b'{"execute": "qmp_capabilities"}\n'
-#: What a hung guest is told by: the guest says something every 10 s while its kernel lets it.
+#: A guest that prints nothing for this long is hung: its program prints something every 10 s.
 SILENT_S: Final = 90.0
-#: Kernel messages from warnings on reach the console; PSI and what a kernel log of many kills needs.
+#: Warnings and worse go to the console; PSI; a kernel log that is large enough for many kills.
 _KERNEL_ARGUMENTS: Final = ("loglevel=5", "psi=1", "log_buf_len=1M")
 
 
@@ -55,7 +55,7 @@ class NotHere(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """One guest: the kernel, the disk, the directory it shares with us, and the program it runs."""
+    """One guest: its kernel, its disk, the directory that it shares with this machine, and the program that it runs."""
 
     kernel: Path
     disk: Path
@@ -78,12 +78,12 @@ def newest_kernel(directory: Path = KERNELS) -> Path:
 
 
 def missing_programs(environment: Mapping[str, str]) -> list[str]:
-    """What has to be installed before a guest can run."""
+    """The programs that have to be installed before a guest can run."""
     return [package for program, package in _PROGRAMS.items() if shutil.which(program, path=environment["PATH"]) is None]
 
 
 def environment() -> dict[str, str]:
-    """Ours, with the programs of the virtual environment and those of the administrator on PATH."""
+    """Our environment, with the virtual environment and the administrator's programs on PATH."""
     own = Path(sys.executable).parent
     return {**os.environ, "PATH": os.pathsep.join([str(own), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])}
 
@@ -95,7 +95,7 @@ def require(environment: Mapping[str, str]) -> None:
 
 
 def command_line(boot: Boot) -> list[str]:
-    """What boots a guest, by software emulation."""
+    """The command that boots a guest by software emulation."""
     size = ["--memory", boot.memory, "--cpus", str(CPUS), "--disk", str(boot.disk), f"--rwdir={boot.results}"]
     append = [word for argument in _KERNEL_ARGUMENTS for word in ("--append", argument)]
     monitor = f"--qemu-opts=-qmp unix:{boot.monitor},server=on,wait=off"
@@ -116,7 +116,7 @@ def program_text(python: str, tree: Path, contender: str, results: Path, scenari
 
 
 def stage(tree: Path) -> None:
-    """A compiled copy of what runs in the guest, at `tree`."""
+    """Copy what runs in the guest to `tree`, and compile it."""
     shutil.rmtree(tree, ignore_errors=True)
     for package in ("tmemfs", "tools"):
         shutil.copytree(CHECKOUT / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -132,9 +132,9 @@ def make_disk(disk: Path) -> None:
 
 
 def run(boot: Boot, limit_s: float, log: Path, say: Callable[[str], None]) -> str | None:
-    """Boot and wait for the end; `say` is told each line that begins with 'vm:'. Gives why it had to be ended, or None.
+    """Boot and wait for the end; `say` gets each line that begins with 'vm:'. Returns why the guest had to be ended, or None.
 
-    A guest whose program says nothing for SILENT_S is hung: whatever it does, it says every few seconds that it lives.
+    A guest whose program prints nothing for SILENT_S is hung: it reports every few seconds that it runs.
     """
     process = subprocess.Popen(command_line(boot), env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
@@ -161,7 +161,7 @@ def _wait(process: subprocess.Popen[bytes], console: _Console, deadline: float) 
 
 
 class _Console:
-    """A thread that keeps what a guest says; `heard` is when it last said something."""
+    """A thread that keeps the output of a guest; `heard` is the time of its last output."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path, say: Callable[[str], None]) -> None:
         assert process.stdout is not None
@@ -189,7 +189,7 @@ class _Console:
 
 
 def ask_where_it_hangs(monitor: Path) -> None:
-    """Press the magic keys of a guest that does nothing any more: its kernel tells its console of memory and of every task."""
+    """Press the magic SysRq keys of a hung guest, so that its kernel prints memory and tasks to the console."""
     with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(_ENDED_S)
         connection.connect(str(monitor))
@@ -205,7 +205,7 @@ def _keys(*names: str) -> bytes:
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End what `process` started, and itself."""
+    """End the process group of `process`."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)

@@ -1,8 +1,8 @@
-"""`python -m tools.vm.pressure_trace FILE.samples`: what a guest asked of its swap's pool, without what the pool did about it.
+"""`python -m tools.vm.pressure_trace FILE.samples`: the demand of a guest on its pool, independent of what the pool did about it.
 
-From the samples of a scenario (watch.py), a line for each of the kernel's: seconds since the first, KiB of headroom there would be
-with an empty pool (as system/pressure_signals.py counts headroom), and pages swapped out so far. Any controller can be
-tried on that: tests/unit/test_pressure_traces.py does.
+It reads the samples of a scenario (watch.py). For each sample of the kernel it prints the seconds since the first one, the headroom
+in KiB that there would be with an empty pool (as system/pressure_signals.py counts it), and the pages swapped out so far. Any
+controller can be tried on that, as tests/unit/test_pressure_traces.py does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def demands(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _nearest(samples: list[tuple[float, float]], at: float) -> float:
-    """The value of the sample taken nearest to `at`; they are in order."""
+    """The value of the sample nearest to `at`; samples are in order of time."""
     after = bisect_left(samples, (at,))
     return min(samples[max(after - 1, 0) : after + 1], key=lambda sample: abs(sample[0] - at))[1]
 

@@ -26,14 +26,14 @@ from tools.vm.watch import Watch
 MIB: Final = 1 << 20
 SWAPPED_SHARE: Final = 2.5
 PROGRESS_S: Final = 10.0
-#: What the churning program may have in RAM while all else is locked.
+#: What the churning program may have in RAM while everything else is locked.
 PIN_FLOOR_BYTES: Final = 12 * MIB
 LONGEST_GAP_S: Final = 5.0
 MOST_WAKES_PER_S: Final = 1.0
 
 
 def nothing_but_swap(guest: Guest) -> Verdict:
-    """Two programs that want far more memory than there is, one after the other, and verify what they get back."""
+    """Two programs, one after the other, use far more memory than there is, and verify it."""
     seconds = 600 if guest.full else 60
     size_mib = int(guest.ram_bytes * SWAPPED_SHARE) // MIB
     tested_mib = size_mib if guest.full else size_mib // 2
@@ -56,7 +56,7 @@ def nothing_but_swap(guest: Guest) -> Verdict:
 
 
 def _run_verifier(guest: Guest, name: str, command: list[str], seconds: float) -> tuple[dict[str, Figure], list[str]]:
-    """Run a program that verifies its memory; what it did to the swap, and what was wrong."""
+    """Run a program that verifies its memory; returns what it did to the swap, and what was wrong."""
     before, reasons = swap_counts(), list[str]()
     output = Path(f"/run/{name}.log")
     limit = seconds * 4 + 240
@@ -89,7 +89,7 @@ def _run_verifier(guest: Guest, name: str, command: list[str], seconds: float) -
 
 
 def low_memory(guest: Guest) -> Verdict:
-    """One program keeps free memory at the minimum watermark while another makes pages be swapped in and out."""
+    """One program keeps free memory at the minimum watermark while another causes pages to be swapped in and out."""
     seconds = 300.0 if guest.full else 45.0
     reasons: list[str] = []
     with hogs_ended() as running, Watch(guest.contender, guest.say) as watch:
@@ -130,12 +130,12 @@ def low_memory(guest: Guest) -> Verdict:
         "pages_written": int(churner.said.get("written", "0")),
     }
     if isinstance(guest.contender, Tmemfs):
-        figures["standstills"] = int(guest.contender.stat()["pressure_swap_stalls"])
+        figures["swap_stalls"] = int(guest.contender.stat()["pressure_swap_stalls"])
     return guest.verdict("low-memory", figures, reasons)
 
 
 def privileges(guest: Guest) -> Verdict:
-    """Whether the daemon has every protection that it asked for, by its own word and by the kernel's."""
+    """Whether the daemon has every protection that it asked for, according to itself and to the kernel."""
     assert isinstance(guest.contender, Tmemfs), "only tmemfs has a daemon"
     stat = guest.contender.stat()
     process = Path("/proc") / stat["daemon_pid"]
@@ -166,7 +166,7 @@ def privileges(guest: Guest) -> Verdict:
 
 
 def quiet(guest: Guest) -> Verdict:
-    """How often an idle daemon wakes: the quietest of several windows, for the machine looks at a new mount of its own accord."""
+    """How often an idle daemon wakes, in the quietest of several windows: other programs of the machine examine a new mount."""
     pid, seconds, windows = guest.daemon_pid(), 5.0, list[float]()
     assert pid is not None, "only tmemfs has a daemon"
     time.sleep(5.0)
@@ -181,7 +181,7 @@ def quiet(guest: Guest) -> Verdict:
 
 
 def _wakes(pid: int) -> dict[str, int]:
-    """Voluntary context switches of each thread."""
+    """The voluntary context switches of each thread."""
     counts = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(OSError):  # a thread that ended meanwhile

@@ -1,7 +1,7 @@
-"""What the guest looked like while a scenario ran: samples taken by two threads, kept in memory, written to a file afterwards.
+"""The state of the guest while a scenario runs: samples, kept in memory and written to a file afterwards.
 
-The kernel's counters and the contender's are read by a thread each: a file of a daemon that is slow to answer must not hide
-what the machine does. Whoever starts a watch has locked its memory and is spared by the OOM killer (guest.py).
+The kernel's counters and the contender's have a thread each: a daemon that is slow to answer must not hide what the machine does.
+The process that starts a watch has locked its memory and is exempt from the OOM killer (guest.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Row = dict[str, float]
 
 
 class Watch:
-    """Samples, from enter to exit. `say` is told a line now and then."""
+    """Takes samples from enter to exit. `say` gets a line now and then."""
 
     def __init__(self, contender: Contender, say: Callable[[str], None]) -> None:
         self._contender = contender
@@ -40,8 +40,8 @@ class Watch:
         self._device = device_stat(swap_device())
         self.rows: list[Row] = []
         self.pool: list[Sample] = []
-        looks = ((self._look_at_kernel, _KERNEL_S), (self._look_at_pool, _POOL_S), (self._tell, _TOLD_S))
-        self._threads = [threading.Thread(target=self._run, args=look, daemon=True) for look in looks]
+        tasks = ((self._sample_kernel, _KERNEL_S), (self._sample_pool, _POOL_S), (self._tell, _TOLD_S))
+        self._threads = [threading.Thread(target=self._run, args=task, daemon=True) for task in tasks]
 
     def __enter__(self) -> Watch:
         for thread in self._threads:
@@ -54,7 +54,7 @@ class Watch:
             thread.join(30)
 
     def series(self, *keys: str) -> list[Sample]:
-        """The sums of the figures under `keys`, over time."""
+        """The sums of the figures of `keys`, over time."""
         return [Sample(row["at"], sum(row[key] for key in keys)) for row in list(self.rows)]
 
     def swapped(self) -> list[Sample]:
@@ -62,25 +62,25 @@ class Watch:
         return self.series(*SWAPPED)
 
     def save(self, path: Path) -> None:
-        """Everything, as lines of JSON."""
+        """Write all samples as lines of JSON."""
         with path.open("w") as file:
             for row in self.rows:
                 file.write(json.dumps(row) + "\n")
             for sample in self.pool:
                 file.write(json.dumps({"at": sample.at, "pool": sample.value}) + "\n")
 
-    def _run(self, look: Callable[[], None], every_s: float) -> None:
+    def _run(self, work: Callable[[], None], every_s: float) -> None:
         while not self._end.wait(every_s):
             with suppress(OSError, KeyError, ValueError, IndexError):
-                look()
+                work()
 
-    def _look_at_kernel(self) -> None:
+    def _sample_kernel(self) -> None:
         counts, memory = numbers(Path("/proc/vmstat").read_text()), meminfo(Path("/proc/meminfo").read_text())
         row = {"at": time.monotonic(), **{key: counts.get(key, 0) for key in _COUNTERS}, **{key: memory[key] for key in _FIELDS}}
         row["completed"] = completed_requests(self._device) if self._device else sum(row[key] for key in SWAPPED)
         self.rows.append(row)
 
-    def _look_at_pool(self) -> None:
+    def _sample_pool(self) -> None:
         pool = self._contender.pool_bytes()
         self.pool.append(Sample(time.monotonic(), pool))
 
@@ -91,7 +91,7 @@ class Watch:
 
 
 def device_stat(path: str) -> Path | None:
-    """The file that counts what the block device `path` did; None if it is a file."""
+    """The counters of the block device `path`; None if it is a file."""
     stat = Path("/sys/class/block") / Path(path).name / "stat"
     return stat if path.startswith("/dev/") and stat.exists() else None
 
