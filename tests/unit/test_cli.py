@@ -445,3 +445,16 @@ def test_the_command_imports_nothing_heavy_before_it_knows_what_is_wanted() -> N
         [sys.executable, "-c", f"import sys, tmemfs.cli; print({heavy})"], capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def test_what_shows_a_mount_imports_nothing_of_the_daemon() -> None:
+    program = "import sys, tmemfs.cli.view, tmemfs.observe.registry, tmemfs.control_files; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    roots = ("trio", "pyfuse3", "lz4", "zstandard", "xxhash")
+    parts = tuple(
+        f"tmemfs.{part}" for part in ("daemon", "control", "fuse", "jobs", "pages", "policy", "store", "tiers", "services")
+    )
+    found = [
+        name for name in done.stdout.split() if name in roots or name in parts or name.startswith(tuple(f"{p}." for p in parts))
+    ]
+    assert found == []

@@ -22,7 +22,7 @@ import pytest
 
 from tests.parts import FaultyTier, Regions, new_pressure
 from tmemfs import cli, daemon
-from tmemfs.cli import defaults, demo, doctor, lifecycle, view
+from tmemfs.cli import control_io, defaults, demo, doctor, lifecycle
 from tmemfs.control import ControlDirectory
 from tmemfs.jobs.engine import Engine
 from tmemfs.jobs.services import Limits, Services
@@ -171,7 +171,7 @@ def _leave_out_effects(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lifecycle, "down", lambda *_, **__: "nothing is up")
     patch.setattr(lifecycle, "umount", lambda *_, **__: None)
     patch.setattr(demo, "run", try_demo)
-    patch.setattr(view, "_write", lambda fd, value, reason: None)
+    patch.setattr(control_io, "_write", lambda fd, value, reason: None)
     patch.setattr(doctor, "_pressure", lambda name: doctor.Check(name, True, "not tried"))
 
 

@@ -1,4 +1,4 @@
-"""The sample pages: real, and no two alike."""
+"""Pages of a real process: no two alike, and the same whenever they are asked for."""
 
 from __future__ import annotations
 

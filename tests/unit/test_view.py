@@ -17,7 +17,7 @@ import pytest
 from tests.parts import FaultyTier, Regions, new_pressure, page_of
 from tests.waiting import HANG_S
 from tmemfs import __version__
-from tmemfs.cli import view
+from tmemfs.cli import control_io, view
 from tmemfs.control import ControlDirectory
 from tmemfs.errors import BadValue, Busy, FellShort, OutOfRange, Refused, TmemfsError
 from tmemfs.fuse.errnos import errno_of
@@ -76,7 +76,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_numbers_are_read_as_numbers(mount: Path) -> None:
-    assert view.read_stat(mount) == STAT
+    assert control_io.read_stat(mount) == STAT
 
 
 def test_the_lines_for_people(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,8 +208,8 @@ def test_what_a_daemon_says_can_be_shown(tmp_path: Path, capsys: pytest.CaptureF
         (tmp_path / "control" / attribute.name).write_text(attribute.read())
     view.print_stat(tmp_path)
     assert lines(capsys)[1:3] == ["state:       running", "swapped out: 4 KiB of 256 KiB"]
-    assert view.read_stat(tmp_path)["version"] == __version__
-    assert view.read_stat(tmp_path).keys() == units().keys()
+    assert control_io.read_stat(tmp_path)["version"] == __version__
+    assert control_io.read_stat(tmp_path).keys() == units().keys()
     regions.close()
 
 
@@ -226,27 +226,27 @@ def test_what_to_try_next_names_a_mountpoint_that_is_not_the_usual_one(capsys: p
 @pytest.mark.parametrize("key", ["stat", "pool.max"])
 def test_a_directory_that_is_no_mount_is_said_with_the_next_step(tmp_path: Path, key: str) -> None:
     with pytest.raises(Refused, match=f"nothing is mounted at {tmp_path}: run 'tmemfs up' or give the mountpoint"):
-        view.read_control(tmp_path, key)
+        control_io.read_control(tmp_path, key)
     with pytest.raises(Refused, match="nothing is mounted"):
-        view.write_control(tmp_path, key, "1")
+        control_io.write_control(tmp_path, key, "1")
 
 
 def test_an_unknown_file_is_said_with_those_there_are(mount: Path) -> None:
     with pytest.raises(BadValue, match=r"no control file 'pool': choose from pool\.current, shrink, stat, state"):
-        view.read_control(mount, "pool")
+        control_io.read_control(mount, "pool")
 
 
 @pytest.mark.parametrize("key", ["", "../swap", "/etc/passwd", "a/b"])
 def test_a_name_that_leaves_the_directory_is_refused(mount: Path, key: str) -> None:
     with pytest.raises(BadValue, match=f"is not a control file: see 'ls {mount}/control'"):
-        view.read_control(mount, key)
+        control_io.read_control(mount, key)
     with pytest.raises(BadValue, match="is not a control file"):
-        view.write_control(mount, key, "1")
+        control_io.write_control(mount, key, "1")
 
 
 def test_an_unknown_file_is_said_with_the_nearest(mount: Path) -> None:
     with pytest.raises(BadValue, match=r"no control file 'pol.current', did you mean pool\.current\?: choose from"):
-        view.read_control(mount, "pol.current")
+        control_io.read_control(mount, "pol.current")
 
 
 def test_a_column_there_is_none_of_is_said_with_the_nearest(mount: Path) -> None:
@@ -273,7 +273,7 @@ def test_the_daemons_own_reason_reaches_the_user(mount: Path, monkeypatch: pytes
     with monkeypatch.context() as patch:
         refusing(patch, mount, errno_of(kind("")), "a pool limit of 1M is too small: give 10 MiB or more\n")
         with pytest.raises(kind) as caught:
-            view.write_control(mount, "pool.max", "1M")
+            control_io.write_control(mount, "pool.max", "1M")
     assert str(caught.value) == "pool.max: a pool limit of 1M is too small: give 10 MiB or more"
 
 
@@ -283,7 +283,7 @@ def test_a_daemon_that_says_no_reason_has_its_errno_explained(mount: Path, monke
     with monkeypatch.context() as patch:
         refusing(patch, mount, errno.EINVAL, said)
         with pytest.raises(BadValue, match=r"'1M' is not a value of pool\.max: see docs/control\.md"):
-            view.write_control(mount, "pool.max", "1M")
+            control_io.write_control(mount, "pool.max", "1M")
 
 
 def test_every_setting_is_listed_on_a_line(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -326,7 +326,7 @@ def test_an_answer_is_in_words_on_a_terminal_and_in_figures_elsewhere(
 
 def test_a_value_is_written_as_a_line(mount: Path) -> None:
     (mount / "control" / "pool.max").write_text("")
-    view.write_control(mount, "pool.max", "2G")
+    control_io.write_control(mount, "pool.max", "2G")
     assert (mount / "control" / "pool.max").read_text() == "2G\n"
 
 
@@ -346,7 +346,7 @@ def test_an_error_crosses_the_control_file_and_stays_what_it_is(
     with monkeypatch.context() as patch:
         failing(patch, errno_of(kind("")))
         with pytest.raises(kind) as caught:
-            view.write_control(mount, "shrink", "64M")
+            control_io.write_control(mount, "shrink", "64M")
     assert type(caught.value) is kind
 
 
@@ -368,14 +368,14 @@ def test_every_errno_is_said_with_the_next_step(mount: Path, monkeypatch: pytest
     with monkeypatch.context() as patch:
         failing(patch, number)
         with pytest.raises(TmemfsError, match=message):
-            view.write_control(mount, "shrink", "64M")
+            control_io.write_control(mount, "shrink", "64M")
 
 
 def test_an_empty_value_that_may_not_be_written_is_said_so(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         failing(patch, errno.EACCES)
         with pytest.raises(Refused, match="state cannot be written"):
-            view.write_control(mount, "state", "")
+            control_io.write_control(mount, "state", "")
 
 
 # `shrink` asks in a thread of its own, to show a bar meanwhile; the files here answer at once.

@@ -7,7 +7,8 @@ imported when the command that needs it is known: `tmemfs down` works where noth
     commands     one function per command
     start        how `up` and `mount` start a daemon
     lifecycle    the steps of up, mount, down and umount
-    view         control files read, written and shown as tables
+    control_io   control files read and written through the mount
+    view         what they say as tables, and requests with a progress bar
     differences  what a second `up` asks for against what runs
     doctor       what the machine has of what tmemfs needs
     demo         the store alone, without a mount

@@ -100,13 +100,13 @@ def umount(arguments: argparse.Namespace) -> int:
 
 def stat(arguments: argparse.Namespace) -> int:
     """Show control/stat in the form that is asked for."""
-    from tmemfs.cli import lifecycle, view
+    from tmemfs.cli import control_io, lifecycle, view
 
     mountpoint = lifecycle.readable_at(arguments.mountpoint)
     if arguments.json:
         view.print_json(mountpoint)
     elif arguments.raw:
-        print(view.read_control(mountpoint, "stat"), end="")
+        print(control_io.read_control(mountpoint, "stat"), end="")
     elif arguments.output is not None:
         view.print_columns(mountpoint, arguments.output.split(","), arguments.bytes, not arguments.noheadings)
     else:
@@ -136,7 +136,8 @@ def _seconds(text: str | None) -> float | None:
 
 def get(arguments: argparse.Namespace) -> int:
     """Print one control file, or all that hold one value."""
-    from tmemfs.cli.view import print_settings, read_control
+    from tmemfs.cli.control_io import read_control
+    from tmemfs.cli.view import print_settings
 
     if arguments.key is None:
         print_settings(arguments.mountpoint)
@@ -147,7 +148,7 @@ def get(arguments: argparse.Namespace) -> int:
 
 def set_(arguments: argparse.Namespace) -> int:
     """Write one control file."""
-    from tmemfs.cli.view import write_control
+    from tmemfs.cli.control_io import write_control
 
     key, value = arguments.key, arguments.value
     if value is None:
