@@ -1,4 +1,4 @@
-"""A memory cgroup for a hog: v1 or v2, whichever the machine has. Needs root."""
+"""A memory cgroup for a hog, v1 or v2, whichever the machine has. Needs root."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def memory_controller() -> str | None:
 
 
 class MemoryCgroup:
-    """A cgroup of its own with at most `limit_bytes` of RAM; swap is not limited. Removed at the end."""
+    """A new cgroup with at most `limit_bytes` of RAM; swap is not limited. Removed at the end."""
 
     def __init__(self, name: str, limit_bytes: int) -> None:
         version = memory_controller()
@@ -51,12 +51,13 @@ class MemoryCgroup:
         return self.path / ("tasks" if self._is_v1 else "cgroup.procs")
 
     def add(self, pid: int) -> None:
-        """Move `pid` in."""
+        """Move process `pid` into the cgroup."""
         self.tasks.write_text(str(pid))
 
     def reclaim(self) -> None:
-        """Reclaim what is left here: pages of processes that ended while their pages were on their way to swap."""
-        with suppress(OSError):  # less was there than asked for
+        """Reclaim what is left: pages of processes that ended while their pages were being swapped out."""
+        # less was left than is asked for
+        with suppress(OSError):
             if self._is_v1:
                 (self.path / "memory.force_empty").write_text("0")
             else:

@@ -1,10 +1,10 @@
-"""A program that locks memory, 2 MiB at a time, at a given rate or as fast as it goes: what must not be killed by a swap.
+"""A program that locks memory, 2 MiB at a time, at a given rate or as fast as possible, and must not be killed because of a swap.
 
     python tools/grow.py --size 450M --rate 600M [--tasks FILE] [--hold S]
 
-Enters the cgroup whose tasks file is given before it locks anything. Prints the rate it reached, in MB per second, and keeps the
-memory for S seconds; exit 3 where the kernel refuses to lock more. The time that it waited for a processor is left out of the rate:
-other programs took that, and what is asked is how long it waited for memory.
+It enters the cgroup with the given tasks file before it locks anything. It prints the rate that it reached, in MB per second, and
+keeps the memory for S seconds. Exit code 3 if the kernel refuses to lock more. The rate leaves out the time that it waited for a
+processor: that was due to other programs, and the question is how long it waited for memory.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _libc.mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 
 def grow(size: int, rate: float, hold_s: float) -> bool:
-    """Lock `size` bytes at `rate` bytes per second or less at any moment, say the rate reached, and hold them.
+    """Lock `size` bytes at no more than `rate` bytes per second at any moment, print the rate reached, and hold them.
 
-    False if the kernel refused.
+    Returns False if the kernel refused.
     """
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
@@ -38,7 +38,7 @@ def grow(size: int, rate: float, hold_s: float) -> bool:
     for at in range(0, size, STEP_BYTES):
         while (now := time.monotonic()) < next_at:
             pass
-        # from now on, not from when it was due: what another program has delayed is not made up for by a burst
+        # counted from now, not from when it was due: a delay by another program must not be followed by a burst
         next_at = now + STEP_BYTES / rate
         if _libc.mlock(base + at, min(STEP_BYTES, size - at)):
             return False
@@ -48,7 +48,7 @@ def grow(size: int, rate: float, hold_s: float) -> bool:
 
 
 def _waited_s() -> float:
-    """How long this process was ready to run and did not, in all; 0 where the kernel does not tell."""
+    """The total time that this process was ready to run and did not; 0 if the kernel does not count that."""
     try:
         return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
     except (OSError, IndexError):
@@ -56,7 +56,7 @@ def _waited_s() -> float:
 
 
 def main() -> int:
-    """Lock what is asked for."""
+    """Lock the memory that is asked for."""
     parser = argparse.ArgumentParser(description="Lock memory at a rate.")
     parser.add_argument("--size", required=True)
     parser.add_argument("--rate", default="1T")

@@ -1,11 +1,11 @@
-"""A memory hog that verifies every byte: touches real pages in random order and compares a hash of each with what it wrote.
+"""A memory hog that verifies every byte: it touches real pages in random order and compares a hash of each with what it wrote.
 
     python tools/hog.py --size 1G --rounds 2 [--tasks FILE] [--seed N]
     python tools/hog.py --size 1G --churn 0.2 [--tasks FILE] [--seed N]
 
-Enters the cgroup whose tasks file is given before it allocates. Prints one JSON object; exit 1 if a page was wrong.
+It enters the cgroup with the given tasks file before it allocates. It prints one JSON object; exit code 1 if a page was wrong.
 
-With --churn it goes on until its standard input ends: each round verifies all pages, frees that share of them in runs, verifies
+With --churn it runs until its standard input ends. Each round verifies all pages, frees the given share of them in runs, verifies
 that those are zero, and fills them with other pages. It prints one JSON object per round, and ends at the first wrong page.
 """
 
@@ -31,19 +31,22 @@ from tmemfs.cli.real_pages import RealPages
 from tmemfs.units import PAGE_BYTES, parse_size
 
 _ZERO_HASH: Final = xxhash.xxh3_64_intdigest(bytes(PAGE_BYTES))
-#: Lengths of what is freed at once: single pages, and clusters of the kernel that are discarded whole.
+#: Pages freed at once: single ones, and whole clusters of the kernel, which it discards.
 _RUNS: Final = (1, 16, 512, 2048)
 
 
 def main() -> int:
-    """Fill, then verify as often as asked."""
+    """Fill, then verify as often as requested."""
     parser = argparse.ArgumentParser(description="Touch memory in random order and verify every byte.")
     parser.add_argument("--size", default="256M")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--churn", type=float, metavar="SHARE", help="free and fill this share of the pages per round, until told")
+    parser.add_argument(
+        "--churn", type=float, metavar="SHARE", help="free and fill this share of the pages per round, until the input ends"
+    )
     parser.add_argument("--tasks", type=Path, help="tasks file of the cgroup to enter")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    # before it enters the cgroup: these pages are not part of the hog
     supply = RealPages(arguments.seed)
     if arguments.tasks:
         arguments.tasks.write_text(str(os.getpid()))
@@ -57,6 +60,7 @@ def main() -> int:
 def hog(count: int, rounds: int, supply: RealPages, random: Random) -> dict[str, float]:
     """Fill `count` pages in random order and verify them `rounds` times, each time in another order."""
     memory = mmap.mmap(-1, count * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # huge pages are swapped out as a whole, or split first: that is not what is tested
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     order = array("l", range(count))
     hashes = array("Q", bytes(8 * count))
@@ -92,7 +96,7 @@ def _verify(memory: mmap.mmap, order: array[int], hashes: array[int], touches: a
 
 
 class Churned:
-    """Pages whose content is known at any time, by a hash of each, that are freed and filled again."""
+    """Pages that are freed and filled again, with a hash of what each contains."""
 
     def __init__(self, count: int, supply: RealPages, random: Random) -> None:
         self._count = count
@@ -105,7 +109,7 @@ class Churned:
         self._order = array("l", range(count))
 
     def fill(self) -> int:
-        """Write other pages wherever there are none; how many."""
+        """Write new content to all free pages; returns how many."""
         self._random.shuffle(self._order)
         empty = [number for number in self._order if self.hashes[number] == _ZERO_HASH]
         for number in empty:
@@ -116,7 +120,7 @@ class Churned:
         return len(empty)
 
     def free(self, share: float) -> int:
-        """Free runs of pages until that share of them is; how many. What is free is zero."""
+        """Free runs of pages until `share` of all is free; returns how many. A free page is zero."""
         freed = 0
         while freed < share * self._count:
             first = self._random.randrange(self._count)
@@ -128,13 +132,13 @@ class Churned:
         return freed
 
     def verify(self) -> int:
-        """How many pages are not what they were filled with."""
+        """How many pages do not have the content that was written."""
         self._random.shuffle(self._order)
         return _verify(self._memory, self._order, self.hashes, array("d"))
 
 
 def churn(pages: Churned, share: float) -> int:
-    """Rounds until the standard input ends; 1 if a page was wrong."""
+    """Run rounds until the standard input ends; returns 1 if a page was wrong."""
     while True:
         filled, wrong = pages.fill(), pages.verify()
         is_last = bool(select.select([sys.stdin], [], [], 0)[0])

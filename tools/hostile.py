@@ -1,13 +1,13 @@
-"""What unprivileged processes can do to the page path and to the daemon's memory by way of the control files.
+"""What unprivileged processes can do to the page path and to the daemon's memory through the control files.
 
     python -m tools.hostile loads [--readers 8] [--rounds 5] [--seconds 2] [--loop]
     python -m tools.hostile handles [--count 20000] [--loop]
 
-`loads` measures loads of pages in RAM, one by one (preads of 4 KiB, O_DIRECT, of the image or a loop device over it), in turn:
-alone; beside readers that are as hungry, but ask a tmpfs; and beside readers of the control files. Busy processes by themselves
-take the CPU from everything, so the second is what the third is compared with. `handles` opens files, reads a part of each, then
-all, closes them at once while pages are loaded, and says what that took of the daemon's memory. Both mount a tmemfs of their own,
-without swap. Needs root.
+`loads` measures loads of pages in RAM, one by one (preads of 4 KiB, O_DIRECT, of the image or a loop device over it), in three
+situations: alone; next to readers of a tmpfs; and next to readers of the control files. Any busy process takes CPU from everything
+else, so the third is compared with the second. `handles` opens files, reads a part of each, then all of it, and closes them at once
+while pages are loaded. It prints how much memory of the daemon that takes. Both mount a tmemfs of their own, without swap. Need
+root.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SETTLE_S: Final = 0.3
 
 @contextmanager
 def unprivileged(count: int, work: Callable[[], None]) -> Iterator[list[int]]:
-    """`count` processes of nobody that do `work` until the end."""
+    """`count` processes of the user nobody that do `work` until the end of the block."""
     pids = []
     for _ in range(count):
         pid = os.fork()
@@ -62,7 +62,7 @@ def unprivileged(count: int, work: Callable[[], None]) -> Iterator[list[int]]:
 
 
 def ask_everything(directory: Path) -> None:
-    """Ask what an ordinary user can ask, of every file, for ever."""
+    """Do what an ordinary user can do with every file, for ever."""
     while True:
         for name in os.listdir(directory):
             path = directory / name
@@ -85,7 +85,7 @@ def ask_everything(directory: Path) -> None:
 
 
 def loads_us(image: Path, seconds: float) -> list[float]:
-    """Times of loads of one page each, from RAM, in microseconds."""
+    """The times of loads of one page each, from RAM, in microseconds."""
     fd = os.open(image, os.O_RDONLY | os.O_DIRECT)
     found: list[float] = []
     try:
@@ -127,9 +127,9 @@ def loop_device(image: Path) -> Iterator[Path]:
 
 
 def compare_loads(place: Place, file: Path, decoy: Path, readers: int, rounds: int, seconds: float) -> None:
-    """Print p50 and p99 of each round and the medians, of loads from `file`."""
+    """Print p50 and p99 of loads from `file` for each round, and the medians."""
     store(place.image)
-    asked = {"alone": None, "beside readers of a tmpfs": decoy, "beside readers of control files": place.mountpoint / "control"}
+    asked = {"alone": None, "next to readers of a tmpfs": decoy, "next to readers of control files": place.mountpoint / "control"}
     p50s: dict[str, list[float]] = {kind: [] for kind in asked}
     pid = place.pid
     for _ in range(rounds):
@@ -155,7 +155,7 @@ def names_for_others(place: Place) -> list[str]:
 
 
 def use_many(names: list[str], count: int, tell: int, go: int) -> None:
-    """Open `count` files, read a part of each, read each to its end, close them all, and tell after each step."""
+    """Open `count` files, read a part of each, read each to its end, close them all; write a byte to `tell` after each step."""
     fds = [os.open(names[at % len(names)], os.O_RDONLY) for at in range(count)]
     os.write(tell, b".")
     os.read(go, 1)
@@ -175,7 +175,7 @@ def use_many(names: list[str], count: int, tell: int, go: int) -> None:
 
 
 def open_many(place: Place, file: Path, count: int) -> None:
-    """Print what `count` handles of unprivileged processes take of the daemon's memory; and loads from `file` at their close."""
+    """Print how much memory of the daemon `count` handles take, and the times of loads from `file` while they are closed."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     processes = -(-count // (most - 100))
@@ -197,7 +197,7 @@ def open_many(place: Place, file: Path, count: int) -> None:
 
 
 def main() -> int:
-    """Do what is asked."""
+    """Run the command that is asked for."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.hostile", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

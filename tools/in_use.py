@@ -1,7 +1,8 @@
 """`python3 tools/in_use.py DIRECTORY`: exit code 1 and the reasons if a tmemfs is up, or a program runs from DIRECTORY.
 
-For `make clean`, which removes the code of a daemon otherwise: what of it is not in RAM is read from its files. Standard library
-only: the virtual environment may be gone. A process whose mappings this user may not read is not looked at.
+For `make clean`, which would otherwise remove the code of a running daemon: the parts of it that are not in RAM are read from its
+files. Standard library only, since the virtual environment may be gone. Processes whose mappings this user may not read are
+ignored.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ _TYPE = b" fuse.tmemfs "
 
 
 def mountpoints(table: bytes) -> list[str]:
-    """Where a tmemfs is mounted, of /proc/self/mounts; bytes that are not UTF-8 escaped."""
+    """The mountpoints of tmemfs in `table` (/proc/self/mounts), with bytes escaped that are not UTF-8."""
     return [line.split(b" ")[1].decode(errors="backslashreplace") for line in table.split(b"\n") if _TYPE in line]
 
 
 def processes_from(directory: Path, proc: Path = Path("/proc")) -> list[int]:
-    """Processes, but this one, that have a file below `directory` mapped."""
+    """Processes except this one that have a file below `directory` mapped."""
     below, found = os.fsencode(directory) + b"/", []
     for place in proc.iterdir():
         if place.name.isdigit() and int(place.name) != os.getpid():
@@ -31,7 +32,7 @@ def processes_from(directory: Path, proc: Path = Path("/proc")) -> list[int]:
 
 
 def main(directory: Path) -> int:
-    """The exit code."""
+    """Print the reasons; returns the exit code."""
     reasons = [f"{place} is mounted" for place in mountpoints(Path("/proc/self/mounts").read_bytes())]
     reasons += [f"process {pid} runs from {directory}" for pid in processes_from(directory.absolute())]
     for reason in reasons:

@@ -1,4 +1,4 @@
-"""Interrupts of tools that leave nothing behind: the first signal ends what goes on, and nothing interrupts the ending."""
+"""Interrupts of tools that must leave nothing behind: the first signal ends the work, and no signal interrupts the cleanup."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from types import FrameType
 from typing import Final
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-#: What a caller may ignore, and its children with it: nohup does so with SIGHUP, a shell with SIGINT in its background jobs.
+#: Signals that a caller, and so its children, may ignore: nohup ignores SIGHUP, a shell SIGINT in its background jobs.
 _INHERITED: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD)
 
 
 @contextmanager
 def interruptible(does: str) -> Iterator[None]:
-    """SIGTERM and SIGINT end what is within, once, and say what that `does`."""
+    """Have the first SIGTERM or SIGINT end the block, and print what that `does`."""
 
     def once(number: int, frame: FrameType | None) -> None:
+        # before the exception: a second signal would interrupt the cleanup
         for one in _SIGNALS:
             signal.signal(one, signal.SIG_IGN)
         print(f"{signal.Signals(number).name}: {does}", file=sys.stderr, flush=True)
@@ -33,7 +34,7 @@ def interruptible(does: str) -> Iterator[None]:
 
 
 def usual_signals() -> None:
-    """No signal ignored or blocked. For a child (`preexec_fn`) that is ended by one: our own caller may ignore it."""
+    """Ignore and block no signal. For a child (`preexec_fn`) that is ended by a signal: our own caller may ignore it."""
     for one in _INHERITED:
         signal.signal(one, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -41,7 +42,7 @@ def usual_signals() -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """No signal between what is done and the registration of what undoes it."""
+    """Hold back signals between a step and the registration of what undoes it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield

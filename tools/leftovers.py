@@ -1,10 +1,10 @@
-"""What a run left behind on this machine: swaps, loop devices, mounts, cgroups and processes of its own, and kernel settings.
+"""What a run left behind on this machine: its swaps, loop devices, mounts, cgroups and processes, and changed kernel settings.
 
-Its own is what lies below its directory: a loop device over a file there and the swap on it, a mount there, a process with a path
-there in its command line; and cgroups that its process made (tools/cgroup.py names them by it). Other runs on the same machine are
-left out, but for kernel settings: those are compared only while no other tmemfs is mounted, for each of them changes some.
+A run owns what is below its directory: a loop device over a file there and the swap on it, a mount there, a process with a path
+there in its command line. It also owns the cgroups that its process made (tools/cgroup.py names them after it). What other runs own
+is ignored. Kernel settings are compared only while no other tmemfs is mounted, since each of them changes some.
 
-Reads /proc and /sys only. Texts of the kernel are bytes, whose names need not be UTF-8.
+Reads /proc and /sys only. Texts of the kernel are bytes, since names need not be UTF-8.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Final
 #: Settings of the kernel that a daemon changes while it runs.
 SETTINGS: Final = ("vm/min_free_kbytes", "vm/watermark_boost_factor")
 _CGROUPS: Final = ("fs/cgroup/memory", "fs/cgroup")
-_LOOK_S: Final = 0.1
+_POLL_S: Final = 0.1
 _FS_TYPE: Final = b"fuse.tmemfs"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Kernel settings as they were, and whether another tmemfs may have changed them."""
+    """Kernel settings at one time, and whether another tmemfs may have changed them."""
 
     values: tuple[tuple[str, str], ...]
     are_shared: bool
@@ -35,7 +35,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The machine as a run below `directory` sees it; `owner` is the process that makes its cgroups."""
+    """The machine from the view of a run below `directory`; `owner` is the process that makes its cgroups."""
 
     directory: Path
     owner: int
@@ -48,7 +48,7 @@ class Machine:
         return Settings(tuple(values), any(kind == _FS_TYPE and not self._is_below(place) for place, kind in self._mounts()))
 
     def left(self, before: Settings) -> list[str]:
-        """One line for each thing that is there and should not be."""
+        """One line for each thing that is left."""
         loops = dict(self._loops())
         swaps = [name for name in self._swaps() if name in loops or self._is_below(name)]
         return [
@@ -61,10 +61,10 @@ class Machine:
         ]
 
     def wait(self, before: Settings, limit_s: float) -> list[str]:
-        """What is left when nothing is any more, or after `limit_s`: an unmount is not the end of its daemon yet."""
+        """What is left after `limit_s`, or earlier if nothing is: a daemon ends some time after its unmount."""
         deadline = time.monotonic() + limit_s
         while (left := self.left(before)) and time.monotonic() < deadline:
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
         return left
 
     def _changed(self, before: Settings) -> list[str]:
@@ -82,7 +82,7 @@ class Machine:
         return [_unescaped(line.split()[0]) for line in (self.proc / "swaps").read_bytes().split(b"\n")[1:] if line]
 
     def _loops(self) -> Iterator[tuple[bytes, bytes]]:
-        """Device and file of each that is attached to a file of ours."""
+        """Device and file of each loop device that is attached to a file below our directory."""
         for backing in sorted((self.sys / "block").glob("loop*/loop/backing_file")):
             with suppress(OSError):  # detached meanwhile
                 file = backing.read_bytes().rstrip(b"\n").removesuffix(b" (deleted)")
@@ -90,7 +90,7 @@ class Machine:
                     yield b"/dev/" + os.fsencode(backing.parent.parent.name), file
 
     def _mounts(self) -> list[tuple[bytes, bytes]]:
-        """Place and type of each."""
+        """Place and type of each mount."""
         rows = [line.split(b" ") for line in (self.proc / "self" / "mounts").read_bytes().split(b"\n") if line]
         return [(_unescaped(row[1]), row[2]) for row in rows]
 
@@ -99,7 +99,7 @@ class Machine:
         return [path for parent in parents for path in sorted(parent.glob(f"tmemfs-*-{self.owner}"))]
 
     def _processes(self) -> Iterator[tuple[int, bytes]]:
-        """All but this one and those that started it."""
+        """Processes with a path below our directory in their command line, except this one and its ancestors."""
         kin, place = self._kin(), re.compile(re.escape(os.fsencode(self.directory)) + b"(/|$)")
         for entry in sorted(self.proc.glob("[0-9]*")):
             with suppress(OSError):  # ended meanwhile
@@ -119,7 +119,7 @@ class Machine:
 
 
 def _unescaped(name: bytes) -> bytes:
-    """As it is, not as the kernel's tables write what would part a line."""
+    """The name without the escapes that the kernel's tables use for characters that separate fields."""
     for code in (b"\\040", b"\\011", b"\\012", b"\\134"):
         name = name.replace(code, bytes([int(code[1:], 8)]))
     return name

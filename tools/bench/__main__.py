@@ -1,6 +1,6 @@
 """`python -m tools.bench [--quick] [--directory DIR] [--output DIR]`: measure, print the table, write core.json and core.png.
 
-Needs root, FUSE and fio. Every comparison is interleaved within one run; figures are medians. Leaves nothing behind.
+Needs root, FUSE and fio. The sides of each comparison are interleaved within one run; figures are medians. Leaves nothing behind.
 """
 
 from __future__ import annotations

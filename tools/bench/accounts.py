@@ -1,10 +1,10 @@
-"""What a swap costs beside time: CPU of its daemon, of kernel threads and of who faults; bytes and requests at the disk.
+"""The costs of a swap other than time: CPU of daemon, kernel threads and faulting processes; requests and bytes at the disk.
 
-Counters are read before and after, and subtracted. CPU time comes from /proc/PID/task/*/schedstat, which counts nanoseconds; where
-the kernel does not have it, from /proc/PID/stat, which counts ticks of 4 ms or so. Kernel threads are those that kthreadd started:
-loop's requests are carried out by kworkers, so the CPU of all kworkers stands beside that of the daemon (work of others in them is
-counted too, and what a kworker did that ended meanwhile is not). Disk requests are the disk's own (/proc/diskstats), swapped pages
-the kernel's (/proc/vmstat). The parsers are pure.
+Counters are read before and after, and subtracted. CPU time comes from /proc/PID/task/*/schedstat in nanoseconds, or where the
+kernel does not have that, from /proc/PID/stat in ticks of about 4 ms. Kernel threads are the children of kthreadd. Kworkers carry
+out the requests of loop, so the CPU of all kworkers is given next to that of the daemon. It includes other work of theirs, and does
+not include kworkers that ended meanwhile. Disk requests are the disk's own count (/proc/diskstats), swapped pages the kernel's
+(/proc/vmstat). The parsers are pure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _VMSTAT: Final = ("pswpin", "pswpout", "zswpin", "zswpout", "zswpwb")
 
 @dataclass(frozen=True, slots=True)
 class DiskCounters:
-    """Completed requests and their bytes."""
+    """Completed requests of a disk and their bytes."""
 
     reads: int = 0
     read_bytes: int = 0
@@ -54,7 +54,7 @@ class Usage:
     each_kworker_s: Mapping[int, float] = field(default_factory=dict)
 
     def since(self, before: Usage) -> Usage:
-        """What was used from `before` on."""
+        """What was used since `before`."""
         return Usage(
             self.wall_s - before.wall_s,
             self.daemon_s - before.daemon_s,
@@ -72,25 +72,25 @@ class Usage:
 
     @property
     def pages_out(self) -> int:
-        """Pages that went out: to the device, or into zswap, and not those that zswap passed on later."""
+        """Pages swapped out, to the device or into zswap, without those that zswap wrote back later."""
         return self.swapped.get("pswpout", 0) + self.swapped.get("zswpout", 0) - self.swapped.get("zswpwb", 0)
 
     @property
     def pages_in(self) -> int:
-        """Pages that came in, from the device or from zswap."""
+        """Pages swapped in, from the device or from zswap."""
         return self.swapped.get("pswpin", 0) + self.swapped.get("zswpin", 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """Reads the counters of the daemon's processes, of those that fault, and of one disk ('254:0')."""
+    """Reads the counters of the daemon's processes, of the faulting processes, and of one disk ('254:0')."""
 
     daemons: tuple[int, ...]
     processes: tuple[int, ...]
     disk: str
 
     def now(self) -> Usage:
-        """Everything, at this moment."""
+        """All counters of this moment."""
         threads = list(_kernel_threads(place.name for place in _PROC.iterdir()))
         kworkers = {pid: seconds for pid, name, seconds in threads if name.startswith("kworker")}
         return Usage(
@@ -106,7 +106,7 @@ class Meter:
 
 
 def parse_diskstats(text: str, device: str) -> DiskCounters:
-    """Counters of 'MAJOR:MINOR' in /proc/diskstats; nothing if it is not there (Documentation/admin-guide/iostats.rst)."""
+    """Counters of 'MAJOR:MINOR' in /proc/diskstats; zeros if it is missing (Documentation/admin-guide/iostats.rst)."""
     major, minor = device.split(":")
     for line in text.splitlines():
         fields = line.split()
@@ -117,13 +117,13 @@ def parse_diskstats(text: str, device: str) -> DiskCounters:
 
 
 def parse_flat(text: str) -> dict[str, int]:
-    """`key value` lines; those whose value is no number are left out."""
+    """The `key value` lines whose value is a number."""
     pairs = (line.split() for line in text.splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
 
 
 def parse_stat_cpu_s(text: str, ticks: int = _TICKS) -> float:
-    """User and system time in /proc/PID/stat; the name may hold anything, brackets and spaces too."""
+    """User and system time in /proc/PID/stat; the name may contain anything, brackets and spaces too."""
     fields = text.rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / ticks
 
@@ -139,26 +139,26 @@ def parse_stat_name(text: str) -> str:
 
 
 def parse_mm_stat(text: str) -> dict[str, int]:
-    """zram's mm_stat, the fields that compare (Documentation/admin-guide/blockdev/zram.rst)."""
+    """The fields of zram's mm_stat that are compared (Documentation/admin-guide/blockdev/zram.rst)."""
     names = ("original_bytes", "compressed_bytes", "ram_bytes", "ram_limit", "ram_peak", "same_pages", "compacted", "huge_pages")
     return dict(zip(names, map(int, text.split()), strict=False))
 
 
 def cpu_s(pid: int) -> float:
-    """CPU time of all threads of `pid` so far; 0 if it has gone."""
+    """CPU time of all threads of `pid` so far; 0 if it has ended."""
     with suppress(OSError):
         return sum(_thread_cpu_s(thread) for thread in (_PROC / str(pid) / "task").iterdir())
     return 0.0
 
 
 def disk_of(path: Path) -> str:
-    """'MAJOR:MINOR' of the disk that `path` lies on."""
+    """'MAJOR:MINOR' of the disk that holds `path`."""
     device = path.stat().st_dev
     return f"{os.major(device)}:{os.minor(device)}"
 
 
 def _grown(before: float, now: float) -> float:
-    """How much a counter has grown; one that is less than before is another's."""
+    """How much a counter has grown; one that is smaller than before belongs to another process."""
     return now - before if now >= before else now
 
 

@@ -1,9 +1,9 @@
-"""`python -m tools.bench.anatomy [--rounds N] [--output DIR]`: what the daemon's CPU goes to, in a swap-in from RAM and a swap-out.
+"""`python -m tools.bench.anatomy [--rounds N] [--output DIR]`: where the CPU time of a swap-in from RAM and of a swap-out is spent.
 
-A relay serves a socket pair instead of /dev/fuse, which another process feeds with the kernel's requests, one at a time: reads of
-one page, writes of 32. Each step's cost is the difference between two variants that differ by that step alone; rounds are
-interleaved and figures are medians, in microseconds of CPU of the thread that serves, a page. What the kernel does beyond two
-system calls on a socket (FUSE, loop, wake-ups) is not in them. Needs neither root nor FUSE.
+A relay serves a socket pair instead of /dev/fuse. Another process feeds it with the kernel's requests, one at a time: reads of one
+page, writes of 32. The cost of a step is the difference between two variants that differ in that step alone. Rounds are
+interleaved, and figures are medians in microseconds of CPU per page of the serving thread. They do not include what the kernel does
+beyond two system calls on a socket (FUSE, loop, wake-ups). Needs neither root nor FUSE.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _request(opcode: int, offset: int, size: int) -> bytes:
 
 
 def _empty(codec: str) -> Engine:
-    """A store whose frames have their memory, as a daemon's reserve has."""
+    """An empty store whose frames are faulted in, like the reserve of a daemon."""
     frames = PAGES * PAGE_BYTES * 3 // 2 >> 20
     tmem = Tmem(SlotTable(PAGES), SegmentTable(2 * frames), Arena(frames, frames), Extents(frames))
     tmem.arena.view[::PAGE_BYTES] = bytes(frames << 20)[::PAGE_BYTES]
@@ -141,7 +141,7 @@ def _empty(codec: str) -> Engine:
 
 
 def _filled(kind: str) -> Engine:
-    """A store with pages of one kind: 'zero', 'raw' (kept as they are) or 'lz4'."""
+    """A store full of pages of one kind: 'zero', 'raw' (kept as they are) or 'lz4'."""
     engine, pages = _empty("none" if kind == "raw" else "lz4"), RealPages()
     for slot in range(PAGES):
         engine.pager.write(slot * PAGE_BYTES, memoryview(bytes(PAGE_BYTES) if kind == "zero" else pages.page(slot)))
@@ -169,7 +169,7 @@ def _bare(device: int, reply: bytes) -> None:
 
 
 def _served(serve: Callable[[int], None], requests: list[bytes], pages: int) -> float:
-    """Microseconds of CPU a page that `serve` takes for `requests`, asked one after the other by a process of their own."""
+    """Microseconds of CPU per page that `serve` needs for `requests`, which another process sends one after the other."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
@@ -193,7 +193,7 @@ def _served(serve: Callable[[int], None], requests: list[bytes], pages: int) -> 
 
 
 def _ask(end: socket.socket, requests: list[bytes]) -> None:
-    """In the child: ask, and wait for each reply; never returns."""
+    """In the child: send requests, and wait for each reply; never returns."""
     try:
         reply = bytearray(wire.REPLY_BYTES + PAGE_BYTES)
         for request in requests:
@@ -218,7 +218,7 @@ def _plot(file: Path, found: dict[str, Steps]) -> None:
         bars = panel.barh(list(found), costs, left=left, color=f"C{number}", label=short)
         panel.bar_label(bars, [f"{us:.1f}" for us in costs], label_type="center", fontsize=8)
         left = [at + us for at, us in zip(left, costs, strict=True)]
-    panel.set(xlabel="CPU of the daemon's thread, us a page")
+    panel.set(xlabel="CPU of the daemon's thread, us per page")
     panel.legend(ncols=len(_SHORT), loc="upper center", bbox_to_anchor=(0.5, 1.25))
     figure.savefig(file, dpi=110)
 

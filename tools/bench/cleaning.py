@@ -1,4 +1,4 @@
-"""Reads from RAM while the cleaner is busy, beside reads while it is not, in turns on one mount."""
+"""Reads from RAM with and without the cleaner at work, interleaved on one mount."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _IN_RAM: Final = 8192
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Microseconds, medians over rounds, and the median of the rounds' ratios; bytes that were cleaned meanwhile."""
+    """Medians over rounds in microseconds, the median of the rounds' ratios, and the bytes cleaned meanwhile."""
 
     idle_p99_us: float
     busy_p99_us: float

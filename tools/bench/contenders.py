@@ -1,4 +1,4 @@
-"""The swaps that are compared: each turned on alone, and gone at the end whatever happened.
+"""The swaps that are compared. Each is turned on alone, and removed at the end in any case.
 
     tmemfs        the command, its relay, its own backing file; tmemfs-pyfuse3 with the other data path
     zram-NAME     a device of its own, for each compressor that the kernel offers
@@ -6,9 +6,9 @@
     plain         a swap file
     floor         tools/floor: raw pages in memory behind FUSE and the same kind of loop device as tmemfs
 
-`Contender.on` takes the steps of its kind on an ExitStack: what undoes a step is registered before the step is taken and may find
-nothing to undo, so an exception (or the signal that tools.interrupts turns into one) between any two instructions leaves nothing
-behind. What the kernel lacks is not found by `all_contenders`, and its reason is given.
+`Contender.on` registers the undoing of each step on an ExitStack before it takes the step. The undoing may find nothing to undo. So
+an exception, or a signal that tools.interrupts turns into one, leaves nothing behind, between whichever instructions it comes.
+`all_contenders` returns what the kernel has, and the reasons for the rest.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _COMMAND_S: Final = 120.0
 _QUIET_S: Final = 0.1
 _QUIET_SHARE: Final = 0.03
 _QUIET_LOOKS: Final = 100
-#: Below what others give theirs: what they swap does not come here.
+#: Below the priority of other swaps: what other programs swap does not come here.
 _PRIORITY: Final = 0
 
 
@@ -51,7 +51,7 @@ class NotAlone(Refused):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How large a swap is made, and how much RAM its pages may take: `pool_percent` of all RAM, or as much as they want."""
+    """The size of a swap, and how much RAM its pages may take: `pool_percent` of all RAM, or any amount."""
 
     swap_bytes: int
     pool_percent: int | None = None
@@ -59,17 +59,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """A swap that is on (or, of those that are block devices, only attached)."""
+    """A swap that is on, or a block device that is only attached."""
 
     device: str
     daemons: tuple[int, ...]
     disk: str
     counters: Callable[[], dict[str, int]]
-    #: Writes everything that is in RAM to disk; None where that cannot be asked for.
+    #: Writes everything in RAM to disk; None where nothing can do that.
     to_disk: Callable[[], None] | None = None
 
     def settle(self) -> None:
-        """Wait until the daemon has come to rest, for some seconds at most."""
+        """Wait until the daemon is idle, for some seconds at most."""
         for _ in range(_QUIET_LOOKS if self.daemons else 1):
             before = sum(map(cpu_s, self.daemons))
             time.sleep(_QUIET_S)
@@ -90,7 +90,7 @@ class Contender(Protocol):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Where all pages can be had from: 'ram', 'disk'."""
+        """Where all pages can be loaded from: 'ram', 'disk'."""
 
     def on(self, undo: ExitStack, directory: Path, limits: Limits, swap: bool) -> Swap:
         """Turn it on (without `swap`, attach its block device only); `undo` turns it off. Raises Refused."""
@@ -98,7 +98,7 @@ class Contender(Protocol):
 
 @contextmanager
 def turned_on(contender: Contender, directory: Path, limits: Limits, swap: bool = True, wait_s: float = 0) -> Iterator[Swap]:
-    """`contender` as the only swap, below `directory`; others are waited for. Raises Refused."""
+    """`contender` as the only swap, below `directory`; waits for others to be turned off. Raises Refused."""
     refuse_other_swaps(wait_s=wait_s)
     place = directory / contender.name
     with ExitStack() as undo:
@@ -109,7 +109,7 @@ def turned_on(contender: Contender, directory: Path, limits: Limits, swap: bool 
 
 @dataclass(frozen=True, slots=True)
 class Tmemfs:
-    """tmemfs as `tmemfs up` makes it."""
+    """tmemfs as `tmemfs up` starts it."""
 
     datapath: str = "relay"
     name: str = "tmemfs"
@@ -141,7 +141,7 @@ class Tmemfs:
 
 @dataclass(frozen=True, slots=True)
 class Zram:
-    """A zram device of its own with one compressor. Nothing limits its RAM: this kernel's zram cannot write back."""
+    """A zram device of its own with one compressor. Its RAM has no limit: zram of this kernel cannot write back."""
 
     compressor: str
     kind: str = "zram"
@@ -210,7 +210,7 @@ class Zswap:
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """The null server: the least that FUSE under loop can do. `raw` keeps the pages, `null` drops them."""
+    """The null server: the minimum cost of FUSE under loop. `raw` keeps the pages, `null` drops them."""
 
     mode: str = "raw"
     name: str = "floor"
@@ -234,7 +234,7 @@ class Floor:
 
 
 def all_contenders() -> tuple[list[Contender], dict[str, str]]:
-    """What this kernel offers, and for what is left out the reason."""
+    """What this kernel offers, and the reasons for what is left out."""
     found: list[Contender] = [Tmemfs(), Tmemfs("pyfuse3", "tmemfs-pyfuse3")]
     missing = {}
     zram, zswap = zram_compressors(), zswap_compressors()
@@ -252,7 +252,7 @@ def all_contenders() -> tuple[list[Contender], dict[str, str]]:
 
 
 def zram_compressors() -> list[str]:
-    """What `comp_algorithm` of a device lists; a device is added for the question if there is none."""
+    """The compressors in `comp_algorithm` of a device, which is added for this if there is none."""
     if not (_ZRAM_CONTROL / "hot_add").exists():
         return []
     places = sorted(swapdev.SYS_BLOCK.glob("zram*/comp_algorithm"))
@@ -260,7 +260,7 @@ def zram_compressors() -> list[str]:
 
 
 def zswap_compressors() -> list[str]:
-    """Those that zswap is known to take and the kernel has."""
+    """The compressors that zswap is known to accept and the kernel has."""
     if not _ZSWAP.exists() or not _CRYPTO.exists():
         return []
     have = {line.partition(":")[2].strip() for line in _CRYPTO.read_text().splitlines() if line.startswith("name ")}
@@ -274,7 +274,7 @@ def parse_choices(text: str) -> list[str]:
 
 
 def refuse_other_swaps(ours: str | None = None, wait_s: float = 0) -> None:
-    """Raise NotAlone if a swap but `ours` is on: pages would go there as well. Waits for it to go, for so long."""
+    """Raise NotAlone if another swap than `ours` is on for longer than `wait_s`: pages would be swapped to both."""
     deadline = time.monotonic() + wait_s
     while _other_swaps(ours) and time.monotonic() < deadline:
         time.sleep(1)
@@ -330,7 +330,7 @@ def _wait_ready(server: subprocess.Popen[bytes]) -> None:
 
 
 def _end_server(server: subprocess.Popen[bytes]) -> None:
-    """It ends by itself once it is unmounted."""
+    """Wait until the null server, which is unmounted, has ended."""
     try:
         server.wait(10)
     except subprocess.TimeoutExpired:

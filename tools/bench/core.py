@@ -1,4 +1,4 @@
-"""The core's figures on a real mount: shrink beside fio, thin reads, relay beside plain pyfuse3, resident memory."""
+"""Core figures of a real mount: shrink next to fio, single-page reads, the relay next to plain pyfuse3, resident memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SETTLE_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Shrink:
-    """One `shrink all` and the fio run before it; bytes a second, and bytes written by compressed byte."""
+    """One `shrink all` and the fio run before it: bytes per second, and bytes written per compressed byte."""
 
     compressed_rate: float
     original_rate: float
@@ -34,13 +34,13 @@ class Shrink:
 
     @property
     def share(self) -> float:
-        """Of what fio writes."""
+        """The rate as a share of fio's."""
         return self.compressed_rate / self.fio_rate
 
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """Random single-page reads from disk: blocks a read, and latency."""
+    """Random single-page reads from disk: blocks per read, and latency."""
 
     blocks_mean: float
     p50_us: float
@@ -82,7 +82,7 @@ def shrinks(directory: Path, pool_bytes: int, rounds: int) -> tuple[list[Shrink]
 
 
 def datapaths(directory: Path, rounds: int) -> dict[str, Datapath]:
-    """Relay and plain pyfuse3, mounted at once and read in turns."""
+    """Relay and plain pyfuse3, both mounted and read alternately."""
     pages, count, reads = RealPages(), 8192, 1000
     options = ("--size", "256M", "--pool-max", "256M")
     with mounted(directory, "relay", *options) as relay, mounted(directory, "plain", *options, "--datapath", "pyfuse3") as plain:
@@ -118,10 +118,10 @@ def fill(mount: Mount, pages: RealPages, most: int, pool_bytes: int, first: int 
 
 @contextmanager
 def _fio(directory: Path) -> Iterator[float]:
-    """Bytes a second that fio writes sequentially: O_DIRECT, 1 MiB, to a new file on the same file system.
+    """Bytes per second that fio writes sequentially: O_DIRECT, 1 MiB, to a new file on the same file system.
 
-    The file is removed afterwards and not before what is compared: a file system that discards is busy with that for a while.
-    Before, it comes to rest.
+    The file is removed after the comparison: a file system that discards is busy with that for a while. Before, the file system has
+    time to become idle.
     """
     os.sync()
     time.sleep(_SETTLE_S)

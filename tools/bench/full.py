@@ -1,17 +1,17 @@
-"""`python -m tools.bench.full [--limit SIZE] [--only NAME] [--output DIR]`: how long a process that wants more than fits lives on.
+"""`python -m tools.bench.full [--limit SIZE] [--only NAME] [--output DIR]`: how long a process lives that needs more than fits.
 
-A process in a memory cgroup wants eight times its limit, as pages of noise. The swap takes less than two times the limit. From the
-first page that the swap refuses until the OOM killer ends the process: seconds, pages written again and again per page of the
-cgroup, requests that were refused and the daemon's CPU for each.
+A process in a memory cgroup needs eight times its limit, as pages of noise. The swap takes less than two times the limit. What is
+measured is from the first page that the swap refuses until the OOM killer kills the process: seconds, how often each page of the
+cgroup is written again, refused requests, and the daemon's CPU per request.
 
     tmemfs           with a limit on the backing
     tmemfs-disk      with a backing on a file system that is full
     zram-lz4         with mem_limit
-    swappiness       tmemfs, and the cgroup's memory.swappiness (v1) or vm.swappiness (v2) is 0 from the first refusal on
-    swap-limit       tmemfs, and the cgroup may have no more swap than that takes (memory.swap.max, or memory.memsw in v1)
+    swappiness       tmemfs, with memory.swappiness of the cgroup (v1) or vm.swappiness (v2) set to 0 at the first refusal
+    swap-limit       tmemfs, with the cgroup's swap limited to what tmemfs takes (memory.swap.max, or memory.memsw in v1)
     fits             tmemfs with a swap no larger than what the store can take
 
-Needs root, FUSE, zram and gcc. One run each; other programs on the machine lengthen the seconds, not the counts. Prints Markdown,
+Needs root, FUSE, zram and gcc. One run each. Other programs on the machine affect the seconds, not the counts. Prints Markdown,
 writes full.json.
 """
 
@@ -48,12 +48,12 @@ NAMES: Final = ("tmemfs", "tmemfs-disk", "zram-lz4", "swappiness", "swap-limit",
 _WANTS: Final = 8
 _SWAP_BYTES: Final = 4 * GIB
 _PATIENCE_S: Final = 280.0
-_LOOK_S: Final = 0.02
+_POLL_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """A swap that can be full: how many of its requests (of zram's, pages) were refused so far."""
+    """A swap that can be full, and how many of its requests (zram: pages) it has refused so far."""
 
     swap: Swap
     refused: Callable[[], int]
@@ -62,7 +62,7 @@ class Store:
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--limit", default="64M", help="of the cgroup; pool and backing have as much, too")
+    parser.add_argument("--limit", default="64M", help="limit of the cgroup; pool and backing have the same")
     parser.add_argument("--only", choices=NAMES, help="one of them")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where backing files go")
     parser.add_argument("--output", type=Path, default=Path("build/bench"), help="where full.json goes")
@@ -97,7 +97,7 @@ def measure(name: str, order: str, limit_bytes: int, place: Path) -> Row:
 
 
 def _fitting(limit_bytes: int) -> int:
-    """Bytes of noise that pool and backing of `limit_bytes` each can take."""
+    """Bytes of noise that fit into a pool and a backing of `limit_bytes` each."""
     return 2 * limit_bytes * 3 // 4
 
 
@@ -133,7 +133,7 @@ def _store(name: str, limit_bytes: int, place: Path) -> Iterator[Store]:
 
 @contextmanager
 def _file_system(place: Path, size_bytes: int) -> Iterator[Path]:
-    """An ext4 of its own below `place`."""
+    """A new ext4 below `place`."""
     image, root = place / "image", place / "root"
     with image.open("wb") as file:
         file.truncate(size_bytes)
@@ -147,7 +147,7 @@ def _file_system(place: Path, size_bytes: int) -> Iterator[Path]:
 
 
 def _fill(file: Path) -> None:
-    """Leave nothing free."""
+    """Fill the file system."""
     with file.open("wb", buffering=0) as out, suppress(OSError):
         while out.write(bytes(MIB // 16)):
             pass
@@ -155,18 +155,18 @@ def _fill(file: Path) -> None:
 
 
 def _gives_up(refused: Callable[[], int], cgroup: MemoryCgroup, undo: ExitStack) -> Callable[[], int]:
-    """`refused`, and the kernel swaps nothing more out of `cgroup` once it is above 0."""
+    """`refused`, which stops the kernel from swapping out of `cgroup` once it is above 0."""
     knob = cgroup.path / "memory.swappiness"
     if not knob.exists():
         knob = Path("/proc/sys/vm/swappiness")
         undo.callback(knob.write_text, knob.read_text())
 
-    def look() -> int:
+    def count() -> int:
         if count := refused():
             knob.write_text("0")
         return count
 
-    return look
+    return count
 
 
 def _overfill(store: Store, order: str, limit_bytes: int, cgroup: MemoryCgroup) -> Row:
@@ -179,7 +179,7 @@ def _overfill(store: Store, order: str, limit_bytes: int, cgroup: MemoryCgroup) 
         while process.poll() is None and time.monotonic() - began < _PATIENCE_S:
             if not refused:
                 full_at, written, cpu, refused = time.monotonic(), _swapped_out(), _cpu_s(store), store.refused()
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
         ended_s = time.monotonic() - full_at
         refusals = store.refused()
         return {

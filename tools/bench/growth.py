@@ -1,11 +1,11 @@
-"""`python -m tools.bench.growth [--quick] [--output DIR]`: what a page costs as swap, pool and processes become more.
+"""`python -m tools.bench.growth [--quick] [--output DIR]`: the costs of a page as swap, pool and processes grow.
 
-    swap        tmemfs mounted with 1 to 64 GiB: memory of the daemon, tables and the rest. (What an operation of the store costs
-                then: python -m tools.churn --growth.)
-    pool        so many bytes of compressed pages in RAM: swap-in of random pages, and the daemon's CPU of the fill
-    processes   so many at once that fault random pages in from RAM, with tmemfs, zram and the FUSE server that does nothing
+    swap        tmemfs mounted with 1 to 64 GiB: memory of the daemon, of tables and of the rest. (For the cost of an operation of
+                the store see python -m tools.churn --growth.)
+    pool        a growing amount of compressed pages in RAM: swap-in of random pages, and the daemon's CPU of the fill
+    processes   a growing number of processes that fault in random pages from RAM, with tmemfs, zram and the null FUSE server
 
-One run each, not interleaved: the trend counts. Needs what tools.bench.peers needs. Prints Markdown, writes growth.json.
+One run each, not interleaved: only the trend counts. Needs what tools.bench.peers needs. Prints Markdown, writes growth.json.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tools.warm import use_memory
 SWAPS_GIB: Final = (1, 4, 16, 64)
 POOLS_MIB: Final = (64, 256, 1024, 4096)
 PROCESSES: Final = (1, 2, 4, 8, 16)
-#: Bytes of pages by byte of pool, about what those of tools.bench compress to.
+#: Bytes of pages per byte of pool: about the ratio of the pages of tools.bench.
 _RATIO: Final = 2.4
 
 Row = dict[str, float | str]
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def swaps(place: Path) -> Iterator[Row]:
-    """Memory of a daemon that holds nothing."""
+    """Memory of a daemon with an empty store."""
     for gib in SWAPS_GIB:
         with turned_on(Tmemfs(), place, Limits(gib * GIB), swap=False) as swap:
             stat = swap.counters()
@@ -87,11 +87,11 @@ def pools(place: Path, base: Path, sizes_mib: tuple[int, ...]) -> Iterator[Row]:
             pool = swap.counters()["pool_current"]
             loads = workloads.faults(swap, one, sizes, 1, 0)
             yield {"pool": format_size(pool), "swap-in p50, us": loads["p50_us"], "p99": loads["p99_us"],
-                   "daemon CPU a swap-in, us": loads["daemon_cpu_us"], "a page swapped out": fill["daemon_cpu_us"]}  # fmt: skip
+                   "daemon CPU per swap-in, us": loads["daemon_cpu_us"], "per page swapped out": fill["daemon_cpu_us"]}  # fmt: skip
 
 
 def processes(place: Path, base: Path) -> Iterator[Row]:
-    """Processes that fault at once: faults a second."""
+    """Processes that fault at the same time: faults per second."""
     zram = [one for one in all_contenders()[0] if one.name == "zram-lz4"]
     contenders: list[Contender] = [Tmemfs(), *zram, Floor()]
     sizes = workloads.FULL

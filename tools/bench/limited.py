@@ -1,7 +1,8 @@
-"""A program in a memory cgroup: started, measured, ended; what the OOM killer did is told, and nothing is left.
+"""A program in a memory cgroup: started, measured and ended. Reports what the OOM killer did, and leaves nothing behind.
 
-CPU of a server is that of its process and of the children that it has waited for (a backend of PostgreSQL ends with its client); of
-a program that ends by itself it is what this process has waited for. Knows nothing of what the programs do.
+The CPU of a server is that of its process and of the children that it has waited for (a backend of PostgreSQL ends with its
+client). The CPU of a program that ends by itself is that of the children that this process has waited for. Knows nothing of what
+the programs do.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tools.interrupts import usual_signals
 
 Result = TypeVar("Result")
 
-#: How long a program may take, and how long to end.
+#: The limits for a program, and for its end.
 PROGRAM_S: Final = 120.0
 _ENDED_S: Final = 20.0
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -38,7 +39,7 @@ class ProgramFailed(Exception):
 
 @contextmanager
 def limited(limit_bytes: int, may_kill: bool = False) -> Iterator[MemoryCgroup]:
-    """A cgroup in which nothing is left. Raises ProgramFailed if the OOM killer was there, unless it `may_kill`."""
+    """A cgroup, which is emptied at the end. Raises ProgramFailed if the OOM killer killed there, unless it `may_kill`."""
     with MemoryCgroup("real", limit_bytes) as cgroup:
         failure: Exception | None = None
         killed = 0
@@ -56,7 +57,7 @@ def limited(limit_bytes: int, may_kill: bool = False) -> Iterator[MemoryCgroup]:
 
 
 def oom_kills(cgroup: MemoryCgroup) -> int:
-    """Processes that the OOM killer has ended in `cgroup`."""
+    """How many processes the OOM killer has killed in `cgroup`."""
     for name in ("memory.oom_control", "memory.events"):
         if (cgroup.path / name).exists():
             return parse_flat((cgroup.path / name).read_text()).get("oom_kill", 0)
@@ -64,7 +65,7 @@ def oom_kills(cgroup: MemoryCgroup) -> int:
 
 
 def _end_all(cgroup: MemoryCgroup) -> None:
-    """Kill what is left in `cgroup` until nothing is: a server that forks is quicker than one look."""
+    """Kill what is left in `cgroup` until nothing is: a server may fork between the listing and the kill."""
     deadline = time.monotonic() + _ENDED_S
     while (tasks := cgroup.tasks.read_text().split()) and time.monotonic() < deadline:
         for task in tasks:
@@ -75,7 +76,7 @@ def _end_all(cgroup: MemoryCgroup) -> None:
 
 
 def wait_gone(cgroup: MemoryCgroup, word: bytes) -> None:
-    """Until no process in `cgroup` has `word` in its command line. Raises TimeoutError."""
+    """Wait until no process in `cgroup` has `word` in its command line. Raises TimeoutError."""
     deadline = time.monotonic() + _ENDED_S
     while any(word in _command_line(task) for task in cgroup.tasks.read_text().split()):
         if time.monotonic() > deadline:
@@ -90,13 +91,13 @@ def _command_line(task: str) -> bytes:
 
 
 def within(cgroup: MemoryCgroup | None, *command: str) -> list[str]:
-    """`command`, entering `cgroup` first."""
+    """`command`, which enters `cgroup` first."""
     return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(cgroup.tasks), *command] if cgroup else [*command]
 
 
 @contextmanager
 def started(command: Sequence[str], log: Path, end: signal.Signals = signal.SIGKILL) -> Iterator[subprocess.Popen[bytes]]:
-    """A program that is ended by `end`, and if that does not end it, by SIGKILL. What it says goes to `log`."""
+    """A program that is ended by `end`, or if that does not help, by SIGKILL. Its output is in `log`."""
     with log.open("wb") as said:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True, preexec_fn=usual_signals
@@ -114,7 +115,7 @@ def started(command: Sequence[str], log: Path, end: signal.Signals = signal.SIGK
 def output(
     command: Sequence[str], stdin: IO[bytes] | None = None, env: dict[str, str] | None = None, with_errors: bool = False
 ) -> bytes:
-    """What `command` printed; `with_errors` also to the standard error. Raises ProgramFailed."""
+    """The output of `command`, `with_errors` also of its standard error. Raises ProgramFailed."""
     done = subprocess.run(
         command,
         stdin=stdin or subprocess.DEVNULL,
@@ -131,7 +132,7 @@ def output(
 
 
 def wait_until(ready: Callable[[], bool], server: subprocess.Popen[bytes], log: Path) -> None:
-    """Until `server` serves. Raises ProgramFailed with the end of its log."""
+    """Wait until `server` serves. Raises ProgramFailed with the end of its log."""
     deadline = time.monotonic() + _ENDED_S
     while not ready():
         if server.poll() is not None or time.monotonic() > deadline:
@@ -140,7 +141,7 @@ def wait_until(ready: Callable[[], bool], server: subprocess.Popen[bytes], log: 
 
 
 def measured(swap: Swap, servers: tuple[int, ...], work: Callable[[], Result]) -> tuple[Result, Usage]:
-    """What `work` gave and used; CPU of the programs is that of `servers`, or without any, of those that `work` starts."""
+    """What `work` returned and used; the CPU is that of `servers`, or without any, of the programs that `work` starts."""
     swap.settle()
     meter = Meter(swap.daemons, servers, swap.disk)
     reaped_s, before = _reaped_s(servers), meter.now()
@@ -161,13 +162,13 @@ def _reaped_s(servers: tuple[int, ...]) -> float:
 
 
 def parse_stat_reaped_s(text: str, ticks: int = _TICKS) -> float:
-    """User and system time of children that were waited for, in /proc/PID/stat."""
+    """User and system time of reaped children in /proc/PID/stat."""
     fields = text.rpartition(")")[2].split()
     return (int(fields[13]) + int(fields[14])) / ticks
 
 
 def costs(used: Usage, operations: float) -> Figures:
-    """What was used, by the operation."""
+    """What was used per operation."""
     each = {
         "daemon_cpu_us": used.daemon_s * 1e6,
         "kworkers_cpu_us": used.kworkers_s * 1e6,

@@ -1,4 +1,4 @@
-"""Mounts for benchmarks: started by the command, read through the control files, gone at the end whatever happened."""
+"""Mounts for benchmarks: started by the command, read through the control files, removed at the end in any case."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Final
 from tmemfs.system import swapdev
 
 _COMMAND = (sys.executable, "-m", "tmemfs")
-#: How long what was started may take to end.
+#: The limit for the end of what was started.
 _DOWN_S: Final = 60.0
 _POLL_S: Final = 0.1
 
@@ -63,7 +63,7 @@ def mounted(directory: Path, name: str, *options: str) -> Iterator[Mount]:
 
 
 def take_down(mountpoint: Path) -> None:
-    """`tmemfs down` until nothing is left: a daemon whose `mount` was interrupted may mount a moment later."""
+    """Run `tmemfs down` until nothing is left: a daemon whose `mount` was interrupted may mount a moment later."""
     deadline = time.monotonic() + _DOWN_S
     while True:
         done = subprocess.run([*_COMMAND, "down", mountpoint, "--force"], check=False, capture_output=True, text=True)
@@ -76,7 +76,7 @@ def take_down(mountpoint: Path) -> None:
 
 
 def processes_with(argument: str) -> tuple[int, ...]:
-    """Processes that have `argument` in their command line, but not this one: a daemon and what watches over it."""
+    """Processes except this one with `argument` in their command line: a daemon, and a program that watches it."""
     found = []
     for place in Path("/proc").iterdir():
         if place.name.isdigit() and int(place.name) != os.getpid():

@@ -1,4 +1,4 @@
-"""C programs of this repository, compiled on the spot into build/native/ when their source is newer."""
+"""C programs of this repository, compiled into build/native/ when their source is newer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FLAGS: Final = ("-O2", "-Wall", "-Wextra", "-Wno-missing-field-initializers")
 
 
 def compiled(source: Path) -> Path:
-    """The program made of `source`. Raises Refused."""
+    """The compiled program of `source`. Raises Refused."""
     program = _PLACE / source.stem
     if program.exists() and program.stat().st_mtime >= source.stat().st_mtime:
         return program

@@ -1,6 +1,6 @@
-"""The page path without a mount: a store beside the bare compression of the same pages, a load beside the bare decompression.
+"""The page path without a mount: a store next to bare compression of the same pages, a load next to bare decompression.
 
-Each round measures both, one after the other, over the same pages; the figure is the median of the rounds' ratios.
+Each round measures both over the same pages, one after the other. The figure is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCH: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Medians over rounds: microseconds of CPU a page, and of the rounds' ratios."""
+    """Medians over rounds: microseconds of CPU per page, and the ratios."""
 
     ours_us: float
     bare_us: float

@@ -1,10 +1,10 @@
 """`python -m tools.bench.peers [--quick] [--rounds N] [--only NAME,...] [--parts PART,...] [--pages FILE] [--output DIR] [...]`
 
-tmemfs side by side with zram, zswap, a plain swap file, and a FUSE server that does nothing (tools/floor). Every contender is
-turned on alone, in turns: A B C, A B C, ...; a figure is the median over the rounds, a goal is judged by the median of the rounds'
-ratios. Writes peers.json (after every part), peers.md and peers.png. Needs root, FUSE, gcc, fio, stress-ng, no other swap, and
-some GiB below DIR; a program of the part real that is not installed is left out. Leaves nothing behind, also when interrupted. Exit
-code 1 if a part failed; a goal missed is a result.
+tmemfs compared with zram, zswap, a plain swap file, and a null FUSE server (tools/floor). Each contender is turned on alone, in
+rounds: A B C, A B C, ... A figure is the median over the rounds; a goal is judged by the median of the rounds' ratios. Writes
+peers.json (after every part), peers.md and peers.png. Needs root, FUSE, gcc, fio, stress-ng, no other swap, and some GiB below DIR.
+A program of the part 'real' that is not installed is left out. Leaves nothing behind, even when interrupted. Exit code 1 if a part
+failed; a missed goal is a result.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tools.warm import use_memory
 PARTS: Final = ("ample", "stress", "real", "overcommit", "fio")
 _NOT_QUICK: Final = ("real",)
 _KEPT_FREE: Final = 12 << 30
-#: More than any contender takes.
+#: More than any contender needs.
 _USED_BEFORE: Final = 8 << 30
 #: zswap's limit is a whole percent of RAM; tmemfs gets the same.
 _POOL_PERCENT: Final = 1
@@ -48,7 +48,7 @@ _TRIES: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is run, how often."""
+    """What is run, and how often."""
 
     contenders: list[Contender]
     parts: tuple[str, ...]
@@ -67,7 +67,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Results:
-    """What came of it so far."""
+    """What was measured so far."""
 
     machine: dict[str, Any]
     missing: dict[str, str]
@@ -77,12 +77,12 @@ class Results:
 
     @classmethod
     def read(cls, file: Path) -> Results:
-        """What `write` wrote."""
+        """The results that `write` wrote."""
         kept = json.loads(file.read_text())
         return cls(**{**kept, "samples": [Sample(**one) for one in kept["samples"]]})
 
     def write(self, file: Path) -> None:
-        """As JSON; from beginning to end or not at all."""
+        """Write JSON, the whole of it or nothing."""
         fresh = file.with_suffix(".fresh")
         fresh.write_text(json.dumps(asdict(self), indent=1) + "\n")
         fresh.replace(file)
@@ -98,7 +98,7 @@ def main() -> int:
     try:
         refuse_other_swaps(wait_s=arguments.wait)
         if available_ram_bytes() < _KEPT_FREE:
-            raise SystemExit(f"less than {_KEPT_FREE >> 30} GiB of RAM are free: the figures would be of something else")
+            raise SystemExit(f"less than {_KEPT_FREE >> 30} GiB of RAM are free: the figures would not mean what they should")
         arguments.output.mkdir(parents=True, exist_ok=True)
         with (
             interruptible("turning everything off"),
@@ -118,7 +118,7 @@ def main() -> int:
 
 
 def run_round(plan: Plan, number: int, results: Results, file: Path) -> None:
-    """Everything once, each part by every contender before the next part; what there is so far goes to `file`."""
+    """Run everything once, each part with every contender before the next part; write the results so far to `file`."""
     results.loads.append(Path("/proc/loadavg").read_text().strip())
     results.samples.append(Sample(number, "lz4", "codec", programs.codec(plan.base)))
     for part in plan.parts:
@@ -134,7 +134,7 @@ def run_round(plan: Plan, number: int, results: Results, file: Path) -> None:
 
 
 def _tried(plan: Plan, part: str, contender: Contender, number: int) -> tuple[list[Sample], str]:
-    """One part, again where another swap came in between; what was measured, and why no more was."""
+    """One part, repeated if another swap interfered; returns what was measured, and why no more was."""
     for left in reversed(range(_TRIES if plan.wait_s else 1)):
         samples = []
         try:
@@ -152,7 +152,7 @@ def _tried(plan: Plan, part: str, contender: Contender, number: int) -> tuple[li
 
 
 def report(results: Results, output: Path) -> None:
-    """The tables, printed and written, and the picture."""
+    """Print and write the tables, and draw the picture."""
     contenders = list(dict.fromkeys(one.contender for one in results.samples if one.workload in ("ram", "fill", "stress-vm")))
     judged = goals.verdicts(results.samples)
     left_out = "".join(f"- {name}: {reason}\n" for name, reason in results.missing.items())
@@ -192,7 +192,7 @@ def _part(plan: Plan, part: str, contender: Contender, number: int) -> Iterator[
 
 
 def _alone(swap: Swap, measured: Iterator[tuple[str, Figures]]) -> Iterator[tuple[str, Figures]]:
-    """What was measured while no other swap was on. Raises Refused when one has come."""
+    """What was measured while no other swap was on. Raises Refused if one was turned on."""
     for one in measured:
         refuse_other_swaps(swap.device)
         yield one
@@ -201,13 +201,17 @@ def _alone(swap: Swap, measured: Iterator[tuple[str, Figures]]) -> Iterator[tupl
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one compressor of each, smaller sets, one round: about 2 minutes")
-    parser.add_argument("--rounds", type=int, help="how often everything is run (5; 1 with --quick)")
+    parser.add_argument("--rounds", type=int, help="number of rounds (5; 1 with --quick)")
     parser.add_argument("--only", help="these contenders, separated by commas")
     parser.add_argument("--parts", help=f"of {','.join(PARTS)} (all; with --quick not {','.join(_NOT_QUICK)})")
-    parser.add_argument("--wait", type=float, default=0, metavar="S", help="wait so long for another swap to go, and try again (0)")
+    parser.add_argument(
+        "--wait", type=float, default=0, metavar="S", help="wait this long until another swap is off, and try again (0)"
+    )
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where swap files and backing files go")
-    parser.add_argument("--pages", type=pages_file, metavar="FILE", help="swap these pages, of tools.corpus (a Python heap's)")
-    parser.add_argument("--report", action="store_true", help="measure nothing: the tables and the picture from peers.json again")
+    parser.add_argument(
+        "--pages", type=pages_file, metavar="FILE", help="swap these pages, from tools.corpus (those of a Python heap)"
+    )
+    parser.add_argument("--report", action="store_true", help="measure nothing: make tables and picture from peers.json")
     parser.add_argument("--output", type=Path, default=Path("build/bench"), help="where peers.json, peers.md and peers.png go")
     arguments = parser.parse_args()
     arguments.parts = arguments.parts or ",".join(part for part in PARTS if not (arguments.quick and part in _NOT_QUICK))
@@ -249,7 +253,7 @@ def _plan(arguments: argparse.Namespace, place: Path) -> tuple[Plan, dict[str, s
 
 
 def _one_of_each(contenders: list[Contender]) -> list[Contender]:
-    """The first of each kind, but of zram the one whose codec is tmemfs's."""
+    """The first of each kind; of zram, the one with the codec of tmemfs."""
     preferred = sorted(contenders, key=lambda one: one.name != "zram-lz4")
     first = {kind: next(one for one in preferred if one.kind == kind) for kind in dict.fromkeys(one.kind for one in contenders)}
     return list(first.values())

@@ -1,4 +1,4 @@
-"""The picture of a comparison: latency, CPU, fill, overcommit, fio. Without matplotlib there is none, and it says so."""
+"""The picture of a comparison: latency, CPU, fill, overcommit, fio. Without matplotlib it prints a message instead."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Programs of others as workloads: fio on the block device, stress-ng in a cgroup, and the bare codec that a store is held against.
+"""Standard programs as workloads: fio on the block device, stress-ng in a cgroup, and the bare codec as a baseline for a store.
 
-fio writes, reads back what it wrote in the same order and verifies it, and then mixes; its own figures are taken (of the mixed run
-those of the writes, as its reads include those that verify). stress-ng runs one method, so that its operations are alike.
+fio writes, reads the same in the same order and verifies it, and then mixes both. Its own figures are used; of the mixed run only
+those of the writes, since its reads include the verification. stress-ng runs a single method, so that its operations are alike.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CODEC_PAGES: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class FioPlan:
-    """Sizes of requests, depths and shares that compress: every combination is run."""
+    """Request sizes, queue depths and compressible shares; every combination is run."""
 
     file_bytes: int
     blocks: tuple[str, ...] = ("4k", "128k", "1m")
@@ -72,10 +72,10 @@ def direction_figures(direction: dict[str, Any]) -> Figures:
 
 
 def stress(swap: Swap, limit_bytes: int, seconds: int) -> Iterator[tuple[str, Figures]]:
-    """stress-ng: vm, which verifies three times the limit, and pageswap, which pages out by itself what would fit.
+    """stress-ng: vm, which verifies three times the limit, and pageswap, which pages out memory that would fit.
 
-    The kernel's OOM killer comes to vm with every swap, because reclaim in a cgroup gives up early there; stress-ng starts what was
-    killed again, and `oom_kills` says how often. (Its stressor swap swaps to files of its own.)
+    The kernel's OOM killer kills processes of vm with every swap, because reclaim in a cgroup gives up early. stress-ng starts them
+    again; `oom_kills` says how often. (Its stressor swap uses swap files of its own.)
     """
     vm = f"--vm 2 --vm-bytes {limit_bytes * _STRESS_SET} --vm-keep --vm-method rand-set --verify"
     for stressor, options, most_bytes in (("vm", vm, limit_bytes), ("pageswap", "--pageswap 1", _PAGESWAP_LIMIT)):

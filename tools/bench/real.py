@@ -1,15 +1,15 @@
-"""Real programs whose memory does not fit: each in a memory cgroup whose limit is half of what its data take.
+"""Real programs whose memory does not fit: each in a memory cgroup with half the memory that its data need.
 
     redis     redis-server holding values cut out of real pages; GETs of uniformly random keys by redis-benchmark, 4 at a time
     pgbench   PostgreSQL with its tables in shared_buffers, which are larger than the limit; select only, 4 clients
-    sort      sort of lines of English text that are in its memory all at once
-    compile   g++ twice at once
+    sort      sort of lines of English text, all of them in its memory
+    compile   two g++ at once
 
-What serves, sorts or compiles is in the cgroup; what asks it, feeds it or reads what it says is not, and neither is the page cache
-of the files: they are written and synced before. So bytes at the disk are those of the swap, but for a little of the programs' own
-code. An operation is a GET, a transaction, a line, a compiled file; CPU (of the programs: of what is in the cgroup), pages and
-bytes are given for each. What redis and sort hand back is compared with what they were given. A program that fails, or of which
-the OOM killer ended a process, is the failure of its own sample; the others are run. Nothing of a program outlives its cgroup.
+The program itself is in the cgroup. What sends requests to it, feeds it or reads its output is not, and neither is the page cache
+of the files, which are written and synced before. So bytes at the disk are those of the swap, except for a little of the programs'
+own code. An operation is a GET, a transaction, a line or a compiled file; CPU (of the programs in the cgroup), pages and bytes are
+given per operation. What redis and sort return is verified. A program that fails, or loses a process to the OOM killer, fails its
+own sample only; the others are run. Nothing of a program outlives its cgroup.
 """
 
 from __future__ import annotations
@@ -78,12 +78,12 @@ class Sizes:
     lines: int
     line_bytes: int
     compilers: int
-    #: How long redis and pgbench are asked.
+    #: How long requests are sent to redis and pgbench.
     seconds: float
 
     @property
     def data_bytes(self) -> dict[str, int]:
-        """What the data of each program take."""
+        """The memory that the data of each program need."""
         return {
             "redis": self.redis_values * (self.value_bytes + _REDIS_BESIDE_BYTES),
             "pgbench": self.pgbench_scale * _SCALE_BYTES,
@@ -92,7 +92,7 @@ class Sizes:
         }
 
     def limit_bytes(self, program: str) -> int:
-        """Of its cgroup: half."""
+        """The limit of the cgroup: half of the data."""
         return self.data_bytes[program] // 2 // PAGE_BYTES * PAGE_BYTES
 
     @property
@@ -111,7 +111,7 @@ SIZES: Final = Sizes(160_000, 1000, pgbench_scale=16, lines=120_000, line_bytes=
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What a program is run on: files of all contenders are in `place`."""
+    """What a program runs on; `place` has the files that all contenders share."""
 
     swap: Swap
     base: Path
@@ -121,9 +121,9 @@ class Stage:
 
 
 def programs(stage: Stage) -> Iterator[tuple[str, Figures]]:
-    """Each that is installed. Raises ProgramFailed, with the reason of each that failed, after the others."""
+    """The figures of each installed program. Raises ProgramFailed at the end, with the reasons of those that failed."""
     stage.place.mkdir(exist_ok=True)
-    stage.place.parent.chmod(0o711)  # PostgreSQL comes here as somebody else
+    stage.place.parent.chmod(0o711)  # PostgreSQL runs as another user
     failures, absent = [], missing()
     for name, run in _PROGRAMS.items():
         if name not in absent:
@@ -139,7 +139,7 @@ def programs(stage: Stage) -> Iterator[tuple[str, Figures]]:
 
 
 def missing() -> dict[str, str]:
-    """What is not installed, and which Debian package has it."""
+    """The programs that are not installed, and the Debian packages that have them."""
     have = {
         "redis": shutil.which("redis-server") and shutil.which("redis-benchmark"),
         "pgbench": postgres_programs(_POSTGRES),
@@ -151,13 +151,13 @@ def missing() -> dict[str, str]:
 
 
 def postgres_programs(place: Path) -> Path | None:
-    """Where the newest server and pgbench are: Debian has them in VERSION/bin, and not in PATH."""
+    """The directory of the newest server and pgbench: Debian has them in VERSION/bin, not in PATH."""
     found = [one.parent for one in place.glob("*/bin/postgres") if (one.parent / "pgbench").exists()]
     return max(found, key=lambda one: float(one.parent.name), default=None)
 
 
 def _made(place: Path, make: Callable[[Path], None]) -> Path:
-    """`place`, made by the first who asks, on disk from beginning to end or not there."""
+    """`place`, made at the first call; it is complete on disk or does not exist."""
     if not place.exists():
         fresh = place.with_name(f"{place.name}.fresh")
         shutil.rmtree(fresh, ignore_errors=True)
@@ -217,7 +217,7 @@ def _pgbench(stage: Stage, cgroup: MemoryCgroup) -> Figures:
 
 
 def _ask_postgres(cluster: Path, stage: Stage, cgroup: MemoryCgroup, seconds: float) -> tuple[int, Figures]:
-    """Until the last backend has ended: only then is its CPU time the server's."""
+    """Run pgbench, and wait until the last backend has ended: only then does its CPU time count as the server's."""
     options = f"--select-only --protocol=prepared --client={_CLIENTS} --time={seconds:.0f} --random-seed={stage.seed} postgres"
     said = output([*_client(cluster, "pgbench"), *options.split()]).decode()
     wait_gone(cgroup, b"[local]")
@@ -225,7 +225,7 @@ def _ask_postgres(cluster: Path, stage: Stage, cgroup: MemoryCgroup, seconds: fl
 
 
 def parse_pgbench(text: str) -> tuple[int, Figures]:
-    """How many transactions, and their rate without the connecting. Raises ValueError if one failed."""
+    """The number of transactions, and their rate without connecting. Raises ValueError if one failed."""
     count = re.search(r"^number of transactions actually processed: (\d+)", text, re.MULTILINE)
     rate = re.search(r"^tps = ([\d.]+) \(without initial", text, re.MULTILINE)
     failed = re.search(r"^number of failed transactions: ([1-9]\d*)", text, re.MULTILINE)
@@ -235,7 +235,7 @@ def parse_pgbench(text: str) -> tuple[int, Figures]:
 
 
 def _make_cluster(place: Path, sizes: Sizes) -> None:
-    """Everything written and shut down: no server that comes later has to write."""
+    """Write everything and shut down, so that no later server has to write."""
     user = pwd.getpwnam(_UNPRIVILEGED)
     place.mkdir(mode=0o700)
     os.chown(place, user.pw_uid, user.pw_gid)
@@ -248,7 +248,7 @@ def _make_cluster(place: Path, sizes: Sizes) -> None:
 
 @contextmanager
 def _postgres(cluster: Path, sizes: Sizes, cgroup: MemoryCgroup | None) -> Iterator[subprocess.Popen[bytes]]:
-    """A server on its own socket in `cluster`, shut down at the end. What it has of System V goes with its IPC namespace."""
+    """A server on its own socket in `cluster`, shut down at the end. Its System V objects end with its IPC namespace."""
     size = {"shared_buffers": f"{sizes.shared_buffers_bytes >> 10}kB"}
     options = {**_POSTGRES_OPTIONS, **size, "unix_socket_directories": str(cluster)}
     words = [f"--{key}={value}" for key, value in options.items()]
@@ -306,7 +306,7 @@ def _write_lines(place: Path, sizes: Sizes) -> None:
 
 
 def sorted_lines(count: int, line_bytes: int) -> list[bytes]:
-    """Lines of so many bytes, the newline too: a number, and English from the manual of Python."""
+    """Lines of `line_bytes` bytes, including the newline: a number, and English from the manual of Python."""
     text = " ".join(" ".join(topics.values()).split()).encode("ascii", "replace")
     length = line_bytes - len("00000000 \n")
     return [b"%08d %s\n" % (one, text[(at := one * SPREAD % (len(text) - length)) : at + length]) for one in range(count)]
@@ -325,7 +325,7 @@ def _compile(stage: Stage, cgroup: MemoryCgroup) -> Figures:
 
 
 def _make_source(place: Path) -> None:
-    """And compile it once: headers and compiler are in the page cache for all."""
+    """Write the source and compile it once, so that headers and compiler are in the page cache for all contenders."""
     place.mkdir()
     (place / "source.cc").write_text(_SOURCE)
     output(["g++", "-O1", "-c", str(place / "source.cc"), "-o", str(place / "0.o")])

@@ -1,4 +1,4 @@
-"""What fills redis-server and looks whether it is still there: pipelined over a stream, whose other end is a socket.
+"""Fills redis-server with values and verifies them, pipelined over a socket.
 
 Source: the Redis serialization protocol (RESP 2).
 """
@@ -11,14 +11,14 @@ from typing import Final
 
 from tools.bench.toucher import WrongBytes
 
-#: Requests that are under way at once.
+#: Requests that are outstanding at once.
 BATCH: Final = 256
-#: Takes neighbours far apart.
+#: A factor that moves the values of neighbouring keys far apart.
 SPREAD: Final = 2654435761
 
 
 class RedisClient:
-    """Sets keys and looks what has become of them, many at a time. A value is a piece of `base`, another for each key."""
+    """Sets and verifies keys, many at a time. Each value is a different piece of `base`."""
 
     def __init__(self, stream: io.BufferedIOBase, base: bytes, value_bytes: int) -> None:
         self._stream = stream
@@ -26,7 +26,7 @@ class RedisClient:
         self._value_bytes = value_bytes
 
     def value(self, number: int) -> bytes:
-        """Of the key so numbered."""
+        """The value of key number `number`."""
         at = number * SPREAD % (len(self._base) - self._value_bytes)
         return self._base[at : at + self._value_bytes]
 
@@ -37,7 +37,7 @@ class RedisClient:
             self._ask([(b"SET", redis_key(one), self.value(one)) for one in some], [b"+OK\r\n" for _ in some])
 
     def verify(self, numbers: Sequence[int]) -> None:
-        """Raise WrongBytes if one of these has another value."""
+        """Raise WrongBytes if one of these keys has another value."""
         self._ask([(b"GET", redis_key(one)) for one in numbers], [_bulk(self.value(one)) for one in numbers])
 
     def _ask(self, requests: Sequence[Sequence[bytes]], answers: Sequence[bytes]) -> None:
@@ -52,12 +52,12 @@ class RedisClient:
 
 
 def redis_key(number: int) -> bytes:
-    """As redis-benchmark writes key:__rand_int__."""
+    """The key that redis-benchmark makes of key:__rand_int__."""
     return b"key:%012d" % number
 
 
 def redis_request(words: Sequence[bytes]) -> bytes:
-    """As it goes through the socket."""
+    """The bytes of a command on the socket."""
     return b"*%d\r\n" % len(words) + b"".join(map(_bulk, words))
 
 

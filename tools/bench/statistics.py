@@ -1,7 +1,7 @@
-"""Figures of many rounds, and what they are held against: percentiles, medians, ratios by round, goals. Pure.
+"""Statistics of many rounds: percentiles, medians, ratios per round, goals. Pure.
 
-A goal compares two contenders' figures of the same round, or one contender's two figures of the same round, or one figure with a
-constant; the ratio is taken round by round, and the median of the ratios decides. Nothing is rounded before it is compared.
+A goal compares, in the same round, two contenders' figures, two figures of one contender, or a figure with a constant. The median
+of the rounds' ratios decides. Nothing is rounded before it is compared.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one contender's workload gave in one round."""
+    """The figures of one workload with one contender in one round."""
 
     round: int
     contender: str
@@ -26,7 +26,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of one figure over the rounds."""
+    """The median and the extremes of a figure over the rounds."""
 
     median: float
     least: float
@@ -36,7 +36,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """`figure` of `contender` by that of `against` (another contender, workload or figure) is at most, or at least, `limit`."""
+    """The ratio of a figure to that of `against` (another contender, workload or figure) is at most, or at least, `limit`."""
 
     text: str
     figure: Key
@@ -51,7 +51,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a goal: both figures, their ratio, and the ratios' extremes. No ratio: one of them was not measured."""
+    """The result of a goal: both figures and their ratio with its extremes, None where a figure was not measured."""
 
     goal: Goal
     ours: Spread | None
@@ -60,12 +60,12 @@ class Verdict:
 
     @property
     def is_met(self) -> bool | None:
-        """None where it was not measured."""
+        """Whether the goal is met; None if it was not measured."""
         return self.goal.is_met(self.ratio.median) if self.ratio else None
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The nearest rank of a sorted sequence, never between two: the smallest value that `percent` of all do not pass."""
+    """The percentile by nearest rank: the smallest value that `percent` of all do not exceed."""
     if not ordered:
         raise ValueError("no values")
     rank = -(-len(ordered) * percent // 100)
@@ -73,13 +73,13 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 
 
 def spread(values: Iterable[float]) -> Spread | None:
-    """Median and extremes; None of nothing."""
+    """Median and extremes; None without values."""
     some = list(values)
     return Spread(median(some), min(some), max(some), len(some)) if some else None
 
 
 def by_round(samples: Iterable[Sample], key: Key) -> dict[int, float]:
-    """One figure in every round that has it."""
+    """A figure by round, for the rounds that have it."""
     contender, workload, figure = key
     return {
         one.round: one.figures[figure]
@@ -89,7 +89,7 @@ def by_round(samples: Iterable[Sample], key: Key) -> dict[int, float]:
 
 
 def judge(goal: Goal, samples: Sequence[Sample]) -> Verdict:
-    """The goal's figures in `samples`."""
+    """The result of `goal` in `samples`."""
     ours, theirs = by_round(samples, goal.figure), by_round(samples, goal.against)
     ratios = [ours[number] / theirs[number] for number in sorted(ours.keys() & theirs.keys()) if theirs[number]]
     return Verdict(goal, spread(ours.values()), spread(theirs.values()), spread(ratios))

@@ -1,6 +1,6 @@
-"""The process whose memory is swapped (toucher.c): started in a cgroup, told what to do, asked for its times, always ended.
+"""The process whose memory is swapped (toucher.c): started in a cgroup, given commands, asked for its times, always ended.
 
-Each answer has a time limit. A page that came back wrong ends the benchmark: no figure of a run with a wrong byte is worth keeping.
+Each answer has a time limit. A wrong page ends the benchmark: no figure of a run with a wrong byte is worth keeping.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _TIME_BYTES: Final = 4
 
 
 class WrongBytes(Exception):
-    """A page did not come back as it was written."""
+    """A page was read with other content than was written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a command was answered: its figures, and the time of each touch in nanoseconds where it has them."""
+    """The answer to a command: its figures, and if it touches pages, the time of each touch in nanoseconds."""
 
     figures: dict[str, int]
     times_ns: array[int] = field(default_factory=lambda: array("I"))
@@ -45,7 +45,7 @@ def parse_answer(line: str) -> dict[str, int]:
 
 
 def write_base(file: Path) -> None:
-    """The pages that all contenders swap: those of RealPages, before they are stamped."""
+    """Write the pages that all contenders swap: those of RealPages, before they are stamped."""
     pages = heap_pages()
     Random(1).shuffle(pages)
     file.write_bytes(b"".join(pages))
@@ -73,21 +73,21 @@ class Toucher:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """The number of the process."""
         return self._process.pid
 
     def ask(self, command: str) -> Answer:
-        """Have `command` done. Raises WrongBytes, TimeoutError."""
+        """Send `command` and return the answer. Raises WrongBytes, TimeoutError."""
         self.tell(command)
         return self.wait()
 
     def tell(self, command: str) -> None:
-        """Have `command` begun."""
+        """Send `command`, without waiting for the answer."""
         assert self._process.stdin
         self._process.stdin.write(command.encode() + b"\n")
 
     def wait(self) -> Answer:
-        """The answer to what was told. Raises WrongBytes, TimeoutError."""
+        """The answer to the last command. Raises WrongBytes, TimeoutError."""
         answer = self._answer()
         if wrong := answer.figures.get("wrong", 0):
             raise WrongBytes(f"{wrong} of {answer.figures['touches']} pages came back wrong")
@@ -131,21 +131,21 @@ class Herd:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Of all of them."""
+        """The numbers of all processes."""
         return tuple(member.pid for member in self.members)
 
     def fill(self, first: int, count: int) -> int:
-        """Write pages of each, one after the other; nanoseconds."""
+        """Write pages of each process, one process after the other; returns nanoseconds."""
         return sum(member.ask(f"fill {first} {count}").figures["ns"] for member in self.members)
 
     def page_out(self) -> None:
-        """Swap out everything, and have nothing left in the kernel's swap cache: each touch is a fault that reads."""
+        """Swap out everything and empty the kernel's swap cache, so that each touch is a fault that reads."""
         for member in self.members:
             member.ask("pageout")
         self.cgroup.reclaim()
 
     def touch(self, order: str, count: int, seed: int) -> list[Answer]:
-        """Touch `count` pages in all that are swapped out, all processes at once."""
+        """Touch `count` swapped-out pages in total, all processes at once."""
         for member in self.members:
             member.tell(f"touch {order} {count // len(self.members)} {seed}")
         return [member.wait() for member in self.members]
@@ -153,7 +153,7 @@ class Herd:
 
 @contextmanager
 def herd(base: Path, count: int, limit_bytes: int, processes: int = 1) -> Iterator[Herd]:
-    """`processes` of them with `count` pages in all, in one cgroup of `limit_bytes`, which is empty when it is removed."""
+    """`processes` touchers with `count` pages in total, in one cgroup of `limit_bytes`, which is emptied before it is removed."""
     with ExitStack() as stack:
         cgroup = stack.enter_context(MemoryCgroup("bench", limit_bytes))
         stack.callback(cgroup.reclaim)

@@ -1,16 +1,16 @@
-"""What each swap is put through, and what is noted of it: figures by name, of one contender in one round.
+"""The workloads of the comparison, and their figures by name, for one contender in one round.
 
-Latency is that of a swap-in alone: everything was paged out before (MADV_PAGEOUT, then the cgroup emptied of swap cache), and no
-more is touched than fits into the limit, so that no touch has to reclaim. The fill and the overcommitted working sets are where
-reclaim is measured. CPU is that of the daemon, of all kworkers (who carry out what loop is asked for), and of the process that
-faults, in whose name the kernel compresses for zram and zswap.
+Latency is that of a swap-in alone: everything is paged out before (MADV_PAGEOUT, then the cgroup's swap cache is emptied), and no
+more is touched than fits below the limit, so that no touch has to reclaim. The fill and the overcommitted working sets measure
+reclaim. CPU is that of the daemon, of all kworkers (which carry out the requests to loop), and of the faulting process, in whose
+context the kernel compresses for zram and zswap.
 
     fill        pages written past the limit of a cgroup, MB/s of what went out, until the last was written
     ram, disk   random touches, page-cluster 0 and 3        sequential   touches in order, page-cluster 3
     faults-N    random touches by N processes at once, page-cluster 0
-    overcommit  a working set of so many times the limit, touched uniformly or by zipf, a quarter of the touches writing; the pool
-                may take POOL_SHARE of what the set compresses to, whatever the limit. Bytes at the disk by the disk's counters,
-                in which others' are too, and by the swap's own (the kernel's, where it has none)
+    overcommit  a working set of several times the limit, touched uniformly or by zipf, a quarter of the touches writing. The pool
+                may take POOL_SHARE of what the set compresses to, independent of the limit. Bytes at the disk are given by the
+                disk's counters, which include other programs, and by the swap's own (or the kernel's, if it has none)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PAGE_CLUSTER: Final = Path("/proc/sys/vm/page-cluster")
 PROCESSES: Final = (1, 8)
 _WRITE_PERCENT: Final = 25
 POOL_SHARE: Final = 1 / 4
-#: As much of the limit is touched as leaves reclaim out of it.
+#: The share of the limit that can be touched without reclaim.
 _OF_THE_LIMIT: Final = 0.6
 
 
@@ -53,18 +53,18 @@ class Sizes:
 
     @property
     def fitting(self) -> int:
-        """Touches that need no reclaim."""
+        """The number of touches that need no reclaim."""
         return min(self.touches, int(self.limit_bytes * _OF_THE_LIMIT) // PAGE_BYTES)
 
 
 #: Accesses: a pool is written back from its upper to its lower watermark, 27 MB at a time where the limit is 240 MiB. In 40,000
-#: accesses that came once or twice, and the bytes at the disk with it.
+#: accesses that happened once or twice, so the bytes at the disk differed by as much.
 FULL: Final = Sizes(192 * MIB, 640 * MIB, 20_000, (1.5, 2.0, 3.0, 4.0), 120_000)
 QUICK: Final = Sizes(96 * MIB, 256 * MIB, 8_000, (3.0,), 10_000)
 
 
 def ample(swap: Swap, base: Path, sizes: Sizes, seed: int, sources: tuple[str, ...]) -> Iterator[tuple[str, Figures]]:
-    """Everything that is done with as much RAM for the pool as it wants."""
+    """The workloads with as much RAM for the pool as it needs."""
     with herd(base, sizes.set_bytes // PAGE_BYTES, sizes.limit_bytes) as one:
         yield "fill", fill(swap, one, sizes)
         yield "sequential", faults(swap, one, sizes, seed, 3, "sequential")
@@ -86,12 +86,12 @@ class Overcommit:
 
     @classmethod
     def of(cls, pool_bytes: int, ratio: float, times: float) -> Overcommit:
-        """The set of which a pool of `pool_bytes` can hold POOL_SHARE, compressed at `ratio`."""
+        """The working set of which a pool of `pool_bytes` holds POOL_SHARE, compressed at `ratio`."""
         return cls(int(pool_bytes / POOL_SHARE * ratio) // PAGE_BYTES * PAGE_BYTES, times)
 
     @property
     def limit_bytes(self) -> int:
-        """Of the cgroup."""
+        """The limit of the cgroup."""
         return int(self.set_bytes / self.times) // PAGE_BYTES * PAGE_BYTES
 
     @property
@@ -101,7 +101,7 @@ class Overcommit:
 
 
 def overcommitted(swap: Swap, base: Path, one: Overcommit, accesses: int, seed: int) -> Iterator[tuple[str, Figures]]:
-    """Fill the set, and touch it both ways."""
+    """Fill the working set, and touch it uniformly and by zipf."""
     count = one.set_bytes // PAGE_BYTES
     with herd(base, count, one.limit_bytes) as process:
         process.fill(0, count)
@@ -110,7 +110,7 @@ def overcommitted(swap: Swap, base: Path, one: Overcommit, accesses: int, seed: 
 
 
 def fill(swap: Swap, one: Herd, sizes: Sizes) -> Figures:
-    """Write every page for the first time; what fits into the limit is not counted."""
+    """Write every page for the first time; what fits below the limit is not counted."""
     meter, first = _meter(swap, one), sizes.limit_bytes // PAGE_BYTES
     count = one.members[0].count
     one.fill(0, first)
@@ -147,7 +147,7 @@ def faults(
 
 
 def accessed(swap: Swap, one: Herd, access: str, count: int, seed: int) -> Figures:
-    """Touch and write so often, after as often again to settle; every contender the same pages. page-cluster is the machine's."""
+    """Touch and write `count` times, after as many to settle, the same pages for every contender; page-cluster is the machine's."""
     toucher, meter = one.members[0], _meter(swap, one)
     toucher.ask(f"access {access} {count} {seed * 2} {_WRITE_PERCENT}")
     own, before = swap.counters(), meter.now()
@@ -174,7 +174,7 @@ def accessed(swap: Swap, one: Herd, access: str, count: int, seed: int) -> Figur
 
 @contextmanager
 def page_cluster(value: int) -> Iterator[None]:
-    """vm.page-cluster for a while."""
+    """vm.page-cluster set for the block."""
     before = _PAGE_CLUSTER.read_text()
     try:
         _PAGE_CLUSTER.write_text(str(value))

@@ -1,1 +1,1 @@
-"""Churn: how dense the store stays, and what that costs, over millions of page operations."""
+"""Churn: how dense the store stays over millions of page operations, and what that costs."""

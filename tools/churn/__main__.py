@@ -2,7 +2,7 @@
 
     --workload uniform|zipf|processes   --utilisation 0.8   --operations 20000000   --slots 131072   --score cost|greedy
     --sweep     all workloads at utilisations of 0.5, 0.7, 0.8 and 0.9, and a picture
-    --growth    CPU time of an operation from 1 GiB to 64 GiB of slots, on a file, --backing, that grows to 31 GiB
+    --growth    CPU time per operation from 1 GiB to 64 GiB of slots, on the file --backing, which grows to 31 GiB
 
 Writes OUTPUT/churn.json (and churn.png). Steady figures are those of the second half of a run. Needs neither root nor disk.
 """
@@ -26,13 +26,13 @@ from tools.churn.workloads import WORKLOADS
 SCORES: dict[str, Callable[[float, float], float]] = {"cost": benefit_by_cost, "greedy": greedy}
 UTILISATIONS = (0.5, 0.7, 0.8, 0.9)
 GIB_OF_SLOTS = (1, 4, 16, 64)
-#: Pages looked at after a run of millions on a disk.
+#: Pages verified after a run of millions of pages on a disk.
 VERIFIED = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run: amplifications in its steady half, by bytes first stored and by bytes written back."""
+    """One run: amplifications in its second half, relative to bytes first stored and to bytes written back."""
 
     workload: str
     score: str
@@ -78,7 +78,7 @@ def simulate(workload: str, utilisation: float, slots: int, operations: int) -> 
 
 def table(runs: list[Run]) -> str:
     """Markdown."""
-    head = "| workload | victims by | utilisation | written by stored | written by written back | greedy log | bound | " \
+    head = "| workload | victims by | utilisation | written per stored | written per written back | greedy log | bound | " \
         "space | after compact | CPU us |\n|---|---|---|---|---|---|---|---|---|---|\n"  # fmt: skip
     return head + "\n".join(
         f"| {r.workload} | {r.score} | {r.utilisation:.0%} | {r.write_amplification:.2f} | {r.tier_amplification:.2f} "
@@ -89,8 +89,8 @@ def table(runs: list[Run]) -> str:
 
 
 def growth(operations: int, backing: Path) -> None:
-    """Print the CPU time of an operation, by size: each slot overwritten once on average before, so that cleaning is under way."""
-    print("| slots | pages | CPU us an operation | written by stored |\n|---|---|---|---|")
+    """Print the CPU time per operation for each size, after each slot was overwritten once on average, so that cleaning goes on."""
+    print("| slots | pages | CPU us per operation | written per stored |\n|---|---|---|---|")
     for gib in GIB_OF_SLOTS:
         slots = gib << 18
         tier = FileTier(backing)
@@ -99,7 +99,8 @@ def growth(operations: int, backing: Path) -> None:
             drive.fill()
             stream = WORKLOADS["zipf"](slots, Random(1))
             drive.run(stream, slots)
-            drawn = list(islice(stream, operations))  # a search in 16 million weights is not what is measured
+            # before the measurement: drawing searches in 16 million weights
+            drawn = list(islice(stream, operations))
             points = drive.run(iter(drawn), operations)
             drive.verify_some(VERIFIED)
         finally:
@@ -111,7 +112,7 @@ def growth(operations: int, backing: Path) -> None:
 
 
 def picture(file: Path, runs: list[Run]) -> None:
-    """Amplification over time at 80%, and over utilisation."""
+    """Draw the amplification over time at 80%, and over utilisation."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.4), layout="constrained")
@@ -124,7 +125,7 @@ def picture(file: Path, runs: list[Run]) -> None:
                 over_time.plot([point.operations / 1e6 for point in r.points], rates, label=workload)
                 space.plot([point.operations / 1e6 for point in r.points], [point.space_amplification for point in r.points])
         over_utilisation.plot([r.utilisation for r in mine], [r.write_amplification for r in mine], "o-", label=workload)
-    over_time.set(xlabel="million operations", ylabel="bytes written by bytes stored", title="80% utilisation", ylim=0)
+    over_time.set(xlabel="million operations", ylabel="bytes written per byte stored", title="80% utilisation", ylim=0)
     over_utilisation.set(xlabel="utilisation", title="steady", ylim=0)
     space.set(xlabel="million operations", title="space amplification, 80%", ylim=1)
     over_time.legend()
@@ -132,7 +133,7 @@ def picture(file: Path, runs: list[Run]) -> None:
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Run the workloads that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=WORKLOADS, default="zipf")
     parser.add_argument("--score", choices=SCORES, default="cost")

@@ -1,6 +1,6 @@
 """Drives a store, without a mount and without a disk: stores, loads, write-backs and cleanings, each page checked.
 
-Pages are real ones (tmemfs/cli/real_pages.py), encoded once, so that what is measured is the store and not its codec. The pool may
+Pages are real ones (tmemfs/cli/real_pages.py), encoded once, so that the store is measured and not its codec. The pool may
 hold an eighth of the live set. The tier is memory, unless another is given. Every LOAD_EACH-th operation also loads a page; at the
 end every page is loaded.
 """
@@ -39,7 +39,7 @@ _SEED: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One reading: operations so far, then of the operations since the last: bytes stored, written back and cleaned, CPU."""
+    """One reading: operations so far, and since the last reading the bytes stored, written back and cleaned, and the CPU time."""
 
     operations: int
     stored: int
@@ -113,7 +113,7 @@ class Drive:
             self._store(slot, min(32, self.slots - slot))
 
     def run(self, operations: Iterator[Operation], count: int) -> list[Point]:
-        """`count` page operations; a reading each fiftieth of them."""
+        """Perform `count` page operations, with a reading after each fiftieth of them."""
         points, done, step = [], 0, max(count // _POINTS, 1)
         self._reading(0)
         while done < count:
@@ -127,7 +127,7 @@ class Drive:
         return points
 
     def verify(self) -> None:
-        """Load every page, and hold the store's sums against a scan."""
+        """Load every page, and compare the store's sums with a scan."""
         for slot in range(self.slots):
             self._load(slot)
         check(self.tmem)
@@ -138,7 +138,7 @@ class Drive:
             self._load(self._random.randrange(self.slots))
 
     def compact(self) -> float:
-        """Clean until nothing more is gained; the space amplification of the tier then."""
+        """Clean until nothing more is gained; returns the space amplification of the tier."""
         while self._clean(PAGE_BYTES):
             pass
         return self.tmem.merges.space().amplification

@@ -1,10 +1,10 @@
-"""What to compare with: a log of equal records with a greedy cleaner, simulated, and the bound for uniform overwrite.
+"""Baselines: a simulated log of equal records with a greedy cleaner, and the bound for uniform overwrite.
 
-The simulation knows segments of RECORDS records and nothing else: each overwrite kills one record and appends one; when no
-segment is free the emptiest full one is cleaned. Its write amplification is (appended + moved) / appended.
+The simulation has only segments of RECORDS records. Each overwrite makes one record dead and appends one; when no segment is free,
+the emptiest full one is cleaned. Its write amplification is (appended + moved) / appended.
 
-The bound: where every record is as likely to die as any other, and segments are cleaned in order of age, the live share u of a
-segment that is cleaned solves u = exp(-(1 - u) / utilisation), and write amplification is 1 / (1 - u). Source: P. Desnoyers,
+The bound: if every record is equally likely to be overwritten, and segments are cleaned in order of age, the live share u of a
+cleaned segment solves u = exp(-(1 - u) / utilisation), and the write amplification is 1 / (1 - u). Source: P. Desnoyers,
 'Analytic Models of SSD Write Performance', ACM Transactions on Storage 10(2), 2014, for LRU cleaning, which greedy approaches
 from below as segments grow.
 """
@@ -41,7 +41,7 @@ class Greedy:
         self.appended = self.moved = 0
 
     def run(self, operations: Iterator[Operation], count: int, note: Callable[[], None] = lambda: None) -> None:
-        """`count` page operations."""
+        """Perform `count` page operations."""
         done = 0
         while done < count:
             kind, first, pages = next(operations)

@@ -1,8 +1,8 @@
 """Workloads: endless streams of page operations, as (operation, first slot, count).
 
-uniform    every slot is as likely to be overwritten as any other
-zipf       slot of rank r is overwritten with a likelihood of 1/r^0.99; ranks are scattered over the slots
-processes  runs of slots are stored, a part of their pages rewritten, and then discarded whole: processes come and go
+uniform    every slot is equally likely to be overwritten
+zipf       the slot of rank r is overwritten with a probability proportional to 1/r^0.99; ranks are scattered over the slots
+processes  runs of slots are stored, rewritten in part, and then discarded as a whole, as if processes start and end
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def zipf(slots: int, random: Random) -> Iterator[Operation]:
 
 
 def processes(slots: int, random: Random) -> Iterator[Operation]:
-    """Runs of slots that are stored, rewritten in part, and discarded in another order than they came."""
+    """Runs of slots that are stored, rewritten in part, and discarded in another order."""
     bounds = _cut(slots, random)
     alive = dict.fromkeys(range(len(bounds) - 1), False)
     while True:
@@ -52,7 +52,7 @@ def processes(slots: int, random: Random) -> Iterator[Operation]:
 
 
 def _cut(slots: int, random: Random) -> list[int]:
-    """Bounds of runs of many sizes."""
+    """The bounds of runs of many sizes."""
     bounds = [0]
     while bounds[-1] < slots:
         bounds.append(min(bounds[-1] + int(_SMALLEST * (_LARGEST / _SMALLEST) ** random.random()), slots))

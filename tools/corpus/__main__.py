@@ -1,11 +1,11 @@
-"""`python -m tools.corpus [--only NAME,...] [--pages N] [--output DIR] [--list]`: memory of real programs, as it would be swapped.
+"""`python -m tools.corpus [--only NAME,...] [--pages N] [--output DIR] [--list]`: the swappable memory of real programs.
 
-Starts one program after the other, lets it fill its memory, and copies up to N pages of it and its children, sampled evenly:
-DIR/NAME.pages has those that are not zero, 4096 bytes each, one behind the other. DIR/corpus.json has a line for each source,
-DIR/corpus.md the table that is printed; sources captured before, and not now, stay in both. Needs root. Leaves nothing running,
-also when it is interrupted. What is captured is of this machine and not for committing.
+Starts one program after the other, lets it fill its memory, and copies up to N pages of it and its children, sampled evenly.
+DIR/NAME.pages has those that are not zero, 4096 bytes each, one after the other. DIR/corpus.json has a line per source,
+DIR/corpus.md the table that is printed. Sources that are captured in an earlier run only stay in both. Needs root. Leaves nothing
+running, even when it is interrupted. The pages belong to this machine: do not commit them.
 
-Exit codes: 0 done, sources whose program is missing left out; 1 a program failed; 2 refused, or every program is missing; 130 or
+Exit codes: 0 done, without the sources whose program is missing; 1 a program failed; 2 refused, or every program is missing; 130 or
 143 interrupted.
 """
 
@@ -31,7 +31,7 @@ _SEED: Final = 1
 
 
 def main(words: list[str] | None = None) -> int:
-    """Do what is asked for."""
+    """Capture or list what is asked for."""
     a = _parser().parse_args(words)
     try:
         sources = chosen(a.only)
@@ -49,7 +49,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def chosen(only: str | None) -> list[Source]:
-    """The sources named, or all. Raises BadValue."""
+    """The named sources, or all. Raises BadValue."""
     names = [source.name for source in SOURCES]
     wanted = names if only is None else only.split(",")
     if unknown := [name for name in wanted if name not in names]:
@@ -58,7 +58,7 @@ def chosen(only: str | None) -> list[Source]:
 
 
 def _capture_all(sources: list[Source], left_out: dict[str, str], most: int, output: Path) -> int:
-    """Capture, write and print; the exit code."""
+    """Capture, write and print; returns the exit code."""
     if os.geteuid():
         raise Refused("the memory of other processes is for root only: run it with sudo")
     try:
@@ -83,7 +83,7 @@ def _capture_all(sources: list[Source], left_out: dict[str, str], most: int, out
 
 
 def _captured(source: Source, most: int, output: Path) -> Row:
-    """One source, its pages written."""
+    """Capture one source and write its pages."""
     with stage() as there:
         got = capture(source.start(there).pid, most, _SEED)
     (output / f"{source.name}.pages").write_bytes(b"".join(page for page in got.pages if page != ZERO_PAGE))
@@ -91,7 +91,7 @@ def _captured(source: Source, most: int, output: Path) -> Row:
 
 
 def _kept(output: Path) -> dict[str, Row]:
-    """The lines of an earlier run. Raises BadValue where the file is something else."""
+    """The lines of an earlier run. Raises BadValue if the file is something else."""
     file = output / "corpus.json"
     try:
         return {row.name: row for row in parse_json(file.read_text())}
@@ -110,11 +110,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tools.corpus", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", metavar="NAME,...", help="these sources, separated by commas")
-    parser.add_argument("--pages", type=_count, default=_PAGES, help=f"at most so many of each source ({_PAGES})")
+    parser.add_argument("--pages", type=_count, default=_PAGES, help=f"at most this many per source ({_PAGES})")
     parser.add_argument(
         "--output", type=Path, default=Path("build/corpus"), help="where the pages and the report go (build/corpus)"
     )
-    parser.add_argument("--list", action="store_true", help="capture nothing: say which sources there are, and what they lack")
+    parser.add_argument("--list", action="store_true", help="capture nothing: list the sources, and what is missing for them")
     return parser
 
 

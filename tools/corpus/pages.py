@@ -1,14 +1,15 @@
 """Pages of running processes that the kernel could swap out, read through /proc. Needs root.
 
-Which pages those are, the page map says and not the map of areas: a page of a private mapping is anonymous unless bit 61 is set, be
-its area a heap, a stack, or a file of which it is a written copy (.data, relocated constants). To them come the pages of shared
-memory that has no file on a disk (PostgreSQL's buffers, what Chromium's processes exchange), a kind of its own. Each page of RAM
-counts once, however many processes map it: what fork left shared, and shared memory, is known by its frame number. Areas without
-any access are left out (they are reservations, of gigabytes), and so are pages that are swapped out: reading them would swap
-them in.
+The page map shows which pages those are, not the map of areas: a page of a private mapping is anonymous unless bit 61 is set,
+whether its area is a heap, a stack, or a file of which it is a modified copy (.data, relocated constants). Pages of shared memory
+without a file on a disk (PostgreSQL's buffers, what Chromium's processes exchange) are counted too, as a kind of their own. Each
+page of RAM counts once, even if many processes map it: pages that fork left shared, and shared memory, are recognized by their
+frame number. Areas without any access are left out, since they are reservations of gigabytes, and so are swapped-out pages: reading
+would swap them in.
 
-The processes stand still meanwhile (SIGSTOP), so that what was found is what is read. A page that is a zero page is
-RAM like any other, except the kernel's own one, which many addresses share and which counts once. Knows nothing of who they are.
+The processes are stopped meanwhile (SIGSTOP), so that the pages that were found are the ones that are read. A page of zeros is RAM
+like any other, except for the kernel's own zero page, which many addresses share and which counts once. Knows nothing of what the
+programs are.
 
 Source: Documentation/admin-guide/mm/pagemap.rst, Documentation/filesystems/proc.rst.
 """
@@ -37,9 +38,9 @@ _FILE_OR_SHARED: Final = 1 << 61
 _FRAME: Final = (1 << 55) - 1
 _ENTRY_BYTES: Final = 8
 _ENTRIES_PER_READ: Final = 1 << 16
-#: What the names of shared mappings without a file on a disk begin with.
+#: How names of shared mappings without a file on a disk begin.
 _SHARED_MEMORY: Final = ("/dev/zero", "/memfd:", "/SYSV", "/dev/shm/", "[anon_shmem:")
-#: Areas of the kernel's making that are not the process's memory.
+#: Areas that the kernel maps, which are not the process's memory.
 _KERNELS: Final = ("[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]")
 
 
@@ -54,7 +55,7 @@ class Area:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a page was found; `frame` is its number in RAM, 0 where the kernel does not tell."""
+    """Where a page was found; `frame` is its number in RAM, 0 if the kernel hides it."""
 
     pid: int
     address: int
@@ -64,7 +65,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """`pages`, sampled from all that were seen (of which `shared` are shared memory), in order of process and address."""
+    """A sample of all pages that were seen (of which `shared` are shared memory), in order of process and address."""
 
     seen: int
     shared: int
@@ -93,7 +94,7 @@ def parse_pagemap(entries: Iterable[int], first: int, kind: Kind) -> Iterator[tu
 
 
 def distinct(places: Iterable[Place]) -> list[Place]:
-    """Each page of RAM once."""
+    """The places of distinct pages of RAM."""
     frames: set[int] = set()
     found = []
     for place in places:
@@ -105,7 +106,7 @@ def distinct(places: Iterable[Place]) -> list[Place]:
 
 
 def sample(total: int, most: int, seed: int) -> list[int]:
-    """Up to `most` of range(total), in order: one from each of as many parts of equal size, the same for the same seed."""
+    """Up to `most` of range(total), in order: one from each of that many equal parts, the same for the same seed."""
     if total <= most:
         return list(range(total))
     random = Random(seed)
@@ -121,12 +122,12 @@ def descendants(pid: int, parents: Mapping[int, int]) -> list[int]:
 
 
 def family(pid: int) -> list[int]:
-    """`pid` and all processes below it, at this moment."""
+    """`pid` and all processes below it now."""
     return descendants(pid, dict(_parents()))
 
 
 def capture(pid: int, most: int, seed: int = 1) -> Capture:
-    """Up to `most` pages of `pid` and all processes below it. Raises Refused where there are none to read."""
+    """Up to `most` pages of `pid` and all processes below it. Raises Refused if there are none to read."""
     with _still(pid) as pids:
         places = distinct(place for one in pids for place in _places(one))
         chosen = [places[at] for at in sample(len(places), most, seed)]
@@ -138,7 +139,7 @@ def capture(pid: int, most: int, seed: int = 1) -> Capture:
 
 @contextmanager
 def _still(pid: int) -> Iterator[list[int]]:
-    """The processes, stopped until the end of the block; again and again, for one that is not stopped yet may fork."""
+    """The processes, stopped until the end of the block."""
     stopped: list[int] = []
     try:
         while new := [one for one in family(pid) if one not in stopped]:
@@ -164,7 +165,7 @@ def _parents() -> Iterator[tuple[int, int]]:
 
 
 def _places(pid: int) -> Iterator[Place]:
-    """Those of one process; none of one that has ended."""
+    """The pages of one process; none if it has ended."""
     with suppress(FileNotFoundError, ProcessLookupError):
         areas = parse_maps((_PROC / str(pid) / "maps").read_text(errors="replace"))
         with open(_PROC / str(pid) / "pagemap", "rb", buffering=0) as pagemap:
@@ -175,7 +176,7 @@ def _places(pid: int) -> Iterator[Place]:
 
 
 def _entries(fd: int, area: Area) -> Iterator[tuple[int, array[int]]]:
-    """(address, entries) for one stretch of an area after the other, without those that are all empty."""
+    """(address, entries) for one part of an area after the other, without empty parts."""
     for first in range(area.start, area.end, _ENTRIES_PER_READ * PAGE_BYTES):
         count = min(_ENTRIES_PER_READ, (area.end - first) // PAGE_BYTES)
         data = os.pread(fd, count * _ENTRY_BYTES, first // PAGE_BYTES * _ENTRY_BYTES)
@@ -184,7 +185,7 @@ def _entries(fd: int, area: Area) -> Iterator[tuple[int, array[int]]]:
 
 
 def _read(places: list[Place]) -> Iterator[bytes | None]:
-    """The pages, in order; None for one that is gone or cannot be read."""
+    """The pages in order; None for one that is gone or cannot be read."""
     files: dict[int, int] = {}
     try:
         for place in places:

@@ -1,7 +1,7 @@
-"""What Redis is filled with, as it goes over its socket: records of sessions, users, scores, cached bodies, counters.
+"""The commands that fill Redis: records of sessions, users, scores, cached bodies, counters.
 
-Texts are cut from `prose`; identities and tokens are random, as they are in life; of the cached bodies every third is compressed
-already. Pure, the same for the same seed.
+Texts come from `prose`. Identities and tokens are random, as in real use. Every third cached body is compressed. Pure, and the same
+for the same seed.
 
 Source: the Redis serialization protocol (RESP 2).
 """
@@ -25,13 +25,13 @@ Word = str | bytes | int | float
 
 
 def encoded(*words: Word) -> bytes:
-    """One command."""
+    """The bytes of one command."""
     parts = [word if isinstance(word, bytes) else str(word).encode() for word in words]
     return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
 
 
 def commands(users: int, prose: str, seed: int = 1) -> Iterator[bytes]:
-    """Everything about so many users; each command is answered by one line."""
+    """The commands for that many users; the answer to each is one line."""
     random = Random(seed)
     for number in range(users):
         yield encoded("SET", f"session:{random.randbytes(16).hex()}", _session(random, number))
@@ -53,7 +53,7 @@ def _session(random: Random, number: int) -> str:
 
 
 def _user(random: Random, number: int, prose: str) -> list[Word]:
-    """Fields and values."""
+    """The fields and values of a user."""
     name = f"{random.choice(_NAMES)} {random.choice(_NAMES)}"
     about = cut(random, prose, random.randrange(20, 200))
     mail = f"{name.replace(' ', '.').lower()}{number}@example.org"
@@ -67,7 +67,7 @@ def _body(random: Random, number: int, prose: str) -> bytes:
 
 
 def cut(random: Random, prose: str, length: int) -> str:
-    """So many characters from somewhere."""
+    """A random part of `prose` of that many characters."""
     at = random.randrange(max(len(prose) - length, 1))
     return prose[at : at + length]
 

@@ -1,8 +1,8 @@
-"""What the captured pages are: zero, of one word, or how well they compress, source by source. Pure.
+"""The captured pages per source: how many are zero or same-filled, and how well the rest compresses. Pure.
 
-A page is encoded as the store does it (tmemfs.store.codec): its tag says whether it is a zero page, one of one repeated word, or
-raw. Ratios and payloads are over the rest, those that a compressor sees, and a raw page counts as its 4096 bytes. Sources are never
-summed up or averaged: what a machine swaps is one mixture or another of them, and nobody knows which.
+A page is encoded as in the store (tmemfs.store.codec). Its tag says whether it is a zero page, same-filled or raw. Ratios and
+payloads are over the pages that a compressor gets, where a raw page counts as its 4096 bytes. Sources are never summed or averaged:
+what a machine swaps is an unknown mixture of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ are no programs but the bounds.
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Counts of pages; ratios and bytes of payloads are None where no page is left to compress."""
+    """Counts of pages; ratios and payload bytes are None if no page is left to compress."""
 
     pages: int
     zero: int
@@ -47,13 +47,13 @@ class Figures:
 
     @property
     def rest(self) -> int:
-        """Pages that a compressor sees."""
+        """The pages that a compressor gets."""
         return self.pages - self.zero - self.one_word
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A source: pages `seen` in RAM, those of them in shared memory, and the figures of a sample."""
+    """A source: the pages `seen` in RAM, how many of them are shared memory, and the figures of a sample."""
 
     name: str
     seen: int
@@ -62,12 +62,12 @@ class Row:
 
     @classmethod
     def parse(cls, kept: Mapping[str, Any]) -> Row:
-        """What `as_json` gave."""
+        """The row that `as_json` wrote."""
         return cls(**{**kept, "figures": Figures(**kept["figures"])})
 
 
 def figures(pages: Iterable[bytes]) -> Figures:
-    """Of any pages."""
+    """The figures of `pages`."""
     packed = [(page, *encode(page, _LZ4)) for page in pages]
     rest = [(page, tag, len(payload)) for page, tag, payload in packed if tag not in (ZERO, FILL)]
     tags = [tag for _, tag, _ in packed]
@@ -81,20 +81,20 @@ def figures(pages: Iterable[bytes]) -> Figures:
 
 
 def bounds() -> list[Row]:
-    """Pages that nothing compresses, and pages of nothing."""
+    """The figures of pages that nothing compresses, and of zero pages."""
     random = Random(1)
     pages = {"random": [random.randbytes(PAGE_BYTES) for _ in range(_BOUND_PAGES)], "zero": [bytes(PAGE_BYTES)] * _BOUND_PAGES}
     return [Row(name, _BOUND_PAGES, 0, figures(some)) for name, some in pages.items()]
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Markdown, a line for each."""
+    """Markdown, a line per source."""
     lines = [_line(_HEAD), _line(["---", *["---:"] * (len(_HEAD) - 1)]), *(_line(_cells(row)) for row in rows)]
     return "\n".join(lines) + "\n"
 
 
 def report(rows: Sequence[Row], left_out: Mapping[str, str], failed: Mapping[str, str]) -> str:
-    """The table, what it means, and what is not in it."""
+    """The table, and notes on what it means and what is left out."""
     parts = [table([*rows, *bounds()]), _NOTE]
     for head, reasons in (("Left out", left_out), ("Failed", failed)):
         if reasons:
@@ -103,12 +103,12 @@ def report(rows: Sequence[Row], left_out: Mapping[str, str], failed: Mapping[str
 
 
 def as_json(rows: Iterable[Row]) -> str:
-    """A JSON array, a line for each."""
+    """A JSON array with a line per source."""
     return "[\n" + ",\n".join(json.dumps(asdict(row)) for row in rows) + "\n]\n"
 
 
 def parse_json(text: str) -> list[Row]:
-    """What `as_json` gave. Raises ValueError for anything else."""
+    """The rows that `as_json` wrote. Raises ValueError for anything else."""
     try:
         return [Row.parse(kept) for kept in json.loads(text)]
     except (KeyError, TypeError) as error:

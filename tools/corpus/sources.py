@@ -1,4 +1,4 @@
-"""The sources: six programs as they are used, what each is made to hold, and how one knows that it does.
+"""The sources: six programs in typical use, what each holds in memory, and how to know that it does.
 
     postgresql   a server and four sessions of pgbench at work; its shared buffers are most of it, of the kind `shared`
     redis        sessions, users, lists, scores and cached bodies, some of them compressed (redis_values.py)
@@ -7,10 +7,10 @@
     node         maps, objects, strings, buffers (programs/heap.js)
     pandas       frames and fitted models (programs/frames.py), in the virtual environment that `make corpus` makes
 
-Text is English: the help texts that come with Python. pgbench has none: its rows are filled up with blanks, which flatters
-PostgreSQL. Data is made with fixed seeds, but the pages are not the same at every run: allocators, hash seeds, threads and the
-moment of a garbage collection see to that (the JVM had 73,000 to 92,000 pages). `start` returns once the program holds everything:
-the process whose family is to be captured.
+Text is English: the help texts that come with Python. pgbench has no text: its rows are padded with blanks, which compress well.
+Data is generated with fixed seeds, but the pages differ between runs because of allocators, hash seeds, threads and the time of
+garbage collections (the JVM had 73,000 to 92,000 pages). `start` returns when the program holds everything: the process whose
+family is to be captured.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PROGRAMS: Final = Path(__file__).with_name("programs")
 _REDIS_USERS: Final = 60_000
 _BATCH: Final = 1000
 _ANSWER_S: Final = 30.0
-#: So many seconds of pgbench, counted by the lines it says about each.
+#: Seconds of pgbench, counted by its progress lines.
 _PGBENCH_S: Final = 10
 _PGBENCH_SCALE: Final = "10"
 _HEAP_MIB: Final = 512
@@ -44,7 +44,7 @@ _HEAP_MIB: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A program: what it `needs` (see `locate`), where that comes from, and how it is started."""
+    """A program: what it `needs` (see `locate`), the packages that have that, and how to start it."""
 
     name: str
     needs: tuple[str, ...]
@@ -53,13 +53,13 @@ class Source:
 
 
 def missing(source: Source, locate: Callable[[str], Path | None]) -> str:
-    """Why `source` cannot be started here, with the next step; nothing if it can."""
+    """Why `source` cannot be started here, with the next step; empty if it can."""
     lacks = [need for need in source.needs if locate(need) is None]
     return f"no {', '.join(lacks)}: run 'sudo make corpus', or install {source.packages}" if lacks else ""
 
 
 def locate(need: str) -> Path | None:
-    """A program of PostgreSQL (which Debian keeps off the PATH) or on the PATH, or, with a '/', something in our environment."""
+    """The path of a program of PostgreSQL (which Debian keeps off the PATH), on the PATH, or with a '/', in our environment."""
     if "/" in need:
         return next(iter(sorted(Path(sys.prefix).glob(need))), None)
     servers = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{need}"))
@@ -105,7 +105,7 @@ def _redis(stage: Stage) -> Started:
 
 
 def _fill(connection: socket.socket, wanted: Iterator[bytes]) -> None:
-    """Send commands, some at a time, and read their answers. Raises OSError for a refusal."""
+    """Send commands, some at a time, and read the answers. Raises OSError for an error."""
     with connection.makefile("rb") as answers:
         while batch := list(islice(wanted, _BATCH)):
             connection.sendall(b"".join(batch))
@@ -128,7 +128,7 @@ def _chromium(stage: Stage) -> Started:
 
 
 def _titles(port_file: Path) -> list[str]:
-    """Of the pages that a browser shows; none while it does not answer."""
+    """The titles of the pages that a browser shows; none while it does not answer."""
     with suppress(OSError, ValueError, IndexError, HTTPException):
         port = int(port_file.read_text().splitlines()[0])
         with build_opener(ProxyHandler({})).open(f"http://127.0.0.1:{port}/json/list", timeout=_ANSWER_S) as answer:
@@ -150,7 +150,7 @@ def _pandas(stage: Stage) -> Started:
 
 
 def _reader(stage: Stage, name: str, command: list[str | Path]) -> Started:
-    """A program that is given a file of prose and says 'ready'."""
+    """Start a program that gets a file of prose and prints 'ready'."""
     started = stage.start(name, [*command, stage.write("prose.txt", prose())])
     started.wait_for_word("ready")
     return started

@@ -1,11 +1,11 @@
-"""Where a program runs while its memory is captured: a directory, the processes started, and the end of all of them.
+"""Where a program runs while its memory is captured: a directory, the started processes, and the end of all of them.
 
-Whatever is started here, and whatever that starts, ends with the stage, in any case: this process adopts the orphans of what it
-started (PR_SET_CHILD_SUBREAPER), so everything left over is found below it, even what took a session of its own or was being
-started when a signal came. Processes are asked to end (SIGTERM) and killed if they have not after a while. SIGINT and SIGTERM
-wait while that is done. The directory goes last.
+All processes that are started here, and their children, end with the stage in any case. This process adopts orphans
+(PR_SET_CHILD_SUBREAPER), so it finds every process that is left, even one in a session of its own, or one that was being started
+when a signal arrived. Processes are asked to end (SIGTERM), and killed if they have not after a while. SIGINT and SIGTERM are held
+back during that. The directory is removed last.
 
-What refuses to run as root is run as `nobody`, who owns the directory.
+Programs that refuse to run as root run as `nobody`, who owns the directory.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ from tools.interrupts import usual_signals
 
 START_S: Final = 120.0
 _END_S: Final = 20.0
-_LOOK_S: Final = 0.05
+_POLL_S: Final = 0.05
 _SUBREAPER: Final = 36
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A process, and the file that takes what it says."""
+    """A process, and the file of its output."""
 
     process: subprocess.Popen[bytes]
     log: Path
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """The number of the process."""
         return self.process.pid
 
     def said(self) -> str:
-        """What it said so far."""
+        """Its output so far."""
         return self.log.read_text(errors="replace")
 
     def wait_until(self, is_ready: Callable[[], bool], limit_s: float = START_S) -> None:
-        """Look until `is_ready`. Raises Refused when the process ends before, or the time is over."""
+        """Wait until `is_ready`. Raises Refused if the process ends before that, or the time is over."""
         deadline = time.monotonic() + limit_s
         while not is_ready():
             if (code := self.process.poll()) is not None:
                 raise Refused(f"{self.log.stem} ended with {code}: {last_line(self.said())}")
             if time.monotonic() > deadline:
                 raise Refused(f"{self.log.stem} was not ready after {limit_s:.0f} s: {last_line(self.said())}")
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
 
     def wait_for_word(self, word: str = "ready", times: int = 1) -> None:
-        """Look until it has said `word` so many times. Raises Refused."""
+        """Wait until it has printed `word` that many times. Raises Refused."""
         self.wait_until(lambda: self.said().count(word) >= times)
 
 
@@ -74,7 +74,7 @@ class Stage:
     started: dict[int, Started] = field(default_factory=dict)
 
     def start(self, name: str, command: Sequence[str | Path], as_nobody: bool = False) -> Started:
-        """Start `command`, whose words go to a log named `name`."""
+        """Start `command`, with its output in a log named `name`."""
         log = self.directory / f"{name}.log"
         user, group, others = _nobody() if as_nobody else (None, None, None)
         with log.open("wb") as said:
@@ -88,7 +88,7 @@ class Stage:
         return started
 
     def run(self, name: str, command: Sequence[str | Path], as_nobody: bool = False) -> None:
-        """Have `command` done, within the time of a start. Raises Refused where it fails."""
+        """Run `command` to its end, within the time limit of a start. Raises Refused if it fails."""
         started = self.start(name, command, as_nobody)
         try:
             code = started.process.wait(START_S)
@@ -98,14 +98,14 @@ class Stage:
             raise Refused(f"{name} ended with {code}: {last_line(started.said())}")
 
     def write(self, name: str, text: str) -> Path:
-        """A file that everybody may read."""
+        """Write a file that everybody may read."""
         file = self.directory / name
         file.write_text(text)
         file.chmod(0o644)
         return file
 
     def end(self) -> None:
-        """End everything below this process. Raises Refused for what cannot be killed."""
+        """End all processes below this one. Raises Refused for one that cannot be killed."""
         told: set[int] = set()
         killed_from, given_up_at = time.monotonic() + _END_S, time.monotonic() + 2 * _END_S
         while left := family(os.getpid())[1:]:
@@ -113,10 +113,10 @@ class Stage:
                 raise Refused(f"processes {left} cannot be killed: see what they wait for in /proc/PID/stack")
             for pid in left:
                 self._end(pid, told, kill=time.monotonic() > killed_from)
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
 
     def _end(self, pid: int, told: set[int], kill: bool) -> None:
-        """Ask `pid` once, if it is a child; the children of a child are its own business, unless all are killed."""
+        """Ask process `pid` to end, if it is a child; a child ends its own children, unless all are killed."""
         with suppress(ProcessLookupError, ChildProcessError):
             if kill:
                 os.kill(pid, signal.SIGKILL)
@@ -125,20 +125,20 @@ class Stage:
                 os.kill(pid, signal.SIGTERM)
 
     def _has_ended(self, pid: int) -> bool:
-        """Whether a child has, which is reaped then. Raises ChildProcessError for who is none."""
+        """Whether a child has ended, which is then reaped. Raises ChildProcessError for a process that is no child."""
         if pid in self.started:
             return self.started[pid].process.poll() is not None
         return os.waitpid(pid, os.WNOHANG)[0] == pid
 
     def _environment(self) -> dict[str, str]:
-        """Nothing of ours but the path: neither proxies nor display, and a home that goes with the stage."""
+        """Of our environment only the PATH: no proxies, no display, and a home below the stage."""
         place = str(self.directory)
         return {"PATH": os.environ.get("PATH", os.defpath), "HOME": place, "TMPDIR": place, "LANG": "C.UTF-8"}
 
 
 @contextmanager
 def stage() -> Iterator[Stage]:
-    """A stage in a temporary directory; everything on it ends with the block."""
+    """A stage in a temporary directory; all its processes end with the block."""
     ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     one = Stage(Path(tempfile.mkdtemp(prefix="tmemfs-corpus-")))
@@ -149,7 +149,8 @@ def stage() -> Iterator[Stage]:
             yield one
         finally:
             signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    finally:  # of its own: a signal may have come just before those above were held back
+    # a block of its own: a signal may arrive just before those above are held back
+    finally:
         _clear(one)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -163,7 +164,7 @@ def _clear(one: Stage) -> None:
 
 
 def last_line(text: str) -> str:
-    """The last line that is not empty: mostly what went wrong."""
+    """The last line that is not empty: usually the error."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
 
 

@@ -1,1 +1,1 @@
-"""Traces: what a swapping workload asks of the pager, recorded slot by slot, and played again to judge a policy."""
+"""Traces: the requests of a swapping workload to the pager, recorded slot by slot, and replayed to judge a policy."""

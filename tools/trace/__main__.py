@@ -1,10 +1,10 @@
-"""`python -m tools.trace`: record what a command asks of a swap, look at it, and replay it.
+"""`python -m tools.trace`: record the requests of a command to a swap, summarize them, and replay them.
 
     record --output FILE [--limit 64M] [--size 1G] [--pool-max 64M] -- COMMAND ...     run COMMAND, in a memory cgroup (root)
     show FILE ...                                                                      counts, slots, duration, reuse
     replay FILE ... [--segments 4,8,16]                                                loads from disk, by policy and pool
 
-Exit codes: 0 done; that of COMMAND, where it failed; 2 refused; 130 interrupted.
+Exit codes: 0 done; that of COMMAND if it failed; 2 refused; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ POLICIES: Final[dict[str, Choice]] = {"oldest first": oldest_first, "second chan
 
 
 def table(files: list[Path], limits: list[int]) -> Iterator[str]:
-    """Markdown, a line for each trace, size and policy."""
+    """Markdown, a line per trace, size and policy."""
     yield "| trace | segments | policy | loads from RAM | loads from disk | segments written |\n|---|---|---|---|---|---|"
     for file in files:
         requests = list(read(file))
@@ -51,7 +51,7 @@ def record(a: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """Do what is asked for."""
+    """Run the command that is asked for."""
     a = _parser().parse_args()
     try:
         if a.action == "record":

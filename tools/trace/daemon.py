@@ -1,6 +1,6 @@
-"""The daemon of a recording, in front: `python -m tools.trace.daemon OUTPUT DIRECTORY SIZE POOL_MAX`.
+"""A recording daemon in the foreground: `python -m tools.trace.daemon OUTPUT DIRECTORY SIZE POOL_MAX`.
 
-Mounts at DIRECTORY/mnt, with DIRECTORY/backing, says 'ready' on stdout, serves until it is unmounted, and then writes the trace.
+Mounts at DIRECTORY/mnt with DIRECTORY/backing, prints 'ready', serves until it is unmounted, and then writes the trace.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The trace file: what was asked of a pager, request by request, as it lies on disk.
+"""The format of a trace file: the requests to a pager.
 
 The whole file is one zstd frame; in it, numbers little-endian:
 
@@ -12,13 +12,13 @@ The whole file is one zstd frame; in it, numbers little-endian:
     24+17n  8n    pages
     24+25n  2p    payload bytes of each page stored, in order; 0 for a zero page, which has no record
 
-A column of numbers wider than a byte lies in planes, the lowest byte of all numbers first: the bytes that change little stand
-together, and what was 5 MB in an array is 100 KB in a file. The columns are the form in memory too (`Columns`); a `Request` is
-made of them as it is read. Knows nothing of who recorded, and of pages only how long their payloads are.
+A column of numbers wider than a byte is stored in planes, the lowest byte of all numbers first. That puts bytes that change little
+next to each other: 5 MB in memory become 100 KB in the file. The columns are the form in memory too (`Columns`); reading makes
+`Request`s of them. Knows nothing of who records, and only the lengths of payloads.
 
 Invariants:
-1. What is read is what was written: the same columns.
-2. Times never go back. The pages of all stores are as many as there are payload lengths.
+1. Reading returns the columns that were written.
+2. Times never decrease. There are as many payload lengths as pages in all stores.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _MODULO: Final = (1 << 64) - 1
 class Request:
     """`operation` (STORE, LOAD, DISCARD) on slots [first, first + count), `at_us` after the start.
 
-    `payloads`: bytes of each page's payload, of a store; empty otherwise.
+    `payloads` has the bytes of each page's payload for a store, and is empty otherwise.
     """
 
     at_us: int
@@ -61,7 +61,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Requests, in order, a column for each field; `payloads` holds those of all stores, one behind the other."""
+    """Requests in order, a column per field; `payloads` holds those of all stores, one after the other."""
 
     operations: array[int] = field(default_factory=lambda: array("B"))
     times_us: array[int] = field(default_factory=lambda: array("Q"))
@@ -80,7 +80,7 @@ class Columns:
             at += stored
 
     def append(self, at_us: int, operation: int, first: int, count: int, payloads: Sequence[int] = ()) -> None:
-        """One more request; `payloads` has `count` entries for a store."""
+        """Append a request; `payloads` has `count` entries for a store."""
         self.operations.append(operation)
         self.times_us.append(at_us)
         self.firsts.append(first)
@@ -89,7 +89,7 @@ class Columns:
 
 
 def write(file: Path, columns: Columns) -> None:
-    """Write `columns` to `file`, over what was there. Raises OSError."""
+    """Write `columns` to `file`, which is replaced. Raises OSError."""
     times = _steps(columns.times_us, [0, *columns.times_us])
     firsts = _steps(columns.firsts, [0, *map(int.__add__, columns.firsts, columns.counts)])
     planes = map(_planes, (times, firsts, columns.counts, columns.payloads))
@@ -106,7 +106,7 @@ def read(file: Path) -> Columns:
 
 
 def _parse(data: bytes) -> Columns:
-    """Raises ValueError."""
+    """The columns in `data`. Raises ValueError."""
     if len(data) < _HEAD.size or not data.startswith(_MAGIC):
         raise ValueError("it begins otherwise")
     _, count, pages = _HEAD.unpack_from(data)
@@ -121,7 +121,7 @@ def _parse(data: bytes) -> Columns:
 
 
 def _check(columns: Columns) -> None:
-    """Raise ValueError where columns contradict each other."""
+    """Raise ValueError if columns contradict each other."""
     if max(columns.operations, default=0) > DISCARD:
         raise ValueError("it has an unknown operation")
     stored = sum(count for operation, count in zip(columns.operations, columns.counts, strict=True) if operation == STORE)
@@ -130,12 +130,12 @@ def _check(columns: Columns) -> None:
 
 
 def _steps(column: array[int], before: list[int]) -> array[int]:
-    """What each number is beyond the one of `before` at the same place."""
+    """The difference of each number to the one of `before` at the same place."""
     return array("Q", [(number - base) & _MODULO for number, base in zip(column, before, strict=False)])
 
 
 def _firsts(steps: array[int], counts: array[int]) -> array[int]:
-    """First slots from the steps between requests."""
+    """The first slots, from the steps between requests."""
     firsts, behind = array("Q"), 0
     for step, count in zip(steps, counts, strict=True):
         firsts.append((behind + step) & _MODULO)
@@ -150,7 +150,7 @@ def _planes(column: array[int]) -> bytes:
 
 
 def _column(kind: str, planes: bytes) -> array[int]:
-    """Numbers from their planes."""
+    """The numbers in planes."""
     column: array[int] = array(kind)
     data, width = bytearray(planes), column.itemsize
     count = len(planes) // width

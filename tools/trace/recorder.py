@@ -1,11 +1,10 @@
-"""The recorder: a pager that notes what it is asked, and answers as any pager does.
+"""The recorder: a pager that notes its requests, and answers them as any pager does.
 
 It notes each request as it comes, whether or not the request is granted. A store is noted with the lengths of its payloads. They
 are encoded once more for that, so that the recorder needs only what a pager offers to everybody.
 
-It leaves out, and counts, parts of pages, which swap never sends and a trace has no word for, and
-what comes when the recording is full. The recording grows in memory and is written at the end: this is no tool for a machine
-without memory to spare.
+It leaves out, and counts, parts of pages, which swap never sends and a trace cannot express, and requests after the recording is
+full. The recording grows in memory and is written at the end, so this tool needs a machine with free memory.
 
 Thread-safety: one thread at a time, the leader of the page path, reads a mount's requests, and it is the only one that notes.
 """
@@ -32,7 +31,7 @@ MOST_PAGES: Final = 8_000_000
 
 
 class Recording:
-    """Requests as they come, with the time since this was made; `left_out` counts those it could not take."""
+    """Requests as they come, with the time since the recording began; `left_out` counts those that do not fit."""
 
     def __init__(self, most_requests: int = MOST_REQUESTS, most_pages: int = MOST_PAGES) -> None:
         self.columns = Columns()
@@ -42,7 +41,7 @@ class Recording:
         self._started_ns = time.monotonic_ns()
 
     def note(self, operation: int, first: int, count: int, payloads: Sequence[int] = ()) -> None:
-        """One request, now."""
+        """Note one request, with the time of now."""
         columns = self.columns
         if len(columns) >= self._most_requests or len(columns.payloads) + len(payloads) > self._most_pages:
             self.left_out += 1

@@ -1,12 +1,12 @@
-"""Replay: the pool's order of victims, played over a trace. Pure: no store, no tier, no clock, sizes only.
+"""Replay: simulate the pool's choice of victims over a trace. Pure: no store, no tier, no clock, sizes only.
 
 Records are appended to the open segment of their lane, packed or raw, as the store does. `limit` segments fit in RAM, open ones
-included; when one more is to be opened, a choice function names the sealed one that is written to disk, raw ones first. A load
-from RAM marks its segment as loaded from; those that a choice passes over lose the mark. Overwrites and discards kill records,
-and a sealed segment without live ones vanishes.
+included. When one more has to be opened, a choice function names the sealed segment that is written to disk, raw ones first. A load
+from RAM marks its segment as loaded from; segments that a choice passes over lose the mark. Overwrites and discards make records
+dead, and a sealed segment without live records is freed.
 
-Left out: watermarks, merges of sparse segments, cleaning, recompression. So the figures hold one order of victims against another;
-they do not predict what the store itself would read and write.
+Left out are watermarks, merges of sparse segments, cleaning and recompression. So the figures compare one choice of victims with
+another. They do not predict what the store itself would read and write.
 
 Source: Appender.append (tmemfs/store/append.py), Tmem._victim and drop (tmemfs/store/tmem.py).
 """
@@ -21,12 +21,12 @@ from tmemfs.store.record import RECORD_HEADER_BYTES, record_bytes, start_of
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 from tools.trace.format import DISCARD, STORE, Request
 
-#: From sealed segments, oldest first, with whether each was loaded from: the victim and those passed over for it.
+#: Takes sealed segments, oldest first, with whether each was loaded from; returns the victim and those that were passed over.
 Choice = Callable[[Iterable[tuple[int, bool]]], tuple[int | None, list[int]]]
 
 
 def oldest_first(segments: Iterable[tuple[int, bool]]) -> tuple[int | None, list[int]]:
-    """The order to compare `next_victim` with: the oldest, whatever was loaded from it."""
+    """The baseline for `next_victim`: the oldest segment, no matter what was loaded from it."""
     return next((segment for segment, _ in segments), None), []
 
 
@@ -41,7 +41,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Lane:
-    """`opened`: the segment being filled, up to `fill`; `sealed`: those in RAM, oldest first."""
+    """`opened` is the open segment, filled up to `fill`; `sealed` are those in RAM, oldest first."""
 
     opened: int | None = None
     fill: int = SEGMENT_BYTES
@@ -49,7 +49,7 @@ class _Lane:
 
 
 class Pool:
-    """At most `limit` segments in RAM, of which `choose` names the victims. Two are the fewest: one open in each lane."""
+    """At most `limit` segments in RAM, whose victims `choose` names. The minimum is two: one open in each lane."""
 
     def __init__(self, limit: int, choose: Choice) -> None:
         self.outcome = Outcome()
@@ -72,7 +72,7 @@ class Pool:
         return slot in self._places and self._places[slot][0] in self._on_disk
 
     def play(self, request: Request) -> None:
-        """Do what was asked."""
+        """Perform one request."""
         slots = range(request.first, request.first + request.count)
         if request.operation == STORE:
             for slot, payload in zip(slots, request.payloads, strict=True):
@@ -83,7 +83,7 @@ class Pool:
                 act(slot)
 
     def store(self, slot: int, payload: int) -> None:
-        """A page whose payload has so many bytes; 0: a zero page, which has no record."""
+        """Store a page with a payload of that many bytes; 0 is a zero page, which has no record."""
         place = self._append(payload) if payload else None
         old = self._places.pop(slot, None)
         if place:
@@ -92,7 +92,7 @@ class Pool:
             self._kill(*old)
 
     def load(self, slot: int) -> None:
-        """A page, from wherever it is."""
+        """Load a page from RAM or disk."""
         segment, _ = self._places.get(slot, (None, 0))
         if segment is None:
             return
@@ -103,12 +103,12 @@ class Pool:
             self._loaded.add(segment)
 
     def discard(self, slot: int) -> None:
-        """Forget a page."""
+        """Discard a page."""
         if place := self._places.pop(slot, None):
             self._kill(*place)
 
     def _append(self, payload: int) -> tuple[int, int]:
-        """A record at the end of its lane: its segment and its size."""
+        """Append a record to its lane; returns its segment and its size."""
         lane = self._raw if payload == PAGE_BYTES else self._packed
         if start_of(lane.fill, payload) + RECORD_HEADER_BYTES + payload > SEGMENT_BYTES:
             self._open_next(lane)
@@ -132,14 +132,14 @@ class Pool:
 
     def _open_next(self, lane: _Lane) -> None:
         while self.in_ram >= self._limit:
-            self._make_room()
+            self._evict()
         self._seal(lane)
         lane.opened, lane.fill = self._next, 0
         self._live[self._next] = 0
         self._next += 1
 
-    def _make_room(self) -> None:
-        """Write one segment to disk; where none is sealed, seal what is open, as the shrinker does."""
+    def _evict(self) -> None:
+        """Write one segment to disk; if none is sealed, seal the open ones, as the shrinker does."""
         lane = self._raw if self._raw.sealed else self._packed
         if not lane.sealed:
             self._seal(self._packed)
@@ -161,7 +161,7 @@ class Pool:
 
 
 def replay(requests: Iterable[Request], limit: int, choose: Choice) -> Outcome:
-    """What a pool of `limit` segments would have loaded and written over `requests`."""
+    """What a pool of `limit` segments loads and writes for `requests`."""
     pool = Pool(limit, choose)
     for request in requests:
         pool.play(request)
@@ -169,7 +169,7 @@ def replay(requests: Iterable[Request], limit: int, choose: Choice) -> Outcome:
 
 
 def footprint(requests: Iterable[Request]) -> int:
-    """The most segments that a pool without a limit has in RAM over `requests`."""
+    """The most segments that a pool without a limit has in RAM during `requests`."""
     pool, most = Pool(sys.maxsize, oldest_first), 0
     for request in requests:
         pool.play(request)

@@ -1,10 +1,10 @@
-"""A swap that records what is asked of it, for the time of one command in a memory cgroup. Needs root.
+"""A recording swap for the time of one command in a memory cgroup. Needs root.
 
-Everything is undone in the reverse order of its making, each step whether or not the ones before it succeeded: swap off, loop
-device detached, unmounted, daemon ended (which writes the trace), directory removed. A daemon whose mount is still there is left
-alone, for it may hold pages, and its process id is told.
+Everything is undone in reverse order, each step even if one before it failed: swap off, loop device detached, unmounted, daemon
+ended (which writes the trace), directory removed. A daemon that is still mounted is left alone, since it may hold pages, and its
+process id is printed.
 
-No other swap may be on: the kernel would spread the pages over both, and half of a workload is not that workload.
+No other swap may be on: the kernel would distribute the pages over both, and the trace would have only a part of the workload.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run(command: Sequence[str], limit_bytes: int) -> int:
 
 @contextmanager
 def recorded_swap(output: Path, size: str, pool_max: str) -> Iterator[None]:
-    """A swap of `size`; what was asked of it is in `output` afterwards. Raises Busy, Refused."""
+    """A swap of `size`, whose requests are in `output` afterwards. Raises Busy, Refused."""
     if others := [entry.path for entry in swapdev.swap_entries()]:
         raise Busy(f"{' '.join(others)} is on and would take part of the pages: swapoff it first")
     with ExitStack() as undo:
@@ -69,7 +69,7 @@ def _wait_ready(daemon: subprocess.Popen[str]) -> None:
 
 
 def _unmount(mountpoint: Path) -> None:
-    """Unmount, as soon as the loop device has let go of the image."""
+    """Unmount, as soon as the loop device has closed the image."""
     deadline = time.monotonic() + _UNMOUNTED_S
     while True:
         try:
@@ -81,7 +81,7 @@ def _unmount(mountpoint: Path) -> None:
 
 
 def _end(daemon: subprocess.Popen[str], mountpoint: Path) -> None:
-    """Wait until the daemon has written the trace. Raises Refused where it does not end well."""
+    """Wait until the daemon has written the trace. Raises Refused if it fails."""
     try:
         code = daemon.wait(0.1 if swapdev.is_mounted(mountpoint) else _ENDED_S)
     except subprocess.TimeoutExpired:
@@ -94,7 +94,7 @@ def _end(daemon: subprocess.Popen[str], mountpoint: Path) -> None:
 
 
 def _remove(directory: Path) -> None:
-    """Remove what a session leaves, and nothing of a mount that is still there."""
+    """Remove what a session leaves, except for a mount that still exists."""
     (directory / "backing").unlink(missing_ok=True)
     for left in (directory / "mnt", directory):
         left.rmdir()

@@ -1,4 +1,4 @@
-"""What is in a trace: counts, slots, how long, how much is loaded, and how often again. Pure."""
+"""Figures of a trace: counts, slots, duration, loads and reloads. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tools.trace.format import LOAD, STORE, Request
 
 @dataclass(slots=True)
 class Summary:
-    """Pages by operation; `reloads` are loads of a page that was loaded before since it was stored."""
+    """Pages per operation; `reloads` are loads of a page that was already loaded since it was stored."""
 
     seconds: float = 0.0
     requests: int = 0
@@ -26,17 +26,17 @@ class Summary:
 
     @property
     def load_share(self) -> float:
-        """Loads by stores and loads."""
+        """Loads as a share of stores and loads."""
         return self.loads / max(self.loads + self.stores, 1)
 
     @property
     def reload_share(self) -> float:
-        """Reloads by loads of what was stored."""
+        """Reloads as a share of the loads of stored pages."""
         return self.reloads / max(self.reloads + self.loaded_pages, 1)
 
     @property
     def ratio(self) -> float:
-        """Bytes of pages by bytes of their payloads."""
+        """Bytes of pages per byte of payload."""
         return self.stores * PAGE_BYTES / max(self.stored_bytes, 1)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Frames and fitted models, held until it is ended: `python frames.py PROSE`. Says 'ready'. Needs pandas and scikit-learn."""
+"""Data frames and fitted models, held until the end: `python frames.py PROSE`. Prints 'ready'. Needs pandas and scikit-learn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXTS = 20_000
 
 
 def sales(random: np.random.Generator) -> pd.DataFrame:
-    """Numbers, categories, times and names; some are missing."""
+    """A frame of numbers, categories, times and names; some are missing."""
     frame = pd.DataFrame({
         "customer": [f"customer-{number}" for number in random.integers(0, 20_000, ROWS)],
         "region": pd.Categorical(random.choice(["north", "east", "south", "west"], ROWS, p=[0.4, 0.3, 0.2, 0.1])),
@@ -33,13 +33,13 @@ def sales(random: np.random.Generator) -> pd.DataFrame:
 
 
 def texts(random: np.random.Generator, prose: str) -> list[str]:
-    """Cut from `prose`, 200 to 600 characters each."""
+    """Texts from `prose`, 200 to 600 characters each."""
     starts, lengths = random.integers(0, len(prose) - 600, TEXTS), random.integers(200, 600, TEXTS)
     return [prose[start : start + length] for start, length in zip(starts, lengths, strict=True)]
 
 
 def fitted(frame: pd.DataFrame, documents: list[str]) -> tuple[Any, ...]:
-    """What an afternoon with a notebook leaves: groups, features, models, predictions."""
+    """What a session with a notebook leaves in memory: groups, features, models, predictions."""
     by_day = frame.groupby(["region", frame["at"].dt.date], observed=True)["sum"].agg(["sum", "mean", "count"])
     features = pd.get_dummies(frame[["region", "count", "price", "weight"]]).to_numpy(dtype="float64")
     forest = RandomForestRegressor(n_estimators=10, max_depth=16, random_state=1).fit(features[:60_000], frame["sum"][:60_000])
