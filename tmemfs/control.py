@@ -56,6 +56,7 @@ class ControlDirectory:
     def __init__(self, services: Services) -> None:
         self._services = services
         reads, writes = self._reads(), self._writes()
+        # a file without a handler for reading fails here, at the start of the daemon, and not when somebody reads it
         self.attributes = tuple(Attribute(file, reads[file.name], writes.get(file.name)) for file in FILES)
 
     def _reads(self) -> dict[str, Read]:
@@ -66,7 +67,7 @@ class ControlDirectory:
             "pool.max": _number(lambda: limits.pool.max),
             "pool.high": _number(lambda: limits.pool.high),
             "pool.low": _number(lambda: limits.pool.low),
-            # these three are polled while a shrink is shown: they do not take a snapshot of everything for one figure
+            # pool.current is polled while a shrink is shown: one figure does not take a snapshot of all
             "pool.current": _number(lambda: tmem.pool_bytes),
             "pool.peak": _number(lambda: tmem.arena.peak * SEGMENT_BYTES),
             "backing.current": _number(lambda: tmem.extents.held_bytes),
@@ -138,7 +139,7 @@ class ControlDirectory:
 
     async def _shrink(self, text: str) -> None:
         answer = await self._services.engine.shrinker.shrink(ShrinkRequest.parse(text))
-        if answer.reason is not None:
+        if answer.reason is not None:  # what was freed stays freed: the error says only that it is less than asked for
             raise FellShort(f"freed {answer.freed} of {text.strip()}: {answer.reason}")
 
     async def _compact(self, text: str) -> None:
@@ -166,6 +167,7 @@ def _number(value: Callable[[], int]) -> Read:
 
 
 def _bracketed(choices: tuple[str, ...], current: str) -> str:
+    # a level is no choice of its own: zstd:3 stands where zstd does
     family = current.partition(":")[0]
     return " ".join(f"[{current}]" if name == family else name for name in choices) + "\n"
 

@@ -93,13 +93,14 @@ def _translated(error: OSError, mountpoint: Path, key: str, value: str | None = 
     """The TmemfsError for the errno of a control file, with the daemon's `reason` or with a message of our own."""
     if error.errno in (errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTDIR):
         return _not_there(mountpoint, key, error)
-    if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+    if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):  # what FUSE answers once nobody serves the mount
         return Refused(f"the daemon of {mountpoint} has gone: run 'tmemfs down {mountpoint}' to clean up")
     kind, ours = _meaning(error, mountpoint / "control", key, value)
     return kind(f"{key}: {reason}" if reason else ours)
 
 
 def _not_there(mountpoint: Path, key: str, error: OSError) -> TmemfsError:
+    # a missing file has three causes, and each another next step: no mount, no access to it, or a wrong name
     try:
         known = sorted(os.listdir(mountpoint / "control"))
     except FileNotFoundError:
@@ -122,7 +123,7 @@ def _meaning(error: OSError, control: Path, key: str, value: str | None) -> tupl
         return OutOfRange, f"{value} is out of range for {key}: it now is {_current(control / key)}, see docs/control.md"
     if error.errno == errno.EBUSY:
         return Busy, f"{key} cannot become {value} now: see {control}/state and {control}/shrink for why"
-    if error.errno == errno.EAGAIN:
+    if error.errno == errno.EAGAIN:  # the first word alone: the deadline that may follow was not what fell short
         return FellShort, f"{key} {' '.join(str(value).split()[:1])} fell short: the reason is in {control / key}"
     return Refused, f"{control / key}: {error.strerror}: see 'tmemfs doctor'"
 
@@ -130,5 +131,5 @@ def _meaning(error: OSError, control: Path, key: str, value: str | None) -> tupl
 def _current(path: Path) -> str:
     try:
         return path.read_text().strip()
-    except OSError:
+    except OSError:  # it only completes a message, whose own error is the one to report
         return "unknown"

@@ -32,8 +32,9 @@ def exposition(values: Iterable[tuple[Metric, Value]]) -> str:
     lines: list[str] = []
     for metric, value in values:
         if metric.kind == "info":
+            # all texts are labels of one metric: a codec that changes ends one series, and not every one
             labels.append(f'{metric.name}="{_label(str(value))}"')
-        elif isinstance(value, int | float):
+        elif isinstance(value, int | float):  # None has no number: the format can only leave it out
             lines.append(f"{_head(metric)} {_number(metric, value)}\n")
     info = f"# HELP {_INFO} What is running.\n# TYPE {_INFO} gauge\n{_INFO}{{{','.join(labels)}}} 1\n" if labels else ""
     return info + "".join(lines)
@@ -61,8 +62,9 @@ def _label(text: str) -> str:
 
 
 def _number(metric: Metric, value: int | float) -> str:
-    if math.isinf(value):
+    if math.isinf(value):  # a series that ended would look like a daemon that has gone
         return "+Inf"
     base = _BASE.get(metric.unit)
     scaled = value * base[2] if base else value
+    # a product such as 1001 * 1e-3 has digits of noise
     return str(round(scaled, _DIGITS)) if isinstance(scaled, float) else str(scaled)

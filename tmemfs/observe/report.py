@@ -18,6 +18,7 @@ from tmemfs.units import SEGMENT_BYTES
 
 def figures(services: Services, output: Output) -> list[tuple[Metric, Value]]:
     """The metrics of one control file, with their values now."""
+    # one snapshot for the whole file: pages in RAM and on disk add up to those stored
     snapshot = Snapshot(services)
     return [(metric, metric.read(snapshot)) for metric in shown_in(output)]
 
@@ -49,7 +50,7 @@ def _text(value: Value) -> str:
 def shrink_answer(services: Services) -> str:
     """The last answer of control/shrink, flat keyed."""
     last = services.engine.shrinker.last
-    if last is None:
+    if last is None:  # nothing was asked for yet: the same keys, so that a reader needs no second form
         return "requested 0\nfreed 0\nwritten 0\npages 0\nseconds 0\nreason -\n"
     requested = "all" if math.isinf(last.requested) else f"{last.requested:.0f}"
     return (
@@ -61,7 +62,7 @@ def shrink_answer(services: Services) -> str:
 def compact_answer(services: Services) -> str:
     """The last answer of control/compact, flat keyed."""
     last = services.engine.cleaner.last
-    if last is None:
+    if last is None:  # as in shrink_answer
         return "requested 0\nbefore 0\nafter 0\nframes 0\nsegments 0\nwritten 0\nseconds 0\nreason -\n"
     return (
         f"requested {last.requested:.2f}\nbefore {last.before:.3f}\nafter {last.after:.3f}\nframes {last.frames}\n"

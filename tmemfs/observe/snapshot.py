@@ -50,6 +50,7 @@ class Snapshot:
     @property
     def pid(self) -> int:
         """The daemon's process."""
+        # asked when it is read: a daemon in the background has been forked
         return os.getpid()
 
     @property
@@ -112,6 +113,7 @@ class Snapshot:
     @property
     def write_amplification(self) -> float:
         """Bytes written to the tier per byte first stored; 0 before the first store."""
+        # cleaning writes again what was written back before: both wear the disk
         written = self.writes.written_bytes + self.merges.cleaned_bytes
         return written / self.store.stored_bytes if self.store.stored_bytes else 0.0
 
@@ -159,6 +161,7 @@ class Snapshot:
 
     @cached_property
     def _changes(self) -> dict[str, Change]:
+        # four metrics read it, and each reading reads the settings in /proc
         return {change.name: change for change in self.tuning.changes()}
 
     def setting(self, name: str) -> int | None:
@@ -176,7 +179,7 @@ class Snapshot:
         return self.services.outcomes.get(name)
 
     def request_count(self, name: str) -> int | None:
-        """Requests on the page path; None where the data path does not count them."""
+        """Requests on the page path; None where the data path does not count them: pyfuse3 reads them there."""
         return self._requests.get(name)
 
     @cached_property
