@@ -9,8 +9,8 @@ from typing import Final, Literal
 
 import trio
 
+from tmemfs.engine import Engine
 from tmemfs.errors import TierError
-from tmemfs.jobs.engine import Engine
 from tmemfs.jobs.kernel_tuning import Tuning
 from tmemfs.jobs.pressure import Pressure
 from tmemfs.store.frames import Arena

@@ -26,6 +26,7 @@ from typing import Final, Literal
 import trio
 
 from tmemfs.control import ControlDirectory
+from tmemfs.engine import Engine, MakePager
 from tmemfs.errors import NO_THREADS, BadValue, Busy, Refused, TmemfsError
 from tmemfs.fuse.interrupts import Interrupts
 from tmemfs.fuse.library import pyfuse3
@@ -33,12 +34,11 @@ from tmemfs.fuse.mount import FUSE_DEVICE, mount_fuse
 from tmemfs.fuse.namespace import SWAP, Namespace
 from tmemfs.fuse.relay import Relay
 from tmemfs.fuse.wire import REQUEST_PAGES, REQUESTS_UNDER_WAY
-from tmemfs.jobs.engine import Engine, MakePager
 from tmemfs.jobs.kernel_tuning import Tuning, parse_tuning
 from tmemfs.jobs.pressure import Pressure
-from tmemfs.jobs.services import Limits, Services, parse_pool_max
 from tmemfs.jobs.supervision import Job, Jobs, first_error
 from tmemfs.pages.pager import Pager
+from tmemfs.services import Limits, Services, parse_pool_max
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.frames import KEPT_FRAMES, SPARE_FRAMES, Arena
 from tmemfs.store.segments import CLEANING_RESERVE_BYTES, RECORD_BYTES, Extents, SegmentTable
@@ -61,7 +61,7 @@ from tmemfs.units import MIB, PAGE_BYTES, SEGMENT_BYTES, format_size, parse_size
 
 log = logging.getLogger(__name__)
 
-#: Room for lz4's tables of 256 KiB, which it keeps on the stack, and for a few frames of C and Python.
+#: FreeFrames for lz4's tables of 256 KiB, which it keeps on the stack, and for a few frames of C and Python.
 _STACK_BYTES: Final = 512 << 10
 #: How long a thread keeps the interpreter while another waits: a request should not wait for a report.
 _SWITCH_S: Final = 0.0005
@@ -233,7 +233,7 @@ class _Server:
         self._interrupts = Interrupts()
         self._namespace = Namespace(services.engine.pager, ControlDirectory(services).attributes, self._space, self._interrupts)
         self._signals = SignalInbox()
-        self._worker = services.pressure.tuning.worker
+        self._executor = services.pressure.tuning.executor
         self._relay: Relay | None = None
         self._is_ready = False
         self._unmounted = trio.Event()
@@ -259,7 +259,7 @@ class _Server:
                 self._serve()
             finally:
                 self._unmount_at_last()
-                self._services.engine.room.set_stuck("the file system was unmounted")  # nobody makes room any more
+                self._services.engine.free_frames.set_stuck("the file system was unmounted")  # nobody makes room any more
                 relay.join()
                 relay.close()
         finally:
@@ -285,7 +285,7 @@ class _Server:
 
     def _start_threads(self) -> None:
         try:
-            self._worker.start()
+            self._executor.start()
             self._services.engine.start()
             self._services.pressure.tuning.start()
             if self._relay is not None:
@@ -344,7 +344,7 @@ class _Server:
     async def _announce(self) -> None:
         """Say that the mount is there, once it answers."""
         try:
-            await self._worker.run(partial(os.stat, self._mountpoint / "control"))
+            await self._executor.run(partial(os.stat, self._mountpoint / "control"))
         except OSError as error:
             raise Refused(f"{self._mountpoint} does not answer ({error.strerror}): was it unmounted meanwhile?") from error
         self._is_ready = True  # from here on somebody may use the image, whether or not the caller learns of it
@@ -366,7 +366,7 @@ class _Server:
     async def _stop(self, name: str) -> None:
         """Unmount, if nobody uses the image; say why not otherwise."""
         try:
-            await self._worker.run(partial(self._unmount_if_unused, name))
+            await self._executor.run(partial(self._unmount_if_unused, name))
         except TmemfsError as error:
             self._services.is_draining = False
             log.error("%s: not stopping, %s", name, error)

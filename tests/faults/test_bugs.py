@@ -11,14 +11,14 @@ import pytest
 import trio
 
 from tests.parts import FaultyTier, new_pressure, new_tmem, page_of
+from tmemfs.engine import Engine
 from tmemfs.errors import NoRoom
 from tmemfs.jobs import shrinker as shrinker_module
 from tmemfs.jobs.compaction import CompactRequest
-from tmemfs.jobs.engine import Engine
-from tmemfs.jobs.services import Limits, Services
 from tmemfs.jobs.shrinker import ShrinkRequest
 from tmemfs.jobs.supervision import Jobs, first_error
 from tmemfs.pages.pager import Deferred
+from tmemfs.services import Limits, Services
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.consistency import check
 from tmemfs.store.merges import Merges
@@ -80,12 +80,12 @@ async def expect_failure(run: Callable[[], Awaitable[object]]) -> None:
 async def test_a_shrinker_that_failed_once_is_healthy_again(nursery: trio.Nursery, capacity: int) -> None:
     """Also without a backing: nothing can be written there, but nothing has to be."""
     services = new_services(MemoryTier(capacity))
-    shrinker, room = services.engine.shrinker, services.engine.room
+    shrinker, free_frames = services.engine.shrinker, services.engine.free_frames
     store(services, 0, 3 * FULL)
     shrinker.failed("job shrinker failed: injected")
     assert services.state() == "degraded: job shrinker failed: injected"
     nursery.start_soon(shrinker.run)
-    await until(lambda: room.stuck is None)
+    await until(lambda: free_frames.stuck is None)
     await trio.sleep(3 * shrinker_module.RETRY_S)
     assert services.state() == "running"
     nursery.cancel_scope.cancel()

@@ -11,12 +11,12 @@ import trio
 
 from tests.parts import FaultyTier, Regions, page_of, run_jobs
 from tests.waiting import HANG_S
+from tmemfs.engine import Engine
 from tmemfs.errors import BackingFull, BadValue, TierError
 from tmemfs.jobs.compaction import CompactRequest
-from tmemfs.jobs.engine import Engine
 from tmemfs.jobs.shrinker import ShrinkRequest
 from tmemfs.pages.pager import Deferred
-from tmemfs.policy.density import Budget
+from tmemfs.policy.budget import Budget
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.consistency import check, segment_lines
 from tmemfs.store.dictionary import Encoder
@@ -292,7 +292,7 @@ async def test_the_cleaner_waits_while_faults_do(nursery: trio.Nursery) -> None:
 
 
 async def test_the_background_cleans_what_has_died(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tmemfs.policy.density.DEAD_BYTES", SEGMENT_BYTES)
+    monkeypatch.setattr("tmemfs.policy.cleaning.DEAD_BYTES", SEGMENT_BYTES)
     place = Place()
     await place.on_tier(6, live_of_8=3)
     nursery.start_soon(run_jobs, place.engine)
@@ -302,7 +302,7 @@ async def test_the_background_cleans_what_has_died(nursery: trio.Nursery, monkey
 
 
 async def test_the_background_compacts_ram_when_pages_only_die(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tmemfs.policy.density.DEAD_BYTES", SEGMENT_BYTES)
+    monkeypatch.setattr("tmemfs.policy.cleaning.DEAD_BYTES", SEGMENT_BYTES)
     place = Place()
     nursery.start_soon(run_jobs, place.engine)
     place.store(0, 8 * FULL)
@@ -315,7 +315,7 @@ async def test_the_background_compacts_ram_when_pages_only_die(nursery: trio.Nur
 
 
 async def test_the_background_keeps_within_its_rate(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tmemfs.policy.density.DEAD_BYTES", SEGMENT_BYTES)
+    monkeypatch.setattr("tmemfs.policy.cleaning.DEAD_BYTES", SEGMENT_BYTES)
     place = Place()
     await place.on_tier(9, live_of_8=3)
     place.engine.cleaner.set_budget(rate=1000)
@@ -456,9 +456,9 @@ async def test_a_segment_that_gains_nothing_is_tried_again_when_more_of_it_has_d
 
 async def test_the_background_comes_to_rest(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where more is dead than it may be by its thresholds, but nothing can be gained."""
-    monkeypatch.setattr("tmemfs.policy.density.DEAD_BYTES", 0)
-    monkeypatch.setattr("tmemfs.policy.density.STOP_AMPLIFICATION", 1.0)
-    monkeypatch.setattr("tmemfs.policy.density.START_AMPLIFICATION", 1.0)
+    monkeypatch.setattr("tmemfs.policy.cleaning.DEAD_BYTES", 0)
+    monkeypatch.setattr("tmemfs.policy.cleaning.STOP_AMPLIFICATION", 1.0)
+    monkeypatch.setattr("tmemfs.policy.cleaning.START_AMPLIFICATION", 1.0)
     place = Place()
     place.store(0, 8 * FULL)
     place.forget(*range(0, 8 * FULL, 17))

@@ -10,8 +10,8 @@ from contextlib import suppress
 import pytest
 
 from tests.parts import FaultyTier, new_tmem, page_of
+from tmemfs.engine import Engine
 from tmemfs.errors import NoRoom
-from tmemfs.jobs.engine import Engine
 from tmemfs.pages.pager import Deferred
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.merges import Copied
@@ -59,7 +59,7 @@ def test_stores_that_wait_are_counted_by_the_page_path_and_by_the_thread_that_en
     waiting = list[Deferred]()
     in_threads(store)
     assert (pager._waiting, pager.refused) == (1 + THREADS * TIMES, 0)
-    engine.room.set_stuck("the test says so")
+    engine.free_frames.set_stuck("the test says so")
     in_threads(lambda: refuse(waiting.pop()))
     assert (pager._waiting, pager.refused) == (1, THREADS * TIMES)
 
@@ -71,7 +71,7 @@ def refuse(waits: Deferred) -> None:
 
 def test_stores_that_are_refused_at_once_are_counted_by_any_thread() -> None:
     engine = engine_of(limit=1)
-    engine.room.set_stuck("the test says so")
+    engine.free_frames.set_stuck("the test says so")
     pager = engine.pager
     with suppress(NoRoom):
         for slot in range(512):

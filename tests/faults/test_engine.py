@@ -14,13 +14,13 @@ import trio
 
 from tests.parts import FaultyTier, Kind, new_pressure, new_tmem, page_of
 from tests.waiting import HANG_S
+from tmemfs.engine import Engine
 from tmemfs.errors import BackingFull, Busy, Corrupt, NoRoom, TierError
 from tmemfs.jobs import shrinker as shrinker_module
-from tmemfs.jobs.engine import Engine
-from tmemfs.jobs.services import Limits, Services
 from tmemfs.jobs.shrinker import ShrinkRequest
 from tmemfs.jobs.supervision import Jobs
 from tmemfs.pages.pager import Deferred
+from tmemfs.services import Limits, Services
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.consistency import check, statistics
 from tmemfs.system.memory import populate

@@ -12,13 +12,13 @@ import trio
 
 from tests.parts import FaultyTier, FixedSignals, new_pressure, new_tmem, page_of, run_jobs
 from tests.waiting import HANG_S
+from tmemfs.engine import Engine
 from tmemfs.errors import Busy
-from tmemfs.jobs.engine import Engine
 from tmemfs.jobs.pool_size import PoolSize
-from tmemfs.jobs.services import Limits
 from tmemfs.jobs.shrinker import ShrinkRequest
 from tmemfs.pages.pager import Deferred
 from tmemfs.policy.pressure_controller import Settings
+from tmemfs.services import Limits
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.consistency import check
 from tmemfs.store.frames import KEPT_FRAMES, SPARE_FRAMES, Arena
@@ -71,7 +71,7 @@ async def test_a_limit_is_not_exceeded_while_memory_is_short(
     mib: int, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Merges take the spare frame and the reserve is being filled meanwhile; `Arena.peak` has seen each frame that was taken."""
-    monkeypatch.setattr("tmemfs.policy.density.DEAD_BYTES", SEGMENT_BYTES)
+    monkeypatch.setattr("tmemfs.policy.cleaning.DEAD_BYTES", SEGMENT_BYTES)
     place = Place()
     for task in (partial(run_jobs, place.engine), place.pressure.run, place.churn, place.press):
         nursery.start_soon(task)

@@ -15,9 +15,9 @@ import trio
 
 from tests.parts import FaultyTier, FixedSignals, NotedTuning, Regions, new_pressure, page_of, run_jobs
 from tests.waiting import HANG_S
+from tmemfs.engine import Engine
 from tmemfs.errors import BadValue, OutOfRange
 from tmemfs.jobs import pressure
-from tmemfs.jobs.engine import Engine
 from tmemfs.jobs.pressure import Pressure, default_settings, parse_mode
 from tmemfs.jobs.shrinker import FRAME_S, SHORT_FRAME_S
 from tmemfs.jobs.swap_stall import LONGEST_S, PAUSE_S, SHARES, STILL_S
@@ -236,13 +236,13 @@ async def test_the_watermark_is_lowered_while_swap_writes_do_not_reach_us(
     place.stand_still()
     await _until(lambda: place.tuning.shares == [*SHARES])
     await trio.sleep(2 * STILL_S)
-    assert place.tuning.shares == [*SHARES] and place.pressure.standstill.count == 1
+    assert place.tuning.shares == [*SHARES] and place.pressure.swap_stall.count == 1
     place.store(1)
     await _until(lambda: place.tuning.shares == [*SHARES, 1])
     await _until(lambda: place.tuning.shares == [*SHARES, 1, *SHARES])  # and once more
     place.signals.under_write_back = 0
     await _until(lambda: place.tuning.shares == [*SHARES, 1, *SHARES, 1])
-    assert place.pressure.standstill.count == 2
+    assert place.pressure.swap_stall.count == 2
     nursery.cancel_scope.cancel()
 
 
@@ -254,20 +254,20 @@ def test_an_idle_mount_or_one_without_swap_lowers_nothing_for_what_stands_still_
     """Six mounts did under one burst of pressure, though only one had anything to do."""
     place.store(1)
     place.tuning.requests, place.tuning.engaged = not engaged, engaged
-    place.pressure.standstill.sample(0.0, SHORT._replace(under_write_back=0), 10 * MIB)
+    place.pressure.swap_stall.sample(0.0, SHORT._replace(under_write_back=0), 10 * MIB)
     for sample in range(1, 40):
-        place.pressure.standstill.sample(10 + sample * STILL_S / 2, SHORT, 10 * MIB)
-    assert not place.tuning.shares and not place.pressure.standstill.count and not place.pressure.standstill.is_suspected
+        place.pressure.swap_stall.sample(10 + sample * STILL_S / 2, SHORT, 10 * MIB)
+    assert not place.tuning.shares and not place.pressure.swap_stall.count and not place.pressure.swap_stall.is_suspected
 
 
 def test_what_another_daemon_restored_is_lowered_again_while_swap_writes_do_not_reach_us(place: Place) -> None:
     place.store(1)
     for sample in range(4):
-        place.pressure.standstill.sample(sample * STILL_S, SHORT, 10 * MIB)
+        place.pressure.swap_stall.sample(sample * STILL_S, SHORT, 10 * MIB)
     assert place.tuning.shares == [*SHARES]
     place.tuning.shares.append(1)
-    place.pressure.standstill.sample(4 * STILL_S, SHORT, 10 * MIB)
-    assert place.tuning.shares == [*SHARES, 1, SHARES[-1]] and place.pressure.standstill.count == 1
+    place.pressure.swap_stall.sample(4 * STILL_S, SHORT, 10 * MIB)
+    assert place.tuning.shares == [*SHARES, 1, SHARES[-1]] and place.pressure.swap_stall.count == 1
 
 
 async def test_the_kernels_workers_of_an_idle_machine_are_left_alone_where_no_swap_is_on(
@@ -332,32 +332,32 @@ def test_the_watermark_is_left_alone_where_nothing_stands_still(place: Place, wh
         "memory is to be had": SHORT._replace(available=6 * MIB),
     }.get(why, SHORT)
     for sample in range(20):
-        place.pressure.standstill.sample(sample * STILL_S / 2, memory, 10 * MIB)
+        place.pressure.swap_stall.sample(sample * STILL_S / 2, memory, 10 * MIB)
         if why == "stores go on":
             assert place.engine.pager.write(0, memoryview(page_of("half", 1))) is None
         elif why == "loads go on":
             assert place.tmem.load(0)
-    assert not place.tuning.shares and not place.pressure.standstill.count
+    assert not place.tuning.shares and not place.pressure.swap_stall.count
 
 
 def test_what_lowering_does_not_help_is_left_alone_for_a_while(place: Place) -> None:
     """Files under write-back that hang while memory is short: nothing is swapped, and nothing stands still."""
-    standstill, step = place.pressure.standstill, STILL_S / 4
+    stall, step = place.pressure.swap_stall, STILL_S / 4
     for sample in range(int((LONGEST_S + PAUSE_S) / step)):
-        standstill.sample(sample * step, SHORT, 10 * MIB)
-    assert place.tuning.shares == [*SHARES, 1] and standstill.count == 1 and standstill.is_suspected
+        stall.sample(sample * step, SHORT, 10 * MIB)
+    assert place.tuning.shares == [*SHARES, 1] and stall.count == 1 and stall.is_suspected
     for sample in range(int((LONGEST_S + PAUSE_S) / step), int((2 * LONGEST_S + PAUSE_S - STILL_S) / step)):
-        standstill.sample(sample * step, SHORT, 10 * MIB)
-    assert place.tuning.shares == [*SHARES, 1, *SHARES] and standstill.count == 2
+        stall.sample(sample * step, SHORT, 10 * MIB)
+    assert place.tuning.shares == [*SHARES, 1, *SHARES] and stall.count == 2
 
 
 def test_a_watermark_that_may_not_be_lowered_is_not_counted(place: Place, caplog: pytest.LogCaptureFixture) -> None:
-    standstill = place.pressure.standstill
+    stall = place.pressure.swap_stall
     place.tuning.may_lower = False
     for sample in range(20):
-        standstill.sample(sample * STILL_S / 2, SHORT, 10 * MIB)
-    standstill.end()
-    assert not standstill.count and not caplog.records
+        stall.sample(sample * STILL_S / 2, SHORT, 10 * MIB)
+    stall.end()
+    assert not stall.count and not caplog.records
 
 
 @pytest.mark.parametrize("ended_by", ["another mode", "the end of the daemon"])
@@ -431,7 +431,7 @@ async def test_a_tier_that_fails_under_pressure_loses_nothing(place: Place, nurs
     place.store(20)
     place.signals.headroom_bytes = 5 * MIB
     place.pressure.sample_again()
-    await _until(lambda: place.engine.room.stuck)
+    await _until(lambda: place.engine.free_frames.stuck)
     assert place.pool_mib >= 20 and place.engine.shrinker.counts.write_errors
     place.tier.fail()
     await _until(lambda: place.pool_mib < 15)

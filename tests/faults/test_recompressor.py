@@ -11,9 +11,9 @@ import trio
 
 from tests.parts import FaultyTier, Regions, page_of
 from tests.waiting import HANG_S
+from tmemfs.engine import Engine
 from tmemfs.errors import BadValue, Corrupt
 from tmemfs.jobs.compaction import CompactRequest
-from tmemfs.jobs.engine import Engine
 from tmemfs.jobs.recompressor import DEFAULT_LEVEL, parse_recompress
 from tmemfs.jobs.shrinker import ShrinkRequest
 from tmemfs.pages.pager import Deferred
@@ -254,7 +254,7 @@ async def test_pages_that_change_while_they_are_encoded_stay_changed(place: Plac
             place.pages.pop(slot, None)
         place.store(101, 1, lambda slot: page_of("text", slot))
 
-    monkeypatch.setattr("tmemfs.jobs.throttle.Breath.__call__", lambda breath: change())
+    monkeypatch.setattr("tmemfs.jobs.throttle.Throttle.__call__", lambda throttle: change())
     await place.recompressed()
     await place.verify()
 

@@ -16,13 +16,13 @@ import pytest
 from tests.faults.test_engine import background, engine, fill_up, finish, load, raw, services, tier, until
 from tests.faults.test_relay import INODE, Kernel, kernel
 from tests.parts import FaultyTier, page_of
+from tmemfs.engine import Engine
 from tmemfs.errors import NoRoom
 from tmemfs.fuse import wire
 from tmemfs.jobs import shrinker as shrinker_module
-from tmemfs.jobs.engine import Engine
-from tmemfs.jobs.services import Services
 from tmemfs.pages import pager as pager_module
 from tmemfs.pages.pager import Deferred
+from tmemfs.services import Services
 from tmemfs.store.consistency import check
 from tmemfs.units import PAGE_BYTES
 
@@ -37,7 +37,7 @@ async def full(background: None, engine: Engine, tier: FaultyTier) -> Engine:
     """An engine whose tier fails and whose pool is full, slots 0 to 15 stored."""
     await finish(engine.pager.write(0, memoryview(b"".join(map(raw, range(16))))))
     await fill_up(engine, tier)
-    await until(lambda: engine.room.stuck)
+    await until(lambda: engine.free_frames.stuck)
     return engine
 
 
@@ -91,7 +91,7 @@ async def test_a_full_store_takes_pages_of_zeros(full: Engine) -> None:
 async def test_a_free_frame_ends_the_refusals_although_the_tier_still_fails(full: Engine) -> None:
     with pytest.raises(NoRoom):
         full.pager.write(0, memoryview(raw(99)))
-    assert full.room.stuck
+    assert full.free_frames.stuck
     await finish(full.pager.discard(0, 3000 * PAGE_BYTES))
     await until(lambda: full.tmem.arena.has_free_frame)
     await finish(full.pager.write(0, memoryview(raw(99))))
@@ -146,7 +146,7 @@ def test_the_page_path_answers_what_is_refused_without_another_thread(kernel: Ke
     while not isinstance(pager.write(slot * PAGE_BYTES, memoryview(page_of("raw", slot))), Deferred):
         slot += 1
     assert not tmem.arena.has_free_frame
-    pager._room.set_stuck("nothing can be written")
+    pager._free_frames.set_stuck("nothing can be written")
     deferred = kernel.relay.statistics()["deferred"]
     for unique in range(REFUSED):
         length = wire.IO_BYTES + PAGE_BYTES

@@ -22,7 +22,7 @@ from tmemfs.fuse.leader_followers import HAND_OVERS_AFTER_SLOW
 from tmemfs.fuse.page_path import READERS
 from tmemfs.fuse.relay import Relay
 from tmemfs.fuse.replies import GONE
-from tmemfs.jobs.engine import Engine
+from tmemfs.engine import Engine
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.plans import WriteBack
 from tmemfs.units import PAGE_BYTES

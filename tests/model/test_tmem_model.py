@@ -257,12 +257,12 @@ class TmemMachine(RuleBasedStateMachine):
         """The worker dies while a merge moves its handles."""
         left = iter(range(steps))
 
-        def breathe() -> None:
+        def pause() -> None:
             if next(left, None) is None:
                 raise _Killed
 
         with suppress(_Killed):
-            self.tmem.merges.commit(*self.copied[which % len(self.copied)], breathe)
+            self.tmem.merges.commit(*self.copied[which % len(self.copied)], pause)
         self.start()
 
     @rule()

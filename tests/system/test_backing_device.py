@@ -13,7 +13,7 @@ import pytest
 
 from tests.mounted import wait_until
 from tests.parts import new_tmem, page_of
-from tmemfs.jobs.engine import Engine
+from tmemfs.engine import Engine
 from tmemfs.jobs.shrinker import ShrinkRequest
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.consistency import statistics

@@ -24,9 +24,9 @@ from tests.parts import FaultyTier, Regions, new_pressure
 from tmemfs import cli, daemon
 from tmemfs.cli import control_io, defaults, demo, doctor, lifecycle
 from tmemfs.control import ControlDirectory
-from tmemfs.jobs.engine import Engine
-from tmemfs.jobs.services import Limits, Services
+from tmemfs.engine import Engine
 from tmemfs.jobs.supervision import Jobs
+from tmemfs.services import Limits, Services
 from tmemfs.store.codec import parse_codec
 from tmemfs.system import background, capabilities
 from tmemfs.system.ownership import open_log

@@ -11,10 +11,10 @@ import pytest
 import trio
 
 from tests.parts import FaultyTier, new_tmem
+from tmemfs.engine import Engine
 from tmemfs.errors import Busy
 from tmemfs.fuse.contain import HANDLERS, contain
 from tmemfs.fuse.namespace import Namespace
-from tmemfs.jobs.engine import Engine
 from tmemfs.store.codec import parse_codec
 
 

@@ -12,13 +12,13 @@ import pytest
 from tests.parts import FaultyTier, Regions, new_pressure, page_of
 from tmemfs.control import Attribute, ControlDirectory
 from tmemfs.control_files import FILES, ControlFile
+from tmemfs.engine import Engine
 from tmemfs.errors import BadValue, OutOfRange, TmemfsError
 from tmemfs.fuse.errnos import errno_of
-from tmemfs.jobs.engine import Engine
-from tmemfs.jobs.services import SMALLEST_POOL_BYTES, Limits, Services, parse_pool_max
 from tmemfs.jobs.supervision import Jobs
 from tmemfs.observe.metric import Output
 from tmemfs.observe.registry import shown_in
+from tmemfs.services import SMALLEST_POOL_BYTES, Limits, Services, parse_pool_max
 from tmemfs.store.codec import encode, parse_codec
 from tmemfs.units import MIB
 
@@ -194,7 +194,7 @@ def test_the_three_files_of_zram_have_its_number_of_fields(files: dict[str, Attr
 
 def test_the_state_says_why_it_is_degraded(services: Services, files: dict[str, Attribute]) -> None:
     assert read(files, "state") == "running\nsignals: fixed\n"
-    services.engine.room.set_stuck("the backing is full: raise it")
+    services.engine.free_frames.set_stuck("the backing is full: raise it")
     services.engine.reader.counts.corrupt = 2
     assert read(files, "state") == (
         "degraded: the backing is full: raise it; 2 loads found a damaged record: check the backing device\nsignals: fixed\n"
@@ -227,5 +227,5 @@ def test_one_figure_does_not_compute_all_of_them(
     def all_of_them(tmem: object) -> None:
         raise AssertionError("all statistics were computed")
 
-    monkeypatch.setattr("tmemfs.jobs.services.statistics", all_of_them)
+    monkeypatch.setattr("tmemfs.services.statistics", all_of_them)
     assert files[name].read() == f"{expected}\n"

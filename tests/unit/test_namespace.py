@@ -14,10 +14,10 @@ import pytest
 from tests.parts import FaultyTier, Regions
 from tmemfs.control import Attribute
 from tmemfs.control_files import ControlFile
+from tmemfs.engine import Engine
 from tmemfs.errors import FellShort, OutOfRange
 from tmemfs.fuse import namespace
 from tmemfs.fuse.namespace import CONTROL, FIRST_ATTRIBUTE, LONGEST_VALUE_BYTES, ROOT, SWAP, Namespace
-from tmemfs.jobs.engine import Engine
 from tmemfs.store.codec import parse_codec
 
 ROOTS = SimpleNamespace(uid=0)

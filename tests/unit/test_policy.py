@@ -6,17 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tmemfs.policy.density import (
-    LOOK_AT,
-    Space,
-    Watermarks,
-    background_goal,
-    benefit_by_cost,
-    cleaning_wanted,
-    greedy,
-    is_sparse,
-    next_victim,
-)
+from tmemfs.policy.cleaning import Space, benefit_per_cost, cleaning_wanted, greedy, is_sparse
+from tmemfs.policy.victims import MOST_EXAMINED, next_victim
+from tmemfs.policy.watermarks import Watermarks, background_goal
 from tmemfs.units import MIB
 
 MARKS = Watermarks(max=100 * MIB, high=90 * MIB, low=80 * MIB)
@@ -99,8 +91,8 @@ def test_a_segment_that_was_loaded_from_is_passed_over(loaded: str, victim: int 
 
 
 def test_a_search_for_a_victim_ends() -> None:
-    victim, passed = next_victim((at, at < 10 * LOOK_AT) for at in range(20 * LOOK_AT))
-    assert victim == 0 and len(passed) == LOOK_AT - 1
+    victim, passed = next_victim((at, at < 10 * MOST_EXAMINED) for at in range(20 * MOST_EXAMINED))
+    assert victim == 0 and len(passed) == MOST_EXAMINED - 1
 
 
 def test_a_segment_is_sparse_below_95_of_100() -> None:
@@ -108,9 +100,9 @@ def test_a_segment_is_sparse_below_95_of_100() -> None:
 
 
 def test_what_is_emptier_or_older_is_worth_more_to_clean() -> None:
-    assert benefit_by_cost(0.2, 10) > benefit_by_cost(0.4, 10) > benefit_by_cost(0.9, 10)
-    assert benefit_by_cost(0.5, 100) > benefit_by_cost(0.5, 10)
-    assert benefit_by_cost(1.0, 1000) == 0 and greedy(0.25, 5) == greedy(0.25, 50) == 0.75
+    assert benefit_per_cost(0.2, 10) > benefit_per_cost(0.4, 10) > benefit_per_cost(0.9, 10)
+    assert benefit_per_cost(0.5, 100) > benefit_per_cost(0.5, 10)
+    assert benefit_per_cost(1.0, 1000) == 0 and greedy(0.25, 5) == greedy(0.25, 50) == 0.75
 
 
 @pytest.mark.parametrize(

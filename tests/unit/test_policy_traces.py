@@ -25,7 +25,7 @@ from typing import Final
 
 import pytest
 
-from tmemfs.policy.density import next_victim
+from tmemfs.policy.victims import next_victim
 from tools.trace.format import LOAD, Request, read
 from tools.trace.replay import Outcome, footprint, oldest_first, replay
 from tools.trace.summary import summary

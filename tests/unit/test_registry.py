@@ -11,13 +11,13 @@ import pytest
 
 from tests.exposition import families
 from tests.parts import FaultyTier, Regions, new_pressure, page_of
-from tmemfs.jobs.engine import Engine
-from tmemfs.jobs.services import Limits, Services
+from tmemfs.engine import Engine
 from tmemfs.jobs.supervision import Jobs
 from tmemfs.observe import report
 from tmemfs.observe.metric import Metric, Output
 from tmemfs.observe.prometheus import exposition, name_of
 from tmemfs.observe.registry import SECTIONS, shown_in, units
+from tmemfs.services import Limits, Services
 from tmemfs.store.codec import encode, parse_codec
 from tmemfs.store.segments import SegmentTable
 from tmemfs.store.slots import SlotTable

@@ -1,4 +1,4 @@
-"""Breath: how long work in the background lets go, by what is asked of the store meanwhile."""
+"""Throttle: how long work in the background lets go, by what is asked of the store meanwhile."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.parts import new_tmem
-from tmemfs.jobs.throttle import BUSY_S, IDLE_S, STEPS, Breath
+from tmemfs.jobs.throttle import BUSY_S, IDLE_S, STEPS, Throttle
 from tmemfs.store.tmem import Tmem
 
 
@@ -31,43 +31,45 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.fixture
-def breath(tmem: Tmem, slept: list[float]) -> Breath:
+def throttle(tmem: Tmem, slept: list[float]) -> Throttle:
     """One for which the store has been quiet for a while."""
-    found = Breath(tmem)
-    breathe(found, 1000)
+    found = Throttle(tmem)
+    repeat(found, 1000)
     slept.clear()
     return found
 
 
-def breathe(breath: Breath, steps: int) -> None:
+def repeat(throttle: Throttle, steps: int) -> None:
     for _ in range(steps):
-        breath()
+        throttle()
 
 
-def test_in_a_quiet_store_it_is_short_and_seldom(breath: Breath, slept: list[float]) -> None:
-    breathe(breath, 10 * STEPS)
+def test_in_a_quiet_store_it_is_short_and_seldom(throttle: Throttle, slept: list[float]) -> None:
+    repeat(throttle, 10 * STEPS)
     assert slept == [IDLE_S] * 10
 
 
 @pytest.mark.parametrize("counter", ["loads_ram", "loads_disk", "stores"])
-def test_with_requests_every_step_is_followed_by_a_long_one(breath: Breath, tmem: Tmem, slept: list[float], counter: str) -> None:
+def test_with_requests_every_step_is_followed_by_a_long_one(
+    throttle: Throttle, tmem: Tmem, slept: list[float], counter: str
+) -> None:
     for _ in range(10):
         setattr(tmem.counts, counter, getattr(tmem.counts, counter) + 1)
-        breath()
+        throttle()
     assert slept == [BUSY_S] * 10
 
 
-def test_after_the_last_request_another_is_expected_for_a_while_only(breath: Breath, tmem: Tmem, slept: list[float]) -> None:
+def test_after_the_last_request_another_is_expected_for_a_while_only(throttle: Throttle, tmem: Tmem, slept: list[float]) -> None:
     tmem.counts.loads_ram += 1
-    breathe(breath, 1000)
+    repeat(throttle, 1000)
     assert slept[:200] == [BUSY_S] * 200 and slept[-5:] == [IDLE_S] * 5
 
 
-def test_what_somebody_waits_for_does_not_wait_for_requests(breath: Breath, tmem: Tmem, slept: list[float]) -> None:
-    with breath.hurry():
+def test_what_somebody_waits_for_does_not_wait_for_requests(throttle: Throttle, tmem: Tmem, slept: list[float]) -> None:
+    with throttle.hurry():
         for _ in range(2 * STEPS):
             tmem.counts.loads_ram += 1
-            breath()
+            throttle()
     assert slept == [IDLE_S] * 2
-    breath()
+    throttle()
     assert slept[-1] == BUSY_S

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.parts import KINDS, new_tmem, page_of
+from tmemfs.engine import Engine
 from tmemfs.errors import BadValue, NoRoom
-from tmemfs.jobs.engine import Engine
 from tmemfs.pages.pager import Deferred, Pager
-from tmemfs.policy.density import next_victim
+from tmemfs.policy.victims import next_victim
 from tmemfs.store.codec import encode, parse_codec
 from tmemfs.store.plans import WriteBack
 from tmemfs.store.tmem import Tmem

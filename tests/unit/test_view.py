@@ -19,13 +19,13 @@ from tests.waiting import HANG_S
 from tmemfs import __version__
 from tmemfs.cli import control_io, view
 from tmemfs.control import ControlDirectory
+from tmemfs.engine import Engine
 from tmemfs.errors import BadValue, Busy, FellShort, OutOfRange, Refused, TmemfsError
 from tmemfs.fuse.errnos import errno_of
-from tmemfs.jobs.engine import Engine
-from tmemfs.jobs.services import Limits, Services
 from tmemfs.jobs.shrinker import ShrinkRequest
 from tmemfs.jobs.supervision import Jobs
 from tmemfs.observe.registry import units
+from tmemfs.services import Limits, Services
 from tmemfs.store.codec import encode, parse_codec
 from tmemfs.units import MIB, parse_seconds
 

@@ -16,8 +16,8 @@ from typing import Final
 import trio
 
 from tmemfs.cli.real_pages import RealPages
+from tmemfs.engine import Engine
 from tmemfs.errors import Corrupt, NoRoom, Refused
-from tmemfs.jobs.engine import Engine
 from tmemfs.jobs.shrinker import ShrinkRequest
 from tmemfs.pages.pager import Deferred
 from tmemfs.store.codec import Codec

@@ -36,7 +36,7 @@ from tmemfs.fuse.contain import contain
 from tmemfs.fuse.interrupts import Interrupts
 from tmemfs.fuse.library import pyfuse3
 from tmemfs.fuse.texts import Texts
-from tmemfs.jobs.executor import Worker
+from tmemfs.jobs.executor import Executor
 from tmemfs.pages.pager import Deferred, Pager
 from tmemfs.units import PAGE_BYTES
 
@@ -76,7 +76,7 @@ class Namespace(pyfuse3.Operations):
         self._inodes = {attribute.name: inode for inode, attribute in self._attributes.items()}
         self._born_ns = time.time_ns()
         self._entries = {inode: self._fixed_entry(inode) for inode in (*_DIRECTORIES, *self._attributes)}
-        self._loads, self._stores = Worker("loads", threads=4), Worker("stores")
+        self._loads, self._stores = Executor("loads", threads=4), Executor("stores")
         self._interrupts = interrupts or Interrupts()
         # of trio's thread
         self._texts = Texts(time.monotonic)

@@ -32,13 +32,14 @@ import trio
 
 from tmemfs.errors import TierError
 from tmemfs.jobs.compaction import CompactAnswer, CompactRequest
-from tmemfs.jobs.executor import Worker
+from tmemfs.jobs.executor import Executor
 from tmemfs.jobs.holes import Holes
 from tmemfs.jobs.stop import Stop, Stopped, finish
-from tmemfs.jobs.throttle import Breath
+from tmemfs.jobs.throttle import Throttle
 from tmemfs.pages.reader import Reader
-from tmemfs.policy.density import Budget, cleaning_wanted, compaction_wanted
-from tmemfs.store.merges import LEAST_GAIN_BYTES, Breathe, Copied, Merge, go_on
+from tmemfs.policy.budget import Budget
+from tmemfs.policy.cleaning import cleaning_wanted, compaction_wanted
+from tmemfs.store.merges import LEAST_GAIN_BYTES, Copied, Merge, Pause, no_pause
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.memory import ordinary_thread
 from tmemfs.tiers.tier import Tier
@@ -77,7 +78,7 @@ class Cleaner:
         self._tier = tier
         self._reader = reader
         self._holes = holes
-        self._breath = Breath(tmem)
+        self._throttle = Throttle(tmem)
         self._counting = threading.Lock()
         self._one_request = trio.Lock()
         self._one_at_a_time = threading.Lock()
@@ -85,25 +86,25 @@ class Cleaner:
         self._into, self._from = tmem.arena.buffers() or (_buffer(), _buffer())
         self._kicked = trio.Event()
         #: For what gives way to everything else; the recompressor works there, too.
-        self.background = Worker("maintenance")
-        self._requested = Worker("compact")
+        self.background = Executor("maintenance")
+        self._requested = Executor("compact")
 
     @property
-    def workers(self) -> tuple[Worker, ...]:
+    def executors(self) -> tuple[Executor, ...]:
         """Its threads."""
         return self.background, self._requested
 
-    def merge_in_ram(self, plan: Merge, breathe: Breathe = go_on, stop: Stop | None = None) -> int:
+    def merge_in_ram(self, plan: Merge, pause: Pause = no_pause, stop: Stop | None = None) -> int:
         """Perform a merge of segments in RAM, if anything is gained; how many frames go back to the system. Raises Stopped."""
         try:
-            copied = self._merges.copy_in_ram(plan, _checking(breathe, stop))
+            copied = self._merges.copy_in_ram(plan, _checking(pause, stop))
         except BaseException:
             self._merges.abort(plan)
             raise
         if not self._merges.gains(plan, copied):
             self._merges.abort(plan, copied.damaged, gains=False)
             return 0
-        return self._merges.commit(plan, copied, breathe)
+        return self._merges.commit(plan, copied, pause)
 
     def make_room(self) -> int | None:
         """A tier is full: merge in RAM, which frees frames, else clean on the tier. Frames that go; None: nothing can be gained.
@@ -111,7 +112,7 @@ class Cleaner:
         What goes on in the background already is waited for, and counts. Raises TierError.
         """
         before = self._merges_done
-        with self._breath.hurry():
+        with self._throttle.hurry():
             with self._in_ram:
                 while plan := self._merges.plan_compact():
                     gained = self._merges.counts.gained_frames
@@ -152,7 +153,7 @@ class Cleaner:
         with self._in_ram:
             plan = self._merges.plan_compact()
             if plan:
-                self.merge_in_ram(plan, self._breath)
+                self.merge_in_ram(plan, self._throttle)
         return plan is not None
 
     async def _clean_in_background(self) -> bool:
@@ -176,8 +177,7 @@ class Cleaner:
 
     def set_budget(self, rate: float | None = None, daily: float | None = None) -> None:
         """Change what may be written: bytes a second, bytes a day."""
-        self.budget.rate = self.budget.rate if rate is None else rate
-        self.budget.daily = self.budget.daily if daily is None else daily
+        self.budget.set(rate, daily)
         self.look()
 
     async def compact(self, request: CompactRequest) -> CompactAnswer:
@@ -192,7 +192,7 @@ class Cleaner:
             return self.last
 
         async with self._one_request:
-            with self._breath.hurry():
+            with self._throttle.hurry():
                 return await finish(work, stop.stop)
 
     def _compact(self, factor: float, stop: Stop) -> CompactAnswer:
@@ -259,7 +259,7 @@ class Cleaner:
             self._merges.abort(plan, copied.damaged)
             raise
         if gains:
-            self._merges.commit(plan, copied, self._breath)
+            self._merges.commit(plan, copied, self._throttle)
             with self._counting:
                 self.budget.spend(len(copied.data), time.monotonic())
         else:
@@ -268,7 +268,7 @@ class Cleaner:
 
     def _gather(self, plan: Merge, copied: Copied, stop: Stop | None) -> None:
         """Copy what lives of the sources; one that cannot be read stays where it is, and is not tried again. Raises Stopped."""
-        breathe = _checking(self._breath, stop)
+        pause = _checking(self._throttle, stop)
         for source in plan.sources:
             self._give_way(stop)
             data = self._from[: source.size_bytes]
@@ -279,7 +279,7 @@ class Cleaner:
                 self._failed()
                 copied.damaged.add(source.segment)
                 continue
-            self._merges.copy(plan, source, data, copied, breathe)
+            self._merges.copy(plan, source, data, copied, pause)
             if copied.is_full:
                 return
 
@@ -311,16 +311,16 @@ class Cleaner:
             self.counts.failures += 1
 
 
-def _checking(breathe: Breathe, stop: Stop | None) -> Breathe:
-    """`breathe`, but that it raises Stopped when the work is to end."""
+def _checking(pause: Pause, stop: Stop | None) -> Pause:
+    """`pause`, but that it raises Stopped when the work is to end."""
     if stop is None:
-        return breathe
+        return pause
 
-    def check_and_breathe() -> None:
+    def check_and_pause() -> None:
         stop.check()
-        breathe()
+        pause()
 
-    return check_and_breathe
+    return check_and_pause
 
 
 def _buffer() -> memoryview:

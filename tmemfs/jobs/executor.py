@@ -1,12 +1,12 @@
-"""A worker: threads that exist from the start, for what must go on when no thread can be created.
+"""An executor: threads that exist from the start, for what must go on when no thread can be created.
 
 trio creates threads when they are needed and ends those that idle. Creating one takes memory, which may not be there just when some
 is to be freed, and may be forbidden (pids.max, RLIMIT_NPROC). So everything that may block while the swap is served is called in a
-worker, and `start` is called before the mount answers. A worker that was not started starts with its first call.
+executor, and `start` is called before the mount answers. An executor that was not started starts with its first call.
 
 Calls are done in order of arrival. Knows nothing of what it calls.
 
-Thread-safety: `run` from trio; `start` and `close` from any one thread. The threads do not keep the worker: they end when it is
+Thread-safety: `run` from trio; `start` and `close` from any one thread. The threads do not keep the executor: they end when it is
 closed or is no longer referred to.
 """
 
@@ -25,12 +25,12 @@ from tmemfs.system.memory import prepare_thread
 
 T = TypeVar("T")
 
-#: Workers write, release, merge and clean: they were seen to use 12 KiB of their stacks.
+#: Executors write, release, merge and clean: they were seen to use 12 KiB of their stacks.
 _STACK_BYTES: Final = 32 << 10
 
 
 class _Call(Generic[T]):
-    """What is to be done, and what came of it; `finish` is called in the worker's thread."""
+    """What is to be done, and what came of it; `finish` is called in the executor's thread."""
 
     def __init__(self, function: Callable[[], T], finish: Callable[[], object]) -> None:
         self._function = function
@@ -57,7 +57,7 @@ class _Call(Generic[T]):
 _Calls = queue.SimpleQueue[_Call[object] | None]
 
 
-class Worker:
+class Executor:
     """`threads` threads called `name` that take calls from one queue."""
 
     def __init__(self, name: str, threads: int = 1) -> None:

@@ -4,9 +4,9 @@
 system/kernel_settings.py; when it is off again, or `mode` is off, or the daemon ends, everything is restored. At its start it
 restores what a daemon left that was killed. While it is not engaged, nothing here changes anything, whoever asks for it.
 
-Registering and restoring wait for other processes, so they are done in a worker; the rest is called in trio's thread.
+Registering and restoring wait for other processes, so they are done in an executor; the rest is called in trio's thread.
 
-Invariant: 1. While the worker uses the settings, `is_engaged` is false, so trio's thread does not.
+Invariant: 1. While the executor uses the settings, `is_engaged` is false, so trio's thread does not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final
 import trio
 
 from tmemfs.errors import BadValue, Busy, Refused
-from tmemfs.jobs.executor import Worker
+from tmemfs.jobs.executor import Executor
 from tmemfs.system.kernel_settings import BOOST, Change, KernelSettings
 from tmemfs.system.swap_watch import ImageSwap, SwapWatch
 
@@ -45,7 +45,7 @@ class Tuning:
         self._settings = settings
         self._make_watch = watch
         #: For what is asked of the system beside the page path, by others too: it may wait for other processes.
-        self.worker = Worker("system")
+        self.executor = Executor("system")
         self._one_at_a_time = trio.Lock()
         self._watch: SwapWatch | None = None
         self._swap: ImageSwap | None = None
@@ -96,14 +96,14 @@ class Tuning:
             self._settings.take_priority()
 
     def start(self) -> None:
-        """Start the worker. Raises RuntimeError where the system allows no more threads."""
-        self.worker.start()
+        """Start the executor. Raises RuntimeError where the system allows no more threads."""
+        self.executor.start()
 
     def close(self) -> None:
-        """Restore what is still changed, and end the worker. Nothing runs any more."""
+        """Restore what is still changed, and end the executor. Nothing runs any more."""
         self._end()
         self._settings.close()
-        self.worker.close()
+        self.executor.close()
 
     async def set_mode(self, mode: str) -> None:
         """Change the mode; done when the settings are changed, or restored. Raises Refused, Busy."""
@@ -138,7 +138,7 @@ class Tuning:
         return True
 
     async def _restore_leftovers(self) -> None:
-        await self._in_worker(self._settings.restore_leftovers)
+        await self._in_executor(self._settings.restore_leftovers)
 
     async def _follow(self) -> None:
         """Engage or disengage, by what the table of swaps says. Raises Refused, Busy."""
@@ -146,25 +146,25 @@ class Tuning:
             if (watch := self._watch) is None:  # it does not run; it follows when it does
                 return
             found = list[str | None]()
-            await self._in_worker(lambda: found.append(watch.look()))
+            await self._in_executor(lambda: found.append(watch.look()))
             device = found[0] if self.mode == "auto" else None
             if self._is_engaged and (self._swap is None or device != self._swap.device):
                 await self._disengage()
             if device is not None and not self._is_engaged:
-                await self._in_worker(self._settings.register)
+                await self._in_executor(self._settings.register)
                 self._swap, self._is_engaged = watch.open(device), True
                 log.info("kernel settings: in use, %s is a swap that is on", device)
 
     async def _disengage(self) -> None:
         self._is_engaged = False
         self._close_swap()
-        await self._in_worker(self._settings.release)
+        await self._in_executor(self._settings.release)
         log.info("kernel settings: restored")
 
-    async def _in_worker(self, function: Callable[[], object]) -> None:
-        """Call it in the worker. Raises Busy, and Refused with what the system says."""
+    async def _in_executor(self, function: Callable[[], object]) -> None:
+        """Call it in the executor. Raises Busy, and Refused with what the system says."""
         try:
-            await self.worker.run(function)
+            await self.executor.run(function)
         except OSError as error:
             raise Refused(f"nothing is changed ({error}): see tmemfs doctor") from error
 
@@ -174,7 +174,7 @@ class Tuning:
             self._swap = None
 
     def _end(self) -> None:
-        """At the end of the daemon, or before `run` is started again: not in the worker, for nothing more is served by trio."""
+        """At the end of the daemon, or before `run` is started again: not in the executor, for nothing more is served by trio."""
         self._is_engaged = False
         self._settings.release()
         self._close_swap()

@@ -1,8 +1,8 @@
 """Pressure: watches the signals of memory pressure, and steers the shrinker by the controller (policy/pressure_controller.py).
 
 It samples when something moves: pages are being stored, a stall or a threshold is told; not before what was there at once, above
-two reserves, can have gone. From then on it samples every SAMPLE_S until nothing has moved for QUIET_S, and while swapping seems to
-stand still (standstill.py), and then waits again. Only while there is little headroom and much in the pool, while the pool grows
+two reserves, can have gone. From then on it samples every SAMPLE_S until nothing has moved for QUIET_S, and while a swap stall is
+suspected (swap_stall.py), and then waits again. Only while there is little headroom and much in the pool, while the pool grows
 back, and while the kernel's workers have priority, it samples every IDLE_S.
 
     mode auto     the controller acts
@@ -30,7 +30,7 @@ from tmemfs.errors import BadValue, OutOfRange
 from tmemfs.jobs.kernel_tuning import Tuning
 from tmemfs.jobs.pool_size import PoolSize
 from tmemfs.jobs.shrinker import FRAME_S, SHORT_FRAME_S, Shrinker
-from tmemfs.jobs.swap_stall import Standstill
+from tmemfs.jobs.swap_stall import SwapStallDetector
 from tmemfs.pages.reader import Reader
 from tmemfs.policy.pressure_controller import CRITICAL, RELAXED, SHRINKING, Decision, Sample, Settings, decide
 from tmemfs.store.tmem import Tmem
@@ -140,7 +140,7 @@ class Pressure:
         self._released_before = 0
         self.tuning = tuning
         self._workers_at = self._short_at = -math.inf
-        self.standstill = Standstill(tmem, tuning)
+        self.swap_stall = SwapStallDetector(tmem, tuning)
         self._told = _Told()
         shrinker.moved = self.sample_again
 
@@ -152,7 +152,7 @@ class Pressure:
         """Change the mode. In trio's thread."""
         self.mode = mode
         if mode != "auto":
-            self.standstill.end()
+            self.swap_stall.end()
             self._apply(Decision())
             self._take_priority()
         self.sample_again()
@@ -194,7 +194,7 @@ class Pressure:
                 reopened_at = self.counts.samples
         finally:
             self._take_priority()
-            self.standstill.end()
+            self.swap_stall.end()
 
     async def _look_until_lost(self) -> None:
         """Sample until a signal has gone: its cgroup was removed."""
@@ -221,7 +221,7 @@ class Pressure:
                 )
                 moved_at = now if seen != before or self.decision.state in (SHRINKING, CRITICAL) else moved_at
                 is_moving = now - moved_at < QUIET_S and self.headroom < _FAR * self.settings.reserve_bytes
-                if is_moving or self.standstill.is_suspected or self.decision.is_calming:
+                if is_moving or self.swap_stall.is_suspected or self.decision.is_calming:
                     await trio.sleep(SAMPLE_S)
                     continue
             with trio.move_on_after(self._idle_s):
@@ -268,7 +268,7 @@ class Pressure:
         if self.mode == "auto":
             self._apply(found)
             self._see_to_workers(now, memory.available)
-            self.standstill.sample(now, memory, self.settings.reserve_bytes)
+            self.swap_stall.sample(now, memory, self.settings.reserve_bytes)
         else:
             self.decision = Decision(found.state, sample=found.sample, calm_since=found.calm_since)
 

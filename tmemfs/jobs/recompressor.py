@@ -18,8 +18,8 @@ from typing import Final
 import trio
 
 from tmemfs.errors import BadValue
-from tmemfs.jobs.executor import Worker
-from tmemfs.jobs.throttle import Breath
+from tmemfs.jobs.executor import Executor
+from tmemfs.jobs.throttle import Throttle
 from tmemfs.store.codec import ZSTD_LEVELS, parse_level
 from tmemfs.store.dictionary import Encoder, train
 from tmemfs.store.recompression import Recompression, Use, encode_anew
@@ -48,15 +48,15 @@ def parse_recompress(text: str) -> int | None:
 class Recompressor:
     """Recompresses idle segments of `tmem` while `level` is not None."""
 
-    def __init__(self, tmem: Tmem, worker: Worker | None = None) -> None:
+    def __init__(self, tmem: Tmem, executor: Executor | None = None) -> None:
         self.level: int | None = None
         self._tmem = tmem
         self._recompression = Recompression(tmem)
         self._encoder: Encoder | None = None
         self._is_fresh = self._is_outdated = False
-        self._breath = Breath(tmem)
+        self._throttle = Throttle(tmem)
         self._changed = trio.Event()
-        self._worker = worker or Worker("recompress")
+        self._executor = executor or Executor("recompress")
         self.counts = self._recompression.counts
 
     @property
@@ -83,7 +83,7 @@ class Recompressor:
         self._is_fresh = False
         while idle and self.level is not None and self._tmem.arena.has_free_frame:
             began = time.monotonic()
-            await self._worker.run(partial(self._encode_some, idle, self.level))
+            await self._executor.run(partial(self._encode_some, idle, self.level))
             await trio.sleep((time.monotonic() - began) * _REST)
 
     def _encode_some(self, idle: deque[Use], level: int) -> None:
@@ -97,7 +97,7 @@ class Recompressor:
         if plan is None:
             return
         try:
-            copied = self._tmem.merges.copy_in_ram(plan, self._breath, partial(encode_anew, encoder))
+            copied = self._tmem.merges.copy_in_ram(plan, self._throttle, partial(encode_anew, encoder))
         except BaseException:
             self._tmem.merges.abort(plan)
             raise

@@ -3,10 +3,10 @@
 One background task keeps the pool below its watermarks, gives back what died, punches holes and keeps the reserve of
 faulted-in frames; `shrink` does on request what the background does by itself. Each works in two threads: one writes, the other
 gives memory back. (Two threads that both do both reached 0.7 of what fio writes, these 0.8: writes to one file wait for each
-other.) Both pairs of threads are workers, which exist before memory is short, and so does one more, which faults frames in: it
+other.) Both pairs of threads are executors, which exist before memory is short, and so does one more, which faults frames in: it
 alone waits for the system's memory. Stores take only frames that have theirs.
 
-A write that fails leaves its segment in RAM. The shrinker says so (`Room.stuck`, control/state), refuses waiting stores and
+A write that fails leaves its segment in RAM. The shrinker says so (`FreeFrames.stuck`, control/state), refuses waiting stores and
 tries again every RETRY_S, until a write succeeds or nothing waits to be written.
 
 Invariants:
@@ -30,11 +30,11 @@ import trio
 
 from tmemfs.errors import BackingFull, BadValue, TierError
 from tmemfs.jobs.cleaner import Cleaner
-from tmemfs.jobs.executor import Worker
+from tmemfs.jobs.executor import Executor
 from tmemfs.jobs.holes import Holes
 from tmemfs.jobs.stop import DEADLINE_PASSED, INTERRUPTED, finish
-from tmemfs.pages.free_frames import Room
-from tmemfs.policy.density import Watermarks, background_goal
+from tmemfs.pages.free_frames import FreeFrames
+from tmemfs.policy.watermarks import Watermarks, background_goal
 from tmemfs.store.merges import Merge
 from tmemfs.store.plans import WriteBack
 from tmemfs.store.tmem import Tmem
@@ -174,14 +174,14 @@ class _Pair:
     """A thread to write and one to release."""
 
     def __init__(self, name: str) -> None:
-        self.write = Worker(f"{name}-write")
-        self.release = Worker(f"{name}-release")
+        self.write = Executor(f"{name}-write")
+        self.release = Executor(f"{name}-release")
 
 
 class Shrinker:
     """Shrinks the pool of `tmem` onto `tier`, in the background by `marks`. `run` must be running in trio."""
 
-    def __init__(self, tmem: Tmem, tier: Tier, holes: Holes, room: Room, cleaner: Cleaner, marks: Watermarks) -> None:
+    def __init__(self, tmem: Tmem, tier: Tier, holes: Holes, free_frames: FreeFrames, cleaner: Cleaner, marks: Watermarks) -> None:
         self.counts = ShrinkCounts()
         self.last: ShrinkAnswer | None = None
         self.marks = marks
@@ -194,7 +194,7 @@ class Shrinker:
         self._tmem = tmem
         self._tier = tier
         self._holes = holes
-        self._room = room
+        self._free_frames = free_frames
         self._cleaner = cleaner
         self._lock = threading.Lock()
         self._one_request = trio.Lock()
@@ -202,21 +202,21 @@ class Shrinker:
         self._kick: Callable[[], None] = lambda: None
         self._kick_pending = self._wants_frame = False
         self._background, self._requested = _Pair("background"), _Pair("request")
-        self._grower = Worker("populate")
+        self._grower = Executor("populate")
         tmem.notice = self._notice
 
     @property
-    def workers(self) -> tuple[Worker, ...]:
+    def executors(self) -> tuple[Executor, ...]:
         """Its threads."""
         pairs = (self._background, self._requested)
-        return (*(worker for pair in pairs for worker in (pair.write, pair.release)), self._grower)
+        return (*(executor for pair in pairs for executor in (pair.write, pair.release)), self._grower)
 
     async def run(self) -> None:
         """Look after the pool until cancelled."""
         token = trio.lowlevel.current_trio_token()
         self._kick = partial(_kick, token, self._wake)
         self._tmem.arena.takes_cold = False
-        self._room.set_stuck(None)  # what the last run found is not known any more
+        self._free_frames.set_stuck(None)  # what the last run found is not known any more
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._fill_reserve_on)
@@ -224,11 +224,13 @@ class Shrinker:
         finally:
             self._kick = lambda: None
             self._tmem.arena.takes_cold = True
-            self._room.set_stuck(_NOT_RUNNING)  # else a store waits for ever, and what waits for that store does not end either
+            self._free_frames.set_stuck(
+                _NOT_RUNNING
+            )  # else a store waits for ever, and what waits for that store does not end either
 
     def failed(self, why: str) -> None:
         """`run` has failed, and will be started again: until it makes room, stores are refused rather than left waiting."""
-        self._room.set_stuck(why)
+        self._free_frames.set_stuck(why)
 
     async def _look_on(self) -> None:
         shrinking = False
@@ -241,10 +243,10 @@ class Shrinker:
             self._cleaner.look()
             marks = self.marks.under(self.ceiling)
             goal = background_goal(self._tmem.pool_bytes, marks, shrinking) if self._tier.capacity_bytes else 0
-            if self._room.stuck or not await self._gets_room():
+            if self._free_frames.stuck or not await self._gets_room():
                 goal = max(goal, SEGMENT_BYTES)
             shrinking = goal > 0 and await self._step(goal)
-            if self._room.stuck:
+            if self._free_frames.stuck:
                 await trio.sleep(RETRY_S)
             elif not shrinking:
                 with trio.move_on_after(self._holes.wait_s):
@@ -298,7 +300,7 @@ class Shrinker:
         """Free up to `goal` bytes in the background; whether to go on at once."""
         include_open = not self._tmem.arena.has_free_frame
         answer = await self._free(_Tally(ShrinkRequest(goal), include_open), self._background)
-        return answer.written > 0 and self._room.stuck is None
+        return answer.written > 0 and self._free_frames.stuck is None
 
     async def _free(self, tally: _Tally, pair: _Pair) -> ShrinkAnswer:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -313,9 +315,9 @@ class Shrinker:
         """A shrink that met the tier knows whether room can be made; one that did not, knows only that none is needed."""
         if tally.stuck is None and not tally.written and self._tmem.has_victims:
             return
-        if tally.stuck != self._room.stuck:
+        if tally.stuck != self._free_frames.stuck:
             log.warning("no room can be made: %s", tally.stuck) if tally.stuck else log.info("room can be made again")
-            self._room.set_stuck(tally.stuck)
+            self._free_frames.set_stuck(tally.stuck)
 
     def _wake(self) -> None:
         self._kicked.set()
@@ -437,14 +439,14 @@ class Shrinker:
             if self._wants_frame or self._tmem.pool_bytes > self.marks.under(self.ceiling).high:
                 self._notice()
             else:
-                self._room.signal()
+                self._free_frames.signal()
 
     def _notice(self) -> None:
         """The store says that there may be work. Called under its lock, but for what is told from here, from any thread.
 
         Two threads that both find no kick pending both kick, which does no harm; it is unset in trio's thread alone, before a look.
         """
-        self._room.signal()
+        self._free_frames.signal()
         if not self._kick_pending:
             self._kick_pending = True
             self._kick()

@@ -1,4 +1,4 @@
-"""Standstill: the kernel writes pages to swap, and none of them reaches us.
+"""SwapStallDetector: the kernel writes pages to swap, and none of them reaches us.
 
 On its way here a swap write allocates a little. If its worker finds no page above the kernel's minimum watermark, it waits for one,
 and what would free one is that write. Priority lets it go below that watermark (system/kworkers.py), but not a worker that waited
@@ -32,14 +32,14 @@ STILL_S: Final = 0.25
 SHORT_SHARE: Final = 1 / 2
 #: Of the watermark, one after the other, each for STILL_S.
 SHARES: Final = ALL_SHARES[MINIMUM]
-#: What has not helped so long after the standstill began will not: it is something else. It is tried again after a pause.
+#: What has not helped so long after the stall began will not: it is something else. It is tried again after a pause.
 LONGEST_S: Final = 2.0
 PAUSE_S: Final = 10.0
 #: The kernel may hold a request back before it counts it as one at the device: so soon after the last page nothing is idle.
 RECENT_S: Final = 2.0
 
 
-class Standstill:
+class SwapStallDetector:
     """Sees that pages go on being asked of `tmem`, and lowers the minimum watermark by `tuning` when none is."""
 
     def __init__(self, tmem: Tmem, tuning: Tuning) -> None:

@@ -1,4 +1,4 @@
-"""Breath: how work in the background lets go of the interpreter, for whoever waits for a page.
+"""Throttle: how work in the background lets go of the interpreter, for whoever waits for a page.
 
 A request that finds the interpreter taken waits for the rest of a step, and to be woken, which costs more than the step. So while
 there are requests every step is followed by a breath many times as long; without, a few steps by a short one.
@@ -27,7 +27,7 @@ STEPS: Final = 4
 _EXPECTED_S: Final = 0.05
 
 
-class Breath:
+class Throttle:
     """To be called after each step; a step is a record copied, or a few handles moved."""
 
     def __init__(self, tmem: Tmem) -> None:

@@ -130,7 +130,7 @@ _PRESSURE: Final = Section("Memory pressure", (
     Metric("pressure_swap_stalls", "counter", "1",
         "Swap stalls: no page was stored or loaded for 0.25 s while memory was short and pages were under writeback. "
         "vm.min_free_kbytes is then lowered for two seconds at most.",
-        lambda s: s.pressure.standstill.count),
+        lambda s: s.pressure.swap_stall.count),
 ))  # fmt: skip
 
 _SETTINGS: Final = Section("Kernel settings", (

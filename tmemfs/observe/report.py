@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 
-from tmemfs.jobs.services import Services
 from tmemfs.observe.metric import Metric, Output, Value
 from tmemfs.observe.prometheus import exposition
 from tmemfs.observe.registry import shown_in
 from tmemfs.observe.snapshot import Snapshot
+from tmemfs.services import Services
 from tmemfs.store.consistency import segment_lines
 from tmemfs.units import SEGMENT_BYTES
 

@@ -16,14 +16,14 @@ import time
 from functools import cached_property
 
 from tmemfs import __version__
+from tmemfs.engine import Engine
 from tmemfs.jobs.cleaner import Cleaner
-from tmemfs.jobs.engine import Engine
 from tmemfs.jobs.kernel_tuning import Tuning
 from tmemfs.jobs.pressure import Pressure
-from tmemfs.jobs.services import Services
 from tmemfs.jobs.shrinker import ShrinkCounts
 from tmemfs.observe.metric import whole
 from tmemfs.pages.reader import ReadCounts
+from tmemfs.services import Services
 from tmemfs.store.consistency import TmemStatistics
 from tmemfs.store.merges import MergeCounts
 from tmemfs.store.native import IS_COMPILED

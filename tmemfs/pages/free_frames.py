@@ -1,4 +1,4 @@
-"""Room: where stores that found the pool full wait for the shrinker.
+"""FreeFrames: where stores that found the pool full wait for the shrinker.
 
 The store's `notice` signals it whenever frames may have become free; the shrinker sets `stuck` while it cannot make room (the
 backing is full, or fails), and every waiting store is refused then: the page stays where it was.
@@ -20,7 +20,7 @@ from tmemfs.errors import NoRoom
 _LOOK_AGAIN_S: Final = 1.0
 
 
-class Room:
+class FreeFrames:
     """A place to wait for room."""
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ from functools import partial
 from typing import Final, Literal, NamedTuple, NoReturn
 
 from tmemfs.errors import NoRoom
-from tmemfs.pages.free_frames import Room
+from tmemfs.pages.free_frames import FreeFrames
 from tmemfs.pages.reader import Reader
 from tmemfs.store.codec import Codec, Packed, decode, encode
 from tmemfs.store.native import encode_pages
@@ -72,7 +72,7 @@ class _Patch:
 class Pager:
     """Pages of `tmem` by byte offset; `codec` encodes those to come."""
 
-    def __init__(self, tmem: Tmem, reader: Reader, room: Room, codec: Codec) -> None:
+    def __init__(self, tmem: Tmem, reader: Reader, free_frames: FreeFrames, codec: Codec) -> None:
         self.swap_bytes: Final = tmem.slots.count * PAGE_BYTES
         #: The page of a slot, if it is in RAM; else None.
         self.load_page = tmem.load
@@ -82,7 +82,7 @@ class Pager:
         self.refused = 0
         self._tmem = tmem
         self._reader = reader
-        self._room = room
+        self._free_frames = free_frames
         #: Guards `refused` and `_waiting`, which page path and store thread change; looked at without it, for a hint.
         self._lock = threading.Lock()
         self._waiting = 0
@@ -119,7 +119,7 @@ class Pager:
         """Store `data` (not borrowed after the return) at `offset`. Raises NoRoom past the end of the image."""
         if offset + len(data) > self.swap_bytes:
             raise NoRoom(f"the swap image ends at {self.swap_bytes} bytes: mount it with a larger --size")
-        stuck = self._room.stuck
+        stuck = self._free_frames.stuck
         # a free frame is looked for here and not only by the shrinker: refusals end with the first one
         if stuck is not None and not self._tmem.arena.has_free_frame and not _is_zero(data):
             self._refuse(offset, len(data), stuck)
@@ -224,7 +224,7 @@ class Pager:
         """Do `steps`, waiting for the tier and for room as long as it takes."""
         try:
             for step in steps:
-                self._room.wait_until(partial(self._apply, step, may_block=True))
+                self._free_frames.wait_until(partial(self._apply, step, may_block=True))
         except Exception as error:
             with self._lock:
                 self.refused += isinstance(error, NoRoom)

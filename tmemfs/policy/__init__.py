@@ -1,0 +1,8 @@
+"""Pure decisions. Time and sizes are passed in; no lock, no I/O, no import of the store.
+
+watermarks            when the background shrinks the pool, and how far
+victims               which segment leaves RAM next
+cleaning              which segments are worth merging, and when the background merges
+budget                how much the cleaner may write
+pressure_controller   how much the pool may hold while memory is short
+"""

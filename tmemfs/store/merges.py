@@ -34,7 +34,8 @@ from struct import error as StructError
 from typing import TYPE_CHECKING, Final
 
 from tmemfs.errors import Corrupt
-from tmemfs.policy.density import DENSE_SHARE, LOOK_AT, Space, benefit_by_cost, is_sparse
+from tmemfs.policy.cleaning import DENSE_SHARE, Space, benefit_per_cost, is_sparse
+from tmemfs.policy.victims import MOST_EXAMINED
 from tmemfs.store.codec import RAW
 from tmemfs.store.dictionary import DICTIONARY_RECORD_BYTES, Dictionary, read_dictionary
 from tmemfs.store.frames import Frame
@@ -72,13 +73,13 @@ _MOST_SOURCES: Final = 16
 LEAST_GAIN_BYTES: Final = SEGMENT_BYTES // 32
 
 
-Breathe = Callable[[], None]
+Pause = Callable[[], None]
 #: Encodes a record anew: tag and payload in and out.
 Recode = Callable[[int, memoryview], tuple[int, bytes | memoryview]]
 
 
-def go_on() -> None:
-    """Do not breathe."""
+def no_pause() -> None:
+    """Do not pause."""
 
 
 def _keep(tag: int, payload: memoryview) -> tuple[int, memoryview]:
@@ -149,7 +150,7 @@ class MergeCounts:
 class Merges:
     """Plans the merges of `tmem`. `score` ranks victims on the tier by live share and age."""
 
-    def __init__(self, tmem: Tmem, score: Callable[[float, float], float] = benefit_by_cost) -> None:
+    def __init__(self, tmem: Tmem, score: Callable[[float, float], float] = benefit_per_cost) -> None:
         self.counts = MergeCounts()
         self.score = score
         self._tmem = tmem
@@ -161,7 +162,7 @@ class Merges:
         with tmem.lock:
             for lane in tmem.lanes:
                 emptiest = filter(self.can_be_emptied, tmem.occupancy.emptiest(lane.index, DENSE_SHARE))
-                chosen = max(map(self._fitting, self._by_dictionary(islice(emptiest, LOOK_AT))), key=len, default=[])
+                chosen = max(map(self._fitting, self._by_dictionary(islice(emptiest, MOST_EXAMINED))), key=len, default=[])
                 if len(chosen) > 1:
                     return self.plan_merge(lane, sorted(chosen, key=tmem.segments.age))
         return None
@@ -170,7 +171,7 @@ class Merges:
         """`victim`, if it is sparse, and the sparse ones next to it in age. Under the lock."""
         if not self._is_sparse(victim):
             return None
-        others = (s for s in islice(lane.sealed, LOOK_AT) if s != victim and self._is_sparse(s))
+        others = (s for s in islice(lane.sealed, MOST_EXAMINED) if s != victim and self._is_sparse(s))
         alike, *_ = self._by_dictionary([victim, *others])
         return self.plan_merge(lane, self._fitting(alike))
 
@@ -216,13 +217,13 @@ class Merges:
             sources = tuple(map(self._tier_source, victims))
             return Merge(sources, target, segment_seed(sequence), None, extent, None, dictionary)
 
-    def copy_in_ram(self, plan: Merge, breathe: Breathe = go_on, recode: Recode = _keep) -> Copied:
+    def copy_in_ram(self, plan: Merge, pause: Pause = no_pause, recode: Recode = _keep) -> Copied:
         """Copy what lives of all sources of a merge in RAM, as far as it fits."""
         assert plan.into is not None
         copied = Copied(plan.into)
         for source in plan.sources:
             if source.data is not None and not copied.is_full:
-                self.copy(plan, source, source.data, copied, breathe, recode)
+                self.copy(plan, source, source.data, copied, pause, recode)
         return copied
 
     def copy(
@@ -231,12 +232,12 @@ class Merges:
         source: Source,
         data: memoryview,
         copied: Copied,
-        breathe: Breathe = go_on,
+        pause: Pause = no_pause,
         recode: Recode = _keep,
     ) -> None:
         """Copy what lives of `source`, whose bytes are `data`, behind what is `copied`, until that is full.
 
-        `breathe` is called after each record, `recode` before it is copied. A source that does not fit as a whole is not copied,
+        `pause` is called after each record, `recode` before it is copied. A source that does not fit as a whole is not copied,
         unless records are encoded anew: then the rest of it can go with the next.
         """
         handles, into, fill = self._tmem.slots.handles, copied.into, copied.fill
@@ -266,7 +267,7 @@ class Merges:
                     mark_gap(into, fill)
                 fill = write_record(into, at, tag, slot, payload, plan.seed)
                 copied.moves.append((slot, old, handle_of(tag, length, at, plan.target)))
-                breathe()
+                pause()
         except (StructError, Corrupt):  # a damaged length led past the end, or the dictionary is damaged
             copied.damaged.add(source.segment)
         if copied.is_full and recode is _keep:
@@ -282,10 +283,10 @@ class Merges:
         frames = 0 if plan.frame is None else len(copied.emptied) - 1
         return frames * SEGMENT_BYTES + blocks >= BLOCK_BYTES
 
-    def commit(self, plan: Merge, copied: Copied, breathe: Breathe = go_on) -> int:
+    def commit(self, plan: Merge, copied: Copied, pause: Pause = no_pause) -> int:
         """What was `copied` is in RAM, or on the tier: move the handles there, then free what nothing refers to.
 
-        `breathe` is called every few handles, without the lock. How many frames go back to the system.
+        `pause` is called every few handles, without the lock. How many frames go back to the system.
         """
         tmem, table = self._tmem, self._tmem.segments
         with tmem.lock:
@@ -298,7 +299,7 @@ class Merges:
         while some := list(islice(moves, _MOVES_AT_ONCE)):
             with tmem.lock:
                 self._repoint(plan.target, some)
-            breathe()
+            pause()
         with tmem.lock:
             self._count(plan, copied)
             goes = self._finish_sources(plan, copied.damaged)

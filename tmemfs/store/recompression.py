@@ -20,7 +20,7 @@ from struct import error as StructError
 from typing import TYPE_CHECKING, Final
 
 from tmemfs.errors import Corrupt
-from tmemfs.policy.density import saves_enough
+from tmemfs.policy.cleaning import saves_enough
 from tmemfs.store.codec import LZ4, ZSTD_DICT, decode
 from tmemfs.store.dictionary import Encoder
 from tmemfs.store.frames import Frame

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import lz4.block
 
 from tmemfs.errors import BackingFull, Corrupt, TmemfsError
-from tmemfs.policy.density import next_victim
+from tmemfs.policy.victims import next_victim
 from tmemfs.store.codec import LZ4, RAW, ZERO, ZERO_PAGE, ZSTD_DICT, Packed, decode
 from tmemfs.store.consistency import recover
 from tmemfs.store.dictionary import Dictionaries, Dictionary, read_dictionary

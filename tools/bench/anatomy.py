@@ -23,9 +23,9 @@ from statistics import median
 from typing import Final
 
 from tmemfs.cli.real_pages import RealPages
+from tmemfs.engine import Engine
 from tmemfs.fuse import wire
 from tmemfs.fuse.relay import Relay
-from tmemfs.jobs.engine import Engine
 from tmemfs.pages.pager import Deferred, Pager
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.frames import Arena

@@ -14,7 +14,7 @@ from typing import Final
 import lz4.block
 
 from tmemfs.cli.real_pages import RealPages
-from tmemfs.jobs.engine import Engine
+from tmemfs.engine import Engine
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.frames import Arena
 from tmemfs.store.segments import Extents, SegmentTable

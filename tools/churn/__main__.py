@@ -17,13 +17,13 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
-from tmemfs.policy.density import benefit_by_cost, greedy
+from tmemfs.policy.cleaning import benefit_per_cost, greedy
 from tmemfs.tiers.file import FileTier
 from tools.churn.drive import Drive, Point
 from tools.churn.greedy import Greedy, bound
 from tools.churn.workloads import WORKLOADS
 
-SCORES: dict[str, Callable[[float, float], float]] = {"cost": benefit_by_cost, "greedy": greedy}
+SCORES: dict[str, Callable[[float, float], float]] = {"cost": benefit_per_cost, "greedy": greedy}
 UTILISATIONS = (0.5, 0.7, 0.8, 0.9)
 GIB_OF_SLOTS = (1, 4, 16, 64)
 #: Pages verified after a run of millions of pages on a disk.
@@ -95,7 +95,7 @@ def growth(operations: int, backing: Path) -> None:
         slots = gib << 18
         tier = FileTier(backing)
         try:
-            drive = Drive(slots, 0.8, benefit_by_cost, tier)
+            drive = Drive(slots, 0.8, benefit_per_cost, tier)
             drive.fill()
             stream = WORKLOADS["zipf"](slots, Random(1))
             drive.run(stream, slots)

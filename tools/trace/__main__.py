@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from tmemfs.errors import TmemfsError
-from tmemfs.policy.density import next_victim
+from tmemfs.policy.victims import next_victim
 from tmemfs.system.capabilities import require_root
 from tmemfs.units import parse_size
 from tools.trace.format import read

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from tmemfs.pages.free_frames import Room
+from tmemfs.pages.free_frames import FreeFrames
 from tmemfs.pages.pager import Deferred, Pager
 from tmemfs.pages.reader import Reader
 from tmemfs.store.codec import Codec
@@ -52,8 +52,8 @@ class Recording:
 class RecordingPager(Pager):
     """A pager whose requests are noted in `recording`."""
 
-    def __init__(self, tmem: Tmem, reader: Reader, room: Room, codec: Codec, recording: Recording) -> None:
-        super().__init__(tmem, reader, room, codec)
+    def __init__(self, tmem: Tmem, reader: Reader, free_frames: FreeFrames, codec: Codec, recording: Recording) -> None:
+        super().__init__(tmem, reader, free_frames, codec)
         self._load = self.load_page
         self.load_page = self._load_and_note
         self._recording = recording

@@ -11,12 +11,12 @@ from typing import Final
 
 import trio
 
+from tmemfs.engine import Engine
 from tmemfs.errors import Busy, OutOfRange
-from tmemfs.jobs.engine import Engine
 from tmemfs.jobs.pressure import Pressure
 from tmemfs.jobs.shrinker import ShrinkRequest
 from tmemfs.jobs.supervision import Jobs
-from tmemfs.policy.density import Watermarks
+from tmemfs.policy.watermarks import Watermarks
 from tmemfs.store.consistency import TmemStatistics, statistics
 from tmemfs.store.frames import KEPT_FRAMES, RESERVE_FRAMES
 from tmemfs.units import SEGMENT_BYTES, format_size, parse_size
@@ -127,7 +127,7 @@ class Services:
         """running, degraded: WHY, or draining."""
         if self.is_draining:
             return "draining"
-        reasons = ([self.engine.room.stuck] if self.engine.room.stuck else []) + self.jobs.degraded()
+        reasons = ([self.engine.free_frames.stuck] if self.engine.free_frames.stuck else []) + self.jobs.degraded()
         if self.engine.tmem.counts.damaged_in_ram:
             reasons.append(f"{self.engine.tmem.counts.damaged_in_ram} loads found a record damaged in RAM: test the memory")
         if self.engine.reader.counts.corrupt:

@@ -6,22 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tmemfs.jobs.cleaner import Cleaner
-from tmemfs.jobs.executor import Worker
+from tmemfs.jobs.executor import Executor
 from tmemfs.jobs.holes import Holes
 from tmemfs.jobs.pool_size import PoolSize
 from tmemfs.jobs.recompressor import Recompressor
 from tmemfs.jobs.shrinker import Shrinker
 from tmemfs.jobs.supervision import Job
-from tmemfs.pages.free_frames import Room
+from tmemfs.pages.free_frames import FreeFrames
 from tmemfs.pages.pager import Pager
 from tmemfs.pages.reader import Reader
-from tmemfs.policy.density import Watermarks
+from tmemfs.policy.watermarks import Watermarks
 from tmemfs.store.codec import Codec
 from tmemfs.store.tmem import Tmem
 from tmemfs.tiers.tier import Tier
 from tmemfs.units import SEGMENT_BYTES
 
-MakePager = Callable[[Tmem, Reader, Room, Codec], Pager]
+MakePager = Callable[[Tmem, Reader, FreeFrames, Codec], Pager]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Engine:
     tmem: Tmem
     tier: Tier
     holes: Holes
-    room: Room
+    free_frames: FreeFrames
     pool_size: PoolSize
     reader: Reader
     pager: Pager
@@ -42,13 +42,13 @@ class Engine:
     @classmethod
     def over(cls, tmem: Tmem, tier: Tier, codec: Codec, make_pager: MakePager = Pager) -> Engine:
         """An engine with watermarks below the arena's limit. `make_pager` is for those who record what a pager is asked."""
-        room, reader, holes = Room(), Reader(tmem, tier), Holes(tmem, tier)
+        free_frames, reader, holes = FreeFrames(), Reader(tmem, tier), Holes(tmem, tier)
         marks = Watermarks.below(tmem.arena.limit * SEGMENT_BYTES)
-        pager, cleaner = make_pager(tmem, reader, room, codec), Cleaner(tmem, tier, reader, holes)
+        pager, cleaner = make_pager(tmem, reader, free_frames, codec), Cleaner(tmem, tier, reader, holes)
         cleaner.refused = lambda: pager.refused
-        shrinker = Shrinker(tmem, tier, holes, room, cleaner, marks)
+        shrinker = Shrinker(tmem, tier, holes, free_frames, cleaner, marks)
         return cls(
-            tmem, tier, holes, room, PoolSize(tmem), reader, pager, cleaner, shrinker, Recompressor(tmem, cleaner.background)
+            tmem, tier, holes, free_frames, PoolSize(tmem), reader, pager, cleaner, shrinker, Recompressor(tmem, cleaner.background)
         )
 
     @property
@@ -62,14 +62,14 @@ class Engine:
 
     def start(self) -> None:
         """Start every thread that a job or a request will need. Raises RuntimeError where the system allows no more threads."""
-        for worker in self._workers:
-            worker.start()
+        for executor in self._executors:
+            executor.start()
 
     def close(self) -> None:
         """End the threads, once they have done what they were asked."""
-        for worker in self._workers:
-            worker.close()
+        for executor in self._executors:
+            executor.close()
 
     @property
-    def _workers(self) -> tuple[Worker, ...]:
-        return (*self.cleaner.workers, *self.shrinker.workers)
+    def _executors(self) -> tuple[Executor, ...]:
+        return (*self.cleaner.executors, *self.shrinker.executors)
