@@ -17,6 +17,7 @@ import trio
 
 from tmemfs import daemon
 from tmemfs.jobs.supervision import Job, Jobs
+from tmemfs.options import Options
 from tmemfs.units import parse_size
 
 _LOOP_FAILURES = 2
@@ -63,7 +64,7 @@ def main() -> None:
     directory, size, pool_max, log = sys.argv[1:]
     logging.basicConfig(level=logging.INFO, filename=log)
     setattr(daemon, "Jobs", FailingJobs)  # noqa: B010
-    options = daemon.Options(Path(directory) / "mnt", parse_size(size), pool_max, Path(directory) / "backing")
+    options = Options(Path(directory) / "mnt", parse_size(size), pool_max, Path(directory) / "backing")
 
     def ready() -> None:
         print("ready", flush=True)

@@ -12,6 +12,7 @@ import trio
 from tmemfs.engine import Engine
 from tmemfs.errors import TierError
 from tmemfs.jobs.kernel_tuning import Tuning
+from tmemfs.jobs.limits import Limits
 from tmemfs.jobs.pressure import Pressure
 from tmemfs.store.frames import Arena
 from tmemfs.store.merges import Copied, Merge
@@ -69,19 +70,24 @@ class Regions:
         for region in (self.slots, self.segments, self.arena):
             region.close()
 
-    def start(self, limit: int, slots: int, spare: int = 0, reserve_bytes: int = 0) -> Tmem:
+    def start(
+        self, limit: int, slots: int, spare: int = 0, reserve_bytes: int = 0, notice: Callable[[], None] = lambda: None
+    ) -> Tmem:
         """A store over these regions, with at most `limit` frames held, `spare` of them and `reserve_bytes` for merges."""
         return Tmem(
             SlotTable(slots, self.slots),
             SegmentTable(self.frames + self.extents, self.segments),
             Arena(self.frames, limit, self.arena, spare=spare),
             Extents(self.extents, reserve_bytes=reserve_bytes),
+            notice,
         )
 
 
-def new_tmem(slots: int = 4096, frames: int = 32, limit: int = 16, extents: int = 32) -> Tmem:
+def new_tmem(
+    slots: int = 4096, frames: int = 32, limit: int = 16, extents: int = 32, notice: Callable[[], None] = lambda: None
+) -> Tmem:
     """An empty store."""
-    return Regions.new(slots, frames, extents).start(limit, slots)
+    return Regions.new(slots, frames, extents).start(limit, slots, notice=notice)
 
 
 async def run_jobs(engine: Engine) -> None:
@@ -179,7 +185,19 @@ class NotedTuning(Tuning):
 def new_pressure(engine: Engine, signals: PressureSignals | None = None, tuning: Tuning | None = None) -> Pressure:
     """Pressure over `engine`, on a machine with memory to spare."""
     found = signals or FixedSignals()
-    return Pressure(engine.tmem, engine.shrinker, engine.reader, engine.pool_size, tuning or NotedTuning(), lambda: found)
+    return Pressure(
+        engine.tmem,
+        engine.pool_size,
+        engine.shrinker.counts,
+        engine.notices.pressure,
+        tuning or NotedTuning(),
+        lambda: found,
+    )
+
+
+def new_limits(engine: Engine, ram_bytes: int, backing_bytes: int) -> Limits:
+    """The limits of `engine`, on a machine of `ram_bytes`."""
+    return Limits(engine.tmem, engine.tier, engine.pool_size, engine.shrinker, ram_bytes, backing_bytes)
 
 
 def copy_for(tmem: Tmem, plan: Merge, tier: Tier) -> Copied:

@@ -21,7 +21,7 @@ from tmemfs.jobs.kernel_tuning import MODES as TUNING_MODES
 from tmemfs.jobs.kernel_tuning import parse_tuning
 from tmemfs.jobs.pressure import MODES, parse_mode
 from tmemfs.jobs.recompressor import parse_recompress
-from tmemfs.jobs.shrinker import ShrinkRequest
+from tmemfs.jobs.shrink_request import ShrinkRequest
 from tmemfs.observe import report
 from tmemfs.services import Services
 from tmemfs.store.codec import CHOICES, parse_codec

@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import trio
 
-from tests.parts import FaultyTier, new_pressure, new_tmem, page_of
+from tests.parts import FaultyTier, new_limits, new_pressure, new_tmem, page_of
 from tmemfs.engine import Engine
 from tmemfs.errors import NoRoom
+from tmemfs.jobs import reserve as reserve_module
 from tmemfs.jobs import shrinker as shrinker_module
 from tmemfs.jobs.compaction import CompactRequest
-from tmemfs.jobs.shrinker import ShrinkRequest
+from tmemfs.jobs.shrink_request import ShrinkRequest
 from tmemfs.jobs.supervision import Jobs, first_error
 from tmemfs.pages.pager import Deferred
-from tmemfs.services import Limits, Services
+from tmemfs.services import Services
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.consistency import check
 from tmemfs.store.merges import Merges
@@ -43,8 +44,8 @@ def fail(*_: Any, **__: Any) -> Any:
 
 def new_services(tier: Tier) -> Services:
     """Services over `tier`, of which nothing runs."""
-    engine = Engine.over(new_tmem(slots=8192, frames=32, limit=LIMIT, extents=32), tier, parse_codec("lz4"))
-    return Services(engine, Limits(engine, 32 * SEGMENT_BYTES, 32 * SEGMENT_BYTES), new_pressure(engine), Jobs(), "none")
+    engine = Engine.over(partial(new_tmem, slots=8192, frames=32, limit=LIMIT, extents=32), tier, parse_codec("lz4"))
+    return Services(engine, new_limits(engine, 32 * SEGMENT_BYTES, 32 * SEGMENT_BYTES), new_pressure(engine), Jobs(), "none")
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ async def test_a_frame_that_an_error_kept_from_being_faulted_in_is_tried_again(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(shrinker_module, "populate", fail)
+        patch.setattr(reserve_module, "populate", fail)
         await expect_failure(services.engine.shrinker.run)
     assert services.engine.tmem.arena.held == 0
     async with trio.open_nursery() as nursery:

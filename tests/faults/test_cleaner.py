@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from random import Random
 
 import pytest
@@ -14,13 +15,12 @@ from tests.waiting import HANG_S
 from tmemfs.engine import Engine
 from tmemfs.errors import BackingFull, BadValue, TierError
 from tmemfs.jobs.compaction import CompactRequest
-from tmemfs.jobs.shrinker import ShrinkRequest
+from tmemfs.jobs.shrink_request import ShrinkRequest
 from tmemfs.pages.pager import Deferred
 from tmemfs.policy.budget import Budget
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.consistency import check, segment_lines
 from tmemfs.store.dictionary import Encoder
-from tmemfs.store.plans import WriteBack
 from tmemfs.store.recompression import Recompression
 from tmemfs.store.record import handle_offset, handle_segment
 from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES
@@ -36,9 +36,9 @@ class Place:
 
     def __init__(self, extents: int = 32) -> None:
         self.tier = FaultyTier()
-        tmem = Regions.new(SLOTS, 32, extents).start(16, SLOTS, spare=1, reserve_bytes=2 * SEGMENT_BYTES)
-        self.engine = Engine.over(tmem, self.tier, parse_codec("lz4"))
-        self.tmem = tmem
+        make_tmem = partial(Regions.new(SLOTS, 32, extents).start, 16, SLOTS, spare=1, reserve_bytes=2 * SEGMENT_BYTES)
+        self.engine = Engine.over(make_tmem, self.tier, parse_codec("lz4"))
+        self.tmem = self.engine.tmem
         self.pages: dict[int, bytes] = {}
 
     def fill_reserve(self) -> None:
@@ -373,13 +373,13 @@ async def _until(condition: Callable[[], object]) -> None:
             await trio.sleep(0.005)
 
 
-async def test_room_that_a_merge_in_the_background_makes_meanwhile_counts(nursery: trio.Nursery) -> None:
-    """It holds the last spare frame, so nothing else can be merged; who needs room waits for its end."""
+async def test_what_a_merge_in_the_background_frees_meanwhile_counts(nursery: trio.Nursery) -> None:
+    """It holds the last spare frame, so nothing else can be merged; a full tier waits for its end."""
     engine = Place().engine
     made: list[int | None] = []
-    assert engine.cleaner.make_room() is None
-    with engine.cleaner._in_ram:
-        nursery.start_soon(trio.to_thread.run_sync, lambda: made.append(engine.cleaner.make_room()))
+    assert engine.full_tier.free_frame_or_extent() is None
+    with engine.merger._in_ram:
+        nursery.start_soon(trio.to_thread.run_sync, lambda: made.append(engine.full_tier.free_frame_or_extent()))
         await trio.sleep(0.05)
         assert not made
         engine.tmem.merges.counts.compactions += 1
@@ -481,7 +481,7 @@ async def test_a_small_segment_with_a_dictionary_is_written_as_it_is() -> None:
         place.engine.pager.write(slot * PAGE_BYTES, memoryview(page_of("half", slot)))
         place.pages[slot] = page_of("half", slot)
     plan = place.tmem.plan_write_back(include_open=True)
-    assert isinstance(plan, WriteBack)
+    assert plan is not None
     place.tmem.abort_write_back(plan)
     recompression.look(None)
     encoder = Encoder(place.tmem.dictionaries.add(bytes(range(256)) * 16), 1)
@@ -528,7 +528,7 @@ async def test_a_compaction_ends_at_its_deadline() -> None:
 async def test_a_compaction_that_waits_for_another_one_can_be_interrupted() -> None:
     place = Place()
     await place.on_tier(8, live_of_8=4)
-    with place.engine.cleaner._one_at_a_time, trio.move_on_after(0.05) as scope:
+    with place.engine.merger._one_at_a_time, trio.move_on_after(0.05) as scope:
         await place.engine.cleaner.compact(CompactRequest(1.0001))
     assert scope.cancelled_caught and place.engine.cleaner.last is not None
     assert place.engine.cleaner.last.reason == "interrupted"

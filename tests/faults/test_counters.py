@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -40,7 +41,7 @@ def in_threads(work: Callable[[], object]) -> None:
 
 
 def engine_of(limit: int = 12) -> Engine:
-    return Engine.over(new_tmem(limit=limit), FaultyTier(), parse_codec("lz4"))
+    return Engine.over(partial(new_tmem, limit=limit), FaultyTier(), parse_codec("lz4"))
 
 
 def test_stores_that_wait_are_counted_by_the_page_path_and_by_the_thread_that_ends_them() -> None:
@@ -87,11 +88,11 @@ def test_stores_that_are_refused_at_once_are_counted_by_any_thread() -> None:
 
 
 def test_failures_and_pauses_of_the_cleaner_are_counted_by_any_thread() -> None:
-    cleaner = engine_of().cleaner
-    cleaner.counts.failures, cleaner.counts.pauses = Slow(0), Slow(0)
-    in_threads(cleaner._failed)
-    in_threads(lambda: cleaner._paused(0.0))
-    assert cleaner.counts.failures == cleaner.counts.pauses == THREADS * TIMES
+    merger = engine_of().merger
+    merger.counts.failures, merger.counts.pauses = Slow(0), Slow(0)
+    in_threads(merger.note_failure)
+    in_threads(lambda: merger.note_pause(0.0))
+    assert merger.counts.failures == merger.counts.pauses == THREADS * TIMES
 
 
 def test_damaged_records_are_counted_by_any_thread_that_copies() -> None:

@@ -8,19 +8,20 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import trio
 
-from tests.parts import FaultyTier, Kind, new_pressure, new_tmem, page_of
+from tests.parts import FaultyTier, Kind, new_limits, new_pressure, new_tmem, page_of
 from tests.waiting import HANG_S
 from tmemfs.engine import Engine
 from tmemfs.errors import BackingFull, Busy, Corrupt, NoRoom, TierError
 from tmemfs.jobs import shrinker as shrinker_module
-from tmemfs.jobs.shrinker import ShrinkRequest
+from tmemfs.jobs.shrink_request import ShrinkRequest, Tally
 from tmemfs.jobs.supervision import Jobs
 from tmemfs.pages.pager import Deferred
-from tmemfs.services import Limits, Services
+from tmemfs.services import Services
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.consistency import check, statistics
 from tmemfs.system.memory import populate
@@ -37,15 +38,14 @@ def tier() -> FaultyTier:
 
 
 @pytest.fixture
-def engine(tier: FaultyTier) -> Engine:
-    made = Engine.over(new_tmem(slots=8192, frames=32, limit=LIMIT, extents=32), tier, parse_codec("lz4"))
-    made.shrinker.frame_s = 5.0  # a busy machine delays frames; none is to be given up here
-    return made
+def engine(tier: FaultyTier, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    monkeypatch.setattr("tmemfs.jobs.reserve.FRAME_S", 5.0)  # a busy machine delays frames; none is to be given up here
+    return Engine.over(partial(new_tmem, slots=8192, frames=32, limit=LIMIT, extents=32), tier, parse_codec("lz4"))
 
 
 @pytest.fixture
 def services(engine: Engine) -> Services:
-    return Services(engine, Limits(engine, 32 * SEGMENT_BYTES, 32 * SEGMENT_BYTES), new_pressure(engine), Jobs(), "none")
+    return Services(engine, new_limits(engine, 32 * SEGMENT_BYTES, 32 * SEGMENT_BYTES), new_pressure(engine), Jobs(), "none")
 
 
 @pytest.fixture
@@ -523,7 +523,7 @@ async def test_holes_that_fail_now_and_then_are_all_punched_in_the_end(
 @pytest.mark.parametrize("found_out", ["at the start", "at the first hole"])
 async def test_on_a_tier_that_cannot_discard_an_extent_is_free_at_once(found_out: str) -> None:
     tier = FaultyTier(can_discard=found_out == "at the first hole")
-    engine = Engine.over(new_tmem(slots=8192, frames=32, limit=LIMIT, extents=12), tier, parse_codec("lz4"))
+    engine = Engine.over(partial(new_tmem, slots=8192, frames=32, limit=LIMIT, extents=12), tier, parse_codec("lz4"))
     tier.before["discard"] = lambda: setattr(tier, "can_discard", False)
     for round_ in range(8):
         await store(engine, 0, 2048)
@@ -538,7 +538,7 @@ async def test_on_a_tier_that_cannot_discard_an_extent_is_free_at_once(found_out
 
 
 async def test_what_is_dead_but_not_punched_yet_does_not_make_the_backing_full(tier: FaultyTier) -> None:
-    engine = Engine.over(new_tmem(slots=8192, frames=32, limit=LIMIT, extents=10), tier, parse_codec("lz4"))
+    engine = Engine.over(partial(new_tmem, slots=8192, frames=32, limit=LIMIT, extents=10), tier, parse_codec("lz4"))
     await store(engine, 0, 2048)
     await engine.shrinker.shrink(ALL)
     await store(engine, 4096, 2048)  # no room for it beside the first pages, which die
@@ -546,12 +546,10 @@ async def test_what_is_dead_but_not_punched_yet_does_not_make_the_backing_full(t
     assert (await engine.shrinker.shrink(ALL)).reason is None
 
 
-def noting(
-    tallies: list[shrinker_module._Tally], claim: Callable[[shrinker_module._Tally], bool]
-) -> Callable[[shrinker_module._Tally], bool]:
+def noting(tallies: list[Tally], claim: Callable[[Tally], bool]) -> Callable[[Tally], bool]:
     """`claim`, but that it notes whose it is."""
 
-    def noted(tally: shrinker_module._Tally) -> bool:
+    def noted(tally: Tally) -> bool:
         tallies.append(tally)
         return claim(tally)
 
@@ -563,11 +561,11 @@ async def test_a_shrink_that_is_interrupted_says_how_far_it_came(
 ) -> None:
     await store(engine, 0, 2048)
     fill_reserve(engine)
-    token, calls, tallies = trio.lowlevel.current_trio_token(), iter(range(100)), list[shrinker_module._Tally]()
-    monkeypatch.setattr(shrinker_module._Tally, "claim", noting(tallies, shrinker_module._Tally.claim))
+    token, calls, tallies = trio.lowlevel.current_trio_token(), iter(range(100)), list[Tally]()
+    monkeypatch.setattr(Tally, "claim", noting(tallies, Tally.claim))
 
     def stopped() -> bool:
-        return tallies[-1].reason is not None
+        return tallies[-1].is_to_end
 
     with trio.CancelScope() as scope:
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from functools import partial
 from random import Random
 
 import pytest
 import trio
 
-from tests.parts import FaultyTier, FixedSignals, new_pressure, new_tmem, page_of, run_jobs
+from tests.parts import FaultyTier, FixedSignals, new_limits, new_pressure, new_tmem, page_of, run_jobs
 from tests.waiting import HANG_S
 from tmemfs.engine import Engine
 from tmemfs.errors import Busy
 from tmemfs.jobs.pool_size import PoolSize
-from tmemfs.jobs.shrinker import ShrinkRequest
+from tmemfs.jobs.shrink_request import ShrinkRequest
 from tmemfs.pages.pager import Deferred
 from tmemfs.policy.pressure_controller import Settings
-from tmemfs.services import Limits
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.consistency import check
 from tmemfs.store.frames import KEPT_FRAMES, SPARE_FRAMES, Arena
@@ -35,10 +35,11 @@ class Place:
 
     def __init__(self) -> None:
         arena = Arena(80, 60, spare=SPARE_FRAMES, kept=KEPT_FRAMES)
-        self.tmem = Tmem(SlotTable(SLOTS), SegmentTable(280), arena, Extents(200, None, CLEANING_RESERVE_BYTES))
         self.tier = FaultyTier()
-        self.engine = Engine.over(self.tmem, self.tier, parse_codec("lz4"))
-        self.limits = Limits(self.engine, 80 * MIB, 200 * MIB)
+        make_tmem = partial(Tmem, SlotTable(SLOTS), SegmentTable(280), arena, Extents(200, None, CLEANING_RESERVE_BYTES))
+        self.engine = Engine.over(make_tmem, self.tier, parse_codec("lz4"))
+        self.tmem = self.engine.tmem
+        self.limits = new_limits(self.engine, 80 * MIB, 200 * MIB)
         self.signals = FixedSignals(headroom_bytes=1000 * MIB, memory_bytes=160 * MIB)
         self.pressure = new_pressure(self.engine, self.signals)
         self.pressure.settings = Settings(10 * MIB, 1000 * MIB)
@@ -113,11 +114,12 @@ async def test_a_limit_that_cannot_be_reached_leaves_what_pressure_allows() -> N
     for slot in range(0, 40 * 255, 16):
         await place.store(slot)
     place.tier.fail("write")
-    place.engine.pool_size.allow(20 * MIB)
+    place.engine.pool_size.press(20 * MIB, is_short=True)
+    allowed = place.tmem.arena.limit
     with pytest.raises(Busy):
         await place.limits.set_pool_max("12M")
-    assert place.tmem.arena.limit == 20
-    place.engine.pool_size.allow(math.inf)
+    assert place.tmem.arena.limit == allowed < 60
+    place.engine.pool_size.press(math.inf, is_short=False)
     assert place.tmem.arena.limit == 60 == place.limits.pool.max // MIB
 
 
@@ -133,21 +135,22 @@ async def test_a_limit_whose_lowering_is_interrupted_is_what_it_was() -> None:
     assert place.tmem.arena.limit == 60 == place.limits.pool.max // MIB
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(("approach", "allow", "give_up"))))
+@pytest.mark.parametrize("order", list(itertools.permutations(("approach", "press", "give_up"))))
 def test_the_least_limit_is_in_force_whatever_comes_first(order: tuple[str, ...]) -> None:
-    size = PoolSize(new_tmem(limit=16))
-    steps = {"approach": lambda: size.approach(8 * MIB), "allow": lambda: size.allow(10 * MIB), "give_up": size.give_up}
+    size = PoolSize(new_tmem(limit=16), lambda: None)
+    press = partial(size.press, 14 * MIB, is_short=True)
+    steps: dict[str, Callable[[], None]] = {"approach": lambda: size.approach(8 * MIB), "press": press, "give_up": size.give_up}
     approached = allowed = 16
     for step in order:
         steps[step]()
         approached = {"approach": 8, "give_up": 16}.get(step, approached)
-        allowed = 10 if step == "allow" else allowed
+        allowed = 14 if step == "press" else allowed
         assert size.limit_bytes == min(approached, allowed) * MIB
     size.set_max(9 * MIB)
     assert size.limit_bytes == 9 * MIB
     size.set_max(30 * MIB)
     assert size.limit_bytes == min(allowed if allowed < 16 else 30, 30) * MIB
-    size.allow(math.inf)
+    size.press(math.inf, is_short=False)
     assert size.limit_bytes == 30 * MIB
 
 
@@ -157,7 +160,7 @@ async def test_a_shrink_of_all_waits_for_a_merge_that_holds_segments() -> None:
         await place.store(slot)
     plan = place.tmem.plan_write_back(include_open=True)
     assert plan is not None
-    place.tmem.abort_write_back(plan)  # type: ignore[arg-type]
+    place.tmem.abort_write_back(plan)
     for slot in range(0, 8 * 255, 2):
         place.tmem.invalidate(slot, 1)
     merge = place.tmem.merges.plan_compact()
@@ -169,7 +172,7 @@ async def test_a_shrink_of_all_waits_for_a_merge_that_holds_segments() -> None:
                 await trio.sleep(0.005)
         await trio.sleep(0.05)
         assert place.engine.shrinker.last is None
-        place.engine.cleaner.merge_in_ram(merge)
+        place.engine.merger.merge_in_ram(merge)
     last = place.engine.shrinker.last
     assert last is not None and last.reason is None and not place.tmem.arena.used
 

@@ -6,6 +6,7 @@ import errno
 import math
 import threading
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -19,7 +20,7 @@ from tmemfs.engine import Engine
 from tmemfs.errors import BadValue, OutOfRange
 from tmemfs.jobs import pressure
 from tmemfs.jobs.pressure import Pressure, default_settings, parse_mode
-from tmemfs.jobs.shrinker import FRAME_S, SHORT_FRAME_S
+from tmemfs.jobs.reserve import FRAME_S, SHORT_FRAME_S
 from tmemfs.jobs.swap_stall import LONGEST_S, PAUSE_S, SHARES, STILL_S
 from tmemfs.policy.pressure_controller import Settings
 from tmemfs.store.codec import parse_codec
@@ -34,8 +35,8 @@ class Place:
 
     def __init__(self, tier: FaultyTier | None = None) -> None:
         self.tier = tier or FaultyTier()
-        tmem = Regions.new(16384, 80, 200).start(60, 16384, spare=1)
-        self.engine = Engine.over(tmem, self.tier, parse_codec("lz4"))
+        make_tmem = partial(Regions.new(16384, 80, 200).start, 60, 16384, spare=1)
+        self.engine = Engine.over(make_tmem, self.tier, parse_codec("lz4"))
         self.signals = FixedSignals(headroom_bytes=1000 * MIB, memory_bytes=160 * MIB)
         self.tuning = NotedTuning()
         self.pressure: Pressure = new_pressure(self.engine, self.signals, self.tuning)
@@ -148,7 +149,7 @@ async def test_in_critical_shortage_no_store_takes_memory_that_was_not_given_bac
     place.start(nursery)
     await _until(lambda: place.pressure.decision.state == "critical")
     assert place.tmem.arena.limit * SEGMENT_BYTES == place.tmem.pool_bytes and place.pressure.counts.strict == 1
-    assert place.engine.shrinker.frame_s == SHORT_FRAME_S
+    assert place.engine.reserve.frame_s == SHORT_FRAME_S
     place.signals.headroom_bytes = 1000 * MIB
     place.tier.fail()
     await _until(lambda: place.pressure.decision.state == "relaxed")
@@ -206,7 +207,7 @@ async def test_the_kernels_workers_have_priority_while_memory_is_short(
     place.pressure.sample_again()
     await _until(lambda: not place.tuning.have_priority)
     assert trio.current_time() - ended > 0.2  # memory may be short again at once
-    assert place.engine.shrinker.frame_s == FRAME_S
+    assert place.engine.reserve.frame_s == FRAME_S
     place.signals.headroom_bytes = 15 * MIB
     place.pressure.sample_again()
     with trio.fail_after(0.25):  # at once, however short the pause was
@@ -406,7 +407,7 @@ async def test_a_mode_other_than_auto_lifts_what_the_controller_had_asked(place:
     place.pressure.sample_again()
     await _until(lambda: place.pressure.decision.state == "critical")
     place.pressure.set_mode("manual")
-    assert place.engine.shrinker.ceiling == math.inf and place.tmem.arena.limit == 60
+    assert place.engine.pool_size.ceiling == math.inf and place.tmem.arena.limit == 60
     nursery.cancel_scope.cancel()
 
 
@@ -454,7 +455,7 @@ async def test_stores_go_on_when_the_system_has_no_memory_at_all(
                 ended.wait(HANG_S)
             raise OSError(errno.ENOMEM, "injected")
 
-    monkeypatch.setattr("tmemfs.jobs.shrinker.populate", populate)
+    monkeypatch.setattr("tmemfs.jobs.reserve.populate", populate)
     place.start(nursery)
     await _until(lambda: not place.tmem.arena.takes_cold and place.tmem.arena.has_free_frame)
     for slot in range(12 * FULL):

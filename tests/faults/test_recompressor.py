@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from random import Random
 
 import pytest
@@ -15,7 +16,7 @@ from tmemfs.engine import Engine
 from tmemfs.errors import BadValue, Corrupt
 from tmemfs.jobs.compaction import CompactRequest
 from tmemfs.jobs.recompressor import DEFAULT_LEVEL, parse_recompress
-from tmemfs.jobs.shrinker import ShrinkRequest
+from tmemfs.jobs.shrink_request import ShrinkRequest
 from tmemfs.pages.pager import Deferred
 from tmemfs.store.codec import decode, parse_codec
 from tmemfs.store.consistency import check, statistics
@@ -49,8 +50,8 @@ class Place:
 
     def start(self) -> None:
         """Also after a crash."""
-        self.tmem = self.regions.start(28, SLOTS, spare=1)
-        self.engine = Engine.over(self.tmem, self.tier, parse_codec("lz4"))
+        self.engine = Engine.over(partial(self.regions.start, 28, SLOTS, spare=1), self.tier, parse_codec("lz4"))
+        self.tmem = self.engine.tmem
         self.recompressor = self.engine.recompressor
         self.looks = 0
         look = self.recompressor._recompression.look

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from struct import Struct
 from typing import Any
 
@@ -16,15 +17,14 @@ import pytest
 
 from tests.parts import FaultyTier, new_tmem, page_of
 from tests.waiting import HANG_S, readable, wait_until
+from tmemfs.engine import Engine
 from tmemfs.fuse import page_path, wire
 from tmemfs.fuse import relay as relay_module
 from tmemfs.fuse.leader_followers import HAND_OVERS_AFTER_SLOW
 from tmemfs.fuse.page_path import READERS
 from tmemfs.fuse.relay import Relay
 from tmemfs.fuse.replies import GONE
-from tmemfs.engine import Engine
 from tmemfs.store.codec import parse_codec
-from tmemfs.store.plans import WriteBack
 from tmemfs.units import PAGE_BYTES
 
 INODE = 2
@@ -41,7 +41,7 @@ class Kernel:
     def __init__(self, tier: FaultyTier) -> None:
         self.tier = tier
         self.hung = threading.Semaphore(0)
-        engine = Engine.over(new_tmem(slots=2048, frames=32, limit=12, extents=32), tier, parse_codec("lz4"))
+        engine = Engine.over(partial(new_tmem, slots=2048, frames=32, limit=12, extents=32), tier, parse_codec("lz4"))
         for slot in (*ON_TIER, *IN_RAM):
             engine.pager.write(slot * PAGE_BYTES, memoryview(page_of("raw", slot)))
             if slot == ON_TIER[-1]:
@@ -61,7 +61,6 @@ class Kernel:
 
     def _write_back(self, engine: Engine) -> None:
         while (plan := engine.tmem.plan_write_back(include_open=True)) is not None:
-            assert isinstance(plan, WriteBack)
             engine.tier.write(plan.extent, plan.data)
             engine.tmem.commit_write_back(plan)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pyfuse3
 from tmemfs import daemon
 from tmemfs.errors import TmemfsError
+from tmemfs.options import Options
 
 class Injected(Exception):
     pass
@@ -31,7 +32,7 @@ def ready():
 
 {injected}
 try:
-    daemon.serve(daemon.Options(Path(sys.argv[1]), 64 << 20, "16M", datapath=sys.argv[2]), ready)
+    daemon.serve(Options(Path(sys.argv[1]), 64 << 20, "16M", datapath=sys.argv[2]), ready)
     print("ended")
 except TmemfsError as error:
     print("refused:", error)

@@ -364,11 +364,10 @@ class TmemMachine(RuleBasedStateMachine):
 
     def _next_write_back(self, include_open: bool) -> WriteBack | None:
         try:
-            plan = self.tmem.plan_write_back(include_open)
-            if isinstance(plan, Merge):
-                self.merges.append(plan)
+            if merge := self.tmem.plan_merge_before_write(include_open):
+                self.merges.append(merge)
                 return None
-            return plan
+            return self.tmem.plan_write_back(include_open)
         except BackingFull:
             assert self.tmem.has_victims
             return None

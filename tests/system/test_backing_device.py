@@ -7,6 +7,7 @@ import fcntl
 import os
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from tests.mounted import wait_until
 from tests.parts import new_tmem, page_of
 from tmemfs.engine import Engine
-from tmemfs.jobs.shrinker import ShrinkRequest
+from tmemfs.jobs.shrink_request import ShrinkRequest
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.consistency import statistics
 from tmemfs.tiers.file import FileTier
@@ -70,7 +71,7 @@ async def test_a_device_is_not_full_while_nothing_lives_on_it(device: Path, can_
     tier = FileTier(device)
     try:
         assert tier.can_discard == can_discard
-        engine = Engine.over(new_tmem(slots=8192, frames=32, limit=12, extents=_EXTENTS), tier, parse_codec("lz4"))
+        engine = Engine.over(partial(new_tmem, slots=8192, frames=32, limit=12, extents=_EXTENTS), tier, parse_codec("lz4"))
         for _ in range(4):
             for slot in range(_PAGES):
                 engine.pager.write(slot * PAGE_BYTES, memoryview(page_of("raw", slot)))

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.settings_place import Machine
-from tmemfs import __version__, cli, daemon, errors
+from tmemfs import __version__, cli, daemon, errors, options
 from tmemfs.cli import defaults, demo, doctor, start, view
 from tmemfs.cli.doctor import Check
 from tmemfs.errors import FellShort, TmemfsError
+from tmemfs.options import Options
 from tmemfs.system import background, capabilities, memory, runtime
+from tmemfs.system.memory_safety import MemorySafety
 from tmemfs.units import parse_size
 
 ERRORS = [
@@ -36,7 +38,7 @@ def no_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
         raise AssertionError("a daemon was started")
 
     monkeypatch.setattr(background, "run_in_background", starts)
-    monkeypatch.setattr(daemon, "_prepare_process", starts)
+    monkeypatch.setattr(MemorySafety, "prepare_process", starts)
 
 
 @pytest.fixture
@@ -255,14 +257,14 @@ def test_a_mount_that_the_kernel_refuses_creates_nothing(
 
 
 def test_a_mount_in_the_foreground_is_served_with_what_was_given(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    served: list[daemon.Options] = []
+    served: list[Options] = []
     monkeypatch.setattr(daemon, "serve", lambda options, ready: served.append(options))
     given = ["--size", "8M", "--pool-max", "1G", "--backing", "none", "--backing-max", "50%", "--codec", "zstd:3"]
     assert cli.main(["mount", "--foreground", *given, "--datapath", "pyfuse3", str(places)]) == 0
     assert cli.main(["mount", "--foreground", "--size", "8M"]) == 0
     assert served == [
-        daemon.Options(places, 8 << 20, "1G", None, "50%", "zstd:3", "pyfuse3"),
-        daemon.Options(places / "mountpoint", 8 << 20, "25%", places / "lib" / "backing", "max", "lz4", "relay"),
+        Options(places, 8 << 20, "1G", None, "50%", "zstd:3", "pyfuse3"),
+        Options(places / "mountpoint", 8 << 20, "25%", places / "lib" / "backing", "max", "lz4", "relay"),
     ]
     assert sorted(path.name for path in places.iterdir()) == ["lib", "mountpoint"]
 
@@ -331,9 +333,9 @@ def test_a_swap_whose_tables_take_more_than_an_eighth_of_ram_is_refused_with_the
 def test_a_size_that_the_refusal_names_is_taken() -> None:
     ram = 1 << 30
     with pytest.raises(errors.BadValue) as caught:
-        daemon._check_tables(100 << 30, ram)
-    daemon._check_tables(parse_size(str(caught.value).rpartition("at most ")[2]), ram)
-    daemon._check_tables(2 * ram, ram)
+        options._check_tables(100 << 30, ram)
+    options._check_tables(parse_size(str(caught.value).rpartition("at most ")[2]), ram)
+    options._check_tables(2 * ram, ram)
 
 
 @pytest.mark.parametrize("digits", [3, 30, 5000])

@@ -14,19 +14,21 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final
 
 import pytest
 
-from tests.parts import FaultyTier, Regions, new_pressure
+from tests.parts import FaultyTier, Regions, new_limits, new_pressure
 from tmemfs import cli, daemon
+from tmemfs import options as options_module
 from tmemfs.cli import control_io, defaults, demo, doctor, lifecycle
 from tmemfs.control import ControlDirectory
 from tmemfs.engine import Engine
 from tmemfs.jobs.supervision import Jobs
-from tmemfs.services import Limits, Services
+from tmemfs.services import Services
 from tmemfs.store.codec import parse_codec
 from tmemfs.system import background, capabilities
 from tmemfs.system.ownership import open_log
@@ -130,9 +132,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _fill_control(directory: Path) -> None:
     """The control files, with what a daemon says in them."""
     regions = Regions.new(slots=64, frames=10, extents=10)
-    engine = Engine.over(regions.start(10, 64), FaultyTier(), parse_codec("lz4"))
+    engine = Engine.over(partial(regions.start, 10, 64), FaultyTier(), parse_codec("lz4"))
     outcomes = {"memory_locked": 1, "io_flusher": 1, "oom_score_adj_set": 1, "realtime": 1}
-    services = Services(engine, Limits(engine, 64 * MIB, 10 * MIB), new_pressure(engine), Jobs(), "none", outcomes)
+    services = Services(engine, new_limits(engine, 64 * MIB, 10 * MIB), new_pressure(engine), Jobs(), "none", outcomes)
     for attribute in ControlDirectory(services).attributes:
         (directory / attribute.name).write_text(attribute.read())
     regions.close()
@@ -160,9 +162,9 @@ def _leave_out_effects(patch: pytest.MonkeyPatch) -> None:
             pass
 
     patch.setattr(background, "run_in_background", start)
-    patch.setattr(daemon, "serve", lambda options, ready: daemon.check(options))
+    patch.setattr(daemon, "serve", lambda options, ready: options_module.check(options))
     patch.setattr(capabilities, "require_root", lambda: None)
-    patch.setattr(daemon, "require_root", lambda: None)
+    patch.setattr(options_module, "require_root", lambda: None)
     patch.setattr(background, "open_standard_descriptors", lambda: None)
     patch.setattr(background, "close_inherited", lambda: None)
     patch.setattr(lifecycle, "of", target_of)

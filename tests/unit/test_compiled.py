@@ -20,7 +20,6 @@ from tmemfs.store import native as hot
 from tmemfs.store.append import Appender
 from tmemfs.store.codec import LARGEST_COMPRESSED_BYTES, LZ4, RAW, ZERO_PAGE, Packed, decode, encode, parse_codec
 from tmemfs.store.consistency import check, statistics
-from tmemfs.store.plans import WriteBack
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import PAGE_BYTES
 
@@ -126,11 +125,11 @@ class _Store:
         stored = [self.tmem.store(first, [*packed]), self.tmem.store(first, [*packed], len(packed) // 2)]
         if then == 1:
             self.tmem.invalidate(first // 2, 200)
-        plan = self.tmem.plan_write_back(include_open=True) if then == 2 else None
-        if isinstance(plan, WriteBack):
-            self.tmem.commit_write_back(plan)
-        elif plan is not None:
-            self.tmem.merges.abort(plan)
+        if then == 2:
+            if merge := self.tmem.plan_merge_before_write(include_open=True):
+                self.tmem.merges.abort(merge)
+            elif plan := self.tmem.plan_write_back(include_open=True):
+                self.tmem.commit_write_back(plan)
         return stored
 
     def state(self) -> tuple[object, ...]:

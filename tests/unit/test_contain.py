@@ -41,7 +41,7 @@ class Raising(pyfuse3.Operations):
 
 
 def test_every_handler_of_the_namespace_is_contained() -> None:
-    engine = Engine.over(new_tmem(), FaultyTier(), parse_codec("lz4"))
+    engine = Engine.over(new_tmem, FaultyTier(), parse_codec("lz4"))
     tree = Namespace(engine.pager, (), lambda: (0, 0))
     assert "lookup" in HANDLERS and "forget" in HANDLERS and len(HANDLERS) > 25
     assert all(hasattr(getattr(tree, name), "__wrapped__") for name in HANDLERS)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import pytest
 
-from tests.parts import FaultyTier, Regions, new_pressure, page_of
+from tests.parts import FaultyTier, Regions, new_limits, new_pressure, page_of
 from tmemfs.control import Attribute, ControlDirectory
 from tmemfs.control_files import FILES, ControlFile
 from tmemfs.engine import Engine
 from tmemfs.errors import BadValue, OutOfRange, TmemfsError
 from tmemfs.fuse.errnos import errno_of
+from tmemfs.jobs.limits import SMALLEST_POOL_BYTES, parse_pool_max
 from tmemfs.jobs.supervision import Jobs
 from tmemfs.observe.metric import Output
 from tmemfs.observe.registry import shown_in
-from tmemfs.services import SMALLEST_POOL_BYTES, Limits, Services, parse_pool_max
+from tmemfs.services import Services
 from tmemfs.store.codec import encode, parse_codec
 from tmemfs.units import MIB
 
@@ -29,8 +32,8 @@ RAM: Final = 64 * MIB
 @pytest.fixture
 def services() -> Iterator[Services]:
     regions = Regions.new(slots=1024, frames=16, extents=16)
-    engine = Engine.over(regions.start(limit=LIMIT // MIB, slots=1024), FaultyTier(), parse_codec("lz4"))
-    yield Services(engine, Limits(engine, RAM, 16 * MIB), new_pressure(engine), Jobs(), "none")
+    engine = Engine.over(partial(regions.start, limit=LIMIT // MIB, slots=1024), FaultyTier(), parse_codec("lz4"))
+    yield Services(engine, new_limits(engine, RAM, 16 * MIB), new_pressure(engine), Jobs(), "none")
     regions.close()
 
 
@@ -199,8 +202,10 @@ def test_the_state_says_why_it_is_degraded(services: Services, files: dict[str, 
     assert read(files, "state") == (
         "degraded: the backing is full: raise it; 2 loads found a damaged record: check the backing device\nsignals: fixed\n"
     )
-    services.is_draining = True
-    assert read(files, "state") == "draining\nsignals: fixed\n"
+
+
+def test_a_daemon_that_is_stopped_is_draining(services: Services) -> None:
+    assert replace(services, is_draining=lambda: True).state() == "draining"
 
 
 def test_a_shrink_never_asked_for_has_an_answer(files: dict[str, Attribute]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Awaitable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,7 +55,7 @@ def value() -> Value:
 @pytest.fixture
 def tree(value: Value) -> Iterator[Namespace]:
     regions = Regions.new(slots=4096, frames=32, extents=32)
-    engine = Engine.over(regions.start(limit=16, slots=4096), FaultyTier(), parse_codec("lz4"))
+    engine = Engine.over(partial(regions.start, limit=16, slots=4096), FaultyTier(), parse_codec("lz4"))
     files = ControlFile("value", "-", "A value.", is_writable=True), ControlFile("broken", "-", "A bug.", is_writable=True)
     attributes = Attribute(files[0], value.read, value.write), Attribute(files[1], broken, broken)
     yield Namespace(engine.pager, attributes, lambda: (engine.pager.swap_bytes, 0))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from tests.exposition import families
-from tests.parts import FaultyTier, Regions, new_pressure, page_of
+from tests.parts import FaultyTier, Regions, new_limits, new_pressure, page_of
 from tmemfs.engine import Engine
 from tmemfs.jobs.supervision import Jobs
 from tmemfs.observe import report
 from tmemfs.observe.metric import Metric, Output
 from tmemfs.observe.prometheus import exposition, name_of
 from tmemfs.observe.registry import SECTIONS, shown_in, units
-from tmemfs.services import Limits, Services
+from tmemfs.services import Services
 from tmemfs.store.codec import encode, parse_codec
 from tmemfs.store.segments import SegmentTable
 from tmemfs.store.slots import SlotTable
@@ -33,10 +34,10 @@ KEYED: Final[tuple[Output, ...]] = ("stat", "events", "mm_stat", "io_stat", "bd_
 @pytest.fixture
 def services() -> Iterator[Services]:
     regions = Regions.new(slots=1024, frames=16, extents=16)
-    engine = Engine.over(regions.start(limit=12, slots=1024), FaultyTier(), parse_codec("lz4"))
+    engine = Engine.over(partial(regions.start, limit=12, slots=1024), FaultyTier(), parse_codec("lz4"))
     engine.tmem.store(0, [encode(page_of("raw", number), parse_codec("lz4")) for number in range(300)])
     outcomes = {"memory_locked": 1, "io_flusher": 0}
-    yield Services(engine, Limits(engine, 64 * MIB, 16 * MIB), new_pressure(engine), Jobs(), "none", outcomes)
+    yield Services(engine, new_limits(engine, 64 * MIB, 16 * MIB), new_pressure(engine), Jobs(), "none", outcomes)
     regions.close()
 
 

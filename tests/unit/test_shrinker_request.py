@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tmemfs.errors import BadValue
-from tmemfs.jobs.shrinker import ShrinkRequest
+from tmemfs.jobs.shrink_request import ShrinkRequest
 from tmemfs.units import MIB
 
 

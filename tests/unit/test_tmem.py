@@ -16,7 +16,6 @@ from tmemfs.store import record as record_module
 from tmemfs.store.append import Appender
 from tmemfs.store.codec import LZ4, RAW, ZERO_PAGE, Packed, encode, parse_codec
 from tmemfs.store.consistency import census, check, segment_lines, statistics
-from tmemfs.store.merges import Merge
 from tmemfs.store.plans import WriteBack
 from tmemfs.store.record import RECORD_HEADER_BYTES, handle_length, handle_of, handle_offset, handle_segment, whole_blocks
 from tmemfs.store.segments import FREE, ON_TIER, OPEN, SEALED, WRITING
@@ -107,7 +106,7 @@ def halves(first: int, count: int) -> list[bytes]:
 
 def planned(tmem: Tmem, include_open: bool = True) -> WriteBack:
     plan = tmem.plan_write_back(include_open)
-    assert isinstance(plan, WriteBack)
+    assert plan is not None
     return plan
 
 
@@ -251,7 +250,6 @@ def test_raw_pages_leave_before_older_packed_ones(place: Place) -> None:
     place.store(1000, raw(0, 2 * FULL))
     order = []
     while plan := place.tmem.plan_write_back(include_open=False):
-        assert isinstance(plan, WriteBack)
         order.append((place.tmem.segments.lane(plan.segment), place.tmem.segments.sequence(plan.segment)))
         place.tmem.commit_write_back(plan)
     assert order == [(1, 3), (0, 1)]
@@ -616,10 +614,12 @@ def go_on(place: Place) -> None:
     place.start()
     place.verify()
     place.store(1500, halves(7000, 300) + raw(7000, 100))
-    while plan := place.tmem.plan_write_back(include_open=True):
-        if isinstance(plan, Merge):
-            merge(place.tmem, plan, place.tier)
-            continue
+    while True:
+        while sparse := place.tmem.plan_merge_before_write(include_open=True):
+            merge(place.tmem, sparse, place.tier)
+        plan = place.tmem.plan_write_back(include_open=True)
+        if plan is None:
+            break
         place.tier.write(plan.extent, plan.data)
         place.tmem.commit_write_back(plan)
     place.verify()

@@ -20,7 +20,6 @@ from tmemfs.errors import BadValue, NoRoom
 from tmemfs.pages.pager import Deferred, Pager
 from tmemfs.policy.victims import next_victim
 from tmemfs.store.codec import encode, parse_codec
-from tmemfs.store.plans import WriteBack
 from tmemfs.store.tmem import Tmem
 from tmemfs.tiers.in_memory import MemoryTier
 from tmemfs.tiers.tier import Tier
@@ -125,8 +124,9 @@ class Place:
     """An engine on a memory tier, asked as the relay asks."""
 
     def __init__(self, make_pager: Callable[..., Pager] = Pager) -> None:
-        self.tmem, self.tier = new_tmem(slots=SLOTS), MemoryTier(32 * MIB)
-        self.pager = Engine.over(self.tmem, self.tier, LZ4, make_pager).pager
+        self.tier = MemoryTier(32 * MIB)
+        engine = Engine.over(partial(new_tmem, slots=SLOTS), self.tier, LZ4, make_pager)
+        self.tmem, self.pager = engine.tmem, engine.pager
 
     def close(self) -> None:
         """Give the descriptors back: a test of many examples would run out of them."""
@@ -156,12 +156,11 @@ def finished(answer: bytes | Deferred | None) -> bytes | None:
 
 def shrink(tmem: Tmem, tier: Tier) -> None:
     """Write one segment back."""
-    plan = tmem.plan_write_back(include_open=True)
-    if isinstance(plan, WriteBack):
+    if merge := tmem.plan_merge_before_write(include_open=True):
+        tmem.merges.abort(merge)
+    elif plan := tmem.plan_write_back(include_open=True):
         tier.write(plan.extent, plan.data)
         tmem.commit_write_back(plan)
-    elif plan is not None:
-        tmem.merges.abort(plan)
     while release := tmem.reclaim.plan_release():
         tmem.reclaim.commit_release(release)
 

@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.parts import FaultyTier, Regions, new_pressure, page_of
+from tests.parts import FaultyTier, Regions, new_limits, new_pressure, page_of
 from tests.waiting import HANG_S
 from tmemfs import __version__
 from tmemfs.cli import control_io, view
@@ -22,10 +23,10 @@ from tmemfs.control import ControlDirectory
 from tmemfs.engine import Engine
 from tmemfs.errors import BadValue, Busy, FellShort, OutOfRange, Refused, TmemfsError
 from tmemfs.fuse.errnos import errno_of
-from tmemfs.jobs.shrinker import ShrinkRequest
+from tmemfs.jobs.shrink_request import ShrinkRequest
 from tmemfs.jobs.supervision import Jobs
 from tmemfs.observe.registry import units
-from tmemfs.services import Limits, Services
+from tmemfs.services import Services
 from tmemfs.store.codec import encode, parse_codec
 from tmemfs.units import MIB, parse_seconds
 
@@ -199,10 +200,10 @@ def test_a_column_there_is_none_of_is_refused_with_those_there_are(
 
 def test_what_a_daemon_says_can_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     regions = Regions.new(slots=64, frames=10, extents=10)
-    engine = Engine.over(regions.start(10, 64), FaultyTier(), parse_codec("lz4"))
+    engine = Engine.over(partial(regions.start, 10, 64), FaultyTier(), parse_codec("lz4"))
     engine.tmem.store(0, [encode(page_of("text", 1), parse_codec("lz4"))])
     outcomes = {"memory_locked": 1, "io_flusher": 1, "oom_score_adj_set": 1, "realtime": 1}
-    services = Services(engine, Limits(engine, 64 * MIB, 10 * MIB), new_pressure(engine), Jobs(), "none", outcomes)
+    services = Services(engine, new_limits(engine, 64 * MIB, 10 * MIB), new_pressure(engine), Jobs(), "none", outcomes)
     (tmp_path / "control").mkdir()
     for attribute in ControlDirectory(services).attributes:
         (tmp_path / "control" / attribute.name).write_text(attribute.read())

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,7 @@ import trio
 from tmemfs.cli.real_pages import RealPages
 from tmemfs.engine import Engine
 from tmemfs.errors import Corrupt, NoRoom, Refused
-from tmemfs.jobs.shrinker import ShrinkRequest
+from tmemfs.jobs.shrink_request import ShrinkRequest
 from tmemfs.pages.pager import Deferred
 from tmemfs.store.codec import Codec
 from tmemfs.store.consistency import check
@@ -43,7 +44,7 @@ def run(size_bytes: int, codec: Codec, directory: Path) -> None:
     pages = size_bytes // PAGE_BYTES
     supply = RealPages()
     with _backing(directory) as tier:
-        engine = Engine.over(_tmem_for(pages), tier, codec)
+        engine = Engine.over(partial(_tmem_for, pages), tier, codec)
         print(f"{pages} real memory pages ({format_size(size_bytes)}), {codec.name}, backing in {directory}")
         _store(engine, pages, supply)
         _shrink(engine)
@@ -65,10 +66,10 @@ def _refuse_too_large(size_bytes: int, directory: Path) -> None:
             )
 
 
-def _tmem_for(pages: int) -> Tmem:
+def _tmem_for(pages: int, notice: Callable[[], None]) -> Tmem:
     """A store that holds `pages` in RAM even if none can be compressed."""
     frames = pages * PAGE_BYTES // SEGMENT_BYTES * 9 // 8 + 2 * RESERVE_FRAMES
-    return Tmem(SlotTable(pages), SegmentTable(2 * frames), Arena(frames, frames), Extents(frames))
+    return Tmem(SlotTable(pages), SegmentTable(2 * frames), Arena(frames, frames), Extents(frames), notice)
 
 
 @contextmanager

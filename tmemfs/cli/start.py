@@ -43,6 +43,7 @@ def server(arguments: argparse.Namespace) -> Serve:
     def serve(ready: Callable[[], None]) -> None:
         # here, in the process that becomes the daemon: the command in front would only load what it never uses
         from tmemfs import daemon
+        from tmemfs.options import Options
         from tmemfs.system import own_mount, runtime
         from tmemfs.system.swapdev import resolved
 
@@ -55,7 +56,7 @@ def server(arguments: argparse.Namespace) -> Serve:
             ready()
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-        options = daemon.Options(
+        options = Options(
             mountpoint=resolved(arguments.mountpoint),
             swap_bytes=size,
             pool_max=arguments.pool_max,

@@ -28,10 +28,10 @@ import trio
 
 from tmemfs.errors import BadValue, OutOfRange
 from tmemfs.jobs.kernel_tuning import Tuning
-from tmemfs.jobs.pool_size import PoolSize
-from tmemfs.jobs.shrinker import FRAME_S, SHORT_FRAME_S, Shrinker
+from tmemfs.jobs.notices import Wakeup
+from tmemfs.jobs.pool_size import SMALL_POOL_BYTES, PoolSize
+from tmemfs.jobs.shrinker import ShrinkCounts
 from tmemfs.jobs.swap_stall import SwapStallDetector
-from tmemfs.pages.reader import Reader
 from tmemfs.policy.pressure_controller import CRITICAL, RELAXED, SHRINKING, Decision, Sample, Settings, decide
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.pressure_signals import CgroupLimit, PressureSignals, SignalsLost
@@ -63,8 +63,6 @@ LARGEST_RESERVE_BYTES: Final = 512 << 20
 GROWTH_S: Final = 60
 #: With this many reserves of headroom and more, nothing is sampled while nothing moves.
 _FAR: Final = 4
-#: A pool of this size has nothing to give: buffers, reserve, and a few frames for what passes through it.
-_SMALL_POOL_BYTES: Final = 12 * SEGMENT_BYTES
 
 
 def parse_mode(text: str) -> str:
@@ -109,14 +107,17 @@ class _Told:
 
 
 class Pressure:
-    """Steers `shrinker` by `signals`. `run` must be running in trio."""
+    """Sets the ceiling of `size` by `signals`. `run` must be running in trio.
+
+    `shrunk` counts what the shrinker has done, `wakeup` is set when frames were taken or have become free.
+    """
 
     def __init__(
         self,
         tmem: Tmem,
-        shrinker: Shrinker,
-        reader: Reader,
         size: PoolSize,
+        shrunk: ShrinkCounts,
+        wakeup: Wakeup,
         tuning: Tuning,
         signals: Callable[[], PressureSignals] = PressureSignals,
     ) -> None:
@@ -125,14 +126,13 @@ class Pressure:
         self.decision = Decision()
         self._open_signals = signals
         self.signals = signals()
-        self.settings = default_settings(self.signals.memory_bytes, shrinker.marks.max)
+        self.settings = default_settings(self.signals.memory_bytes, size.marks.max)
         memory = self.signals.memory()
         self.headroom, self._available = memory.headroom, memory.available
         self._tmem = tmem
-        self._shrinker = shrinker
-        self._reader = reader
         self._size = size
-        self._moved = trio.Event()
+        self._shrunk = shrunk
+        self._wakeup = wakeup
         self._stalled_us = self.signals.stalled_us()
         self._sampled_at = time.monotonic()
         self._armed: set[trio.CancelScope] = set()
@@ -142,11 +142,10 @@ class Pressure:
         self._workers_at = self._short_at = -math.inf
         self.swap_stall = SwapStallDetector(tmem, tuning)
         self._told = _Told()
-        shrinker.moved = self.sample_again
 
     def sample_again(self) -> None:
         """Something moves: see whether there is pressure. In trio's thread."""
-        self._moved.set()
+        self._wakeup.set()
 
     def set_mode(self, mode: str) -> None:
         """Change the mode. In trio's thread."""
@@ -211,7 +210,7 @@ class Pressure:
     async def _look_on(self) -> None:
         moved_at, seen = time.monotonic(), (0, 0.0)
         while True:
-            self._moved = trio.Event()
+            self._wakeup.clear()
             if self.mode != "off":
                 self._take_sample()
                 now, before, seen = (
@@ -225,7 +224,7 @@ class Pressure:
                     await trio.sleep(SAMPLE_S)
                     continue
             with trio.move_on_after(self._idle_s):
-                await self._moved.wait()
+                await self._wakeup.wait()
                 await trio.sleep(max(self._sampled_at + self._rest_s - time.monotonic(), 0))
 
     @property
@@ -243,7 +242,7 @@ class Pressure:
             or self._told.is_pending
             or (self.decision.state == RELAXED and not math.isinf(self.decision.ceiling))
         )
-        return IDLE_S if is_to_end or (is_near and self._tmem.pool_bytes > _SMALL_POOL_BYTES) else math.inf
+        return IDLE_S if is_to_end or (is_near and self._tmem.pool_bytes > SMALL_POOL_BYTES) else math.inf
 
     def _take_sample(self) -> None:
         memory = self.signals.memory()
@@ -257,10 +256,10 @@ class Pressure:
             at=now,
             headroom=self.headroom,
             pool=self._tmem.pool_bytes,
-            top=self._shrinker.marks.high,
-            released=self._shrinker.counts.pages * PAGE_BYTES,
+            top=self._size.marks.high,
+            released=self._shrunk.pages * PAGE_BYTES,
             refaulted=self._tmem.counts.loads_disk * PAGE_BYTES,
-            given=self._shrinker.counts.released_bytes,
+            given=self._shrunk.released_bytes,
             stalled=stalled,
         )
         found = decide(self.decision, sample, self.settings)
@@ -274,16 +273,9 @@ class Pressure:
 
     def _apply(self, found: Decision) -> None:
         before, self.decision = self.decision, found
-        self._shrinker.ceiling = found.ceiling
-        self._shrinker.frame_s = FRAME_S if found.state == RELAXED else SHORT_FRAME_S
-        if found.state != RELAXED:  # no frame that the kernel would have to find memory for
-            self._size.allow(max(self._tmem.pool_bytes, _SMALL_POOL_BYTES, found.ceiling))
-            self.counts.strict += before.state == RELAXED
-        elif before.state != RELAXED:
-            self._size.allow(math.inf)
-        if found.ceiling < self._tmem.pool_bytes:
-            self.counts.shrinks += found.ceiling < before.ceiling
-            self._shrinker.look_again()
+        self.counts.strict += found.state != RELAXED and before.state == RELAXED
+        self.counts.shrinks += found.ceiling < min(self._tmem.pool_bytes, before.ceiling)
+        self._size.press(found.ceiling, is_short=found.state != RELAXED)
         self._told.tell(found.state, self._sampled_at, self.headroom)
 
     def _see_to_workers(self, now: float, available: int) -> None:
@@ -303,7 +295,7 @@ class Pressure:
 
     def _time_first_release(self, found: Decision) -> None:
         """How long it took from the first sign to the first frame, in steps of SAMPLE_S."""
-        released = self._shrinker.counts.released_bytes
+        released = self._shrunk.released_bytes
         if found.state not in (SHRINKING, CRITICAL):
             self._fell_at = None if found.state == RELAXED else self._fell_at
         elif self._fell_at is None:

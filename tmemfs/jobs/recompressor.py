@@ -46,17 +46,17 @@ def parse_recompress(text: str) -> int | None:
 
 
 class Recompressor:
-    """Recompresses idle segments of `tmem` while `level` is not None."""
+    """Recompresses idle segments of `tmem` in the thread of `executor`, while `level` is not None."""
 
-    def __init__(self, tmem: Tmem, executor: Executor | None = None) -> None:
+    def __init__(self, tmem: Tmem, throttle: Throttle, executor: Executor) -> None:
         self.level: int | None = None
         self._tmem = tmem
         self._recompression = Recompression(tmem)
         self._encoder: Encoder | None = None
         self._is_fresh = self._is_outdated = False
-        self._throttle = Throttle(tmem)
+        self._throttle = throttle
         self._changed = trio.Event()
-        self._executor = executor or Executor("recompress")
+        self._executor = executor
         self.counts = self._recompression.counts
 
     @property

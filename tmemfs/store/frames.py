@@ -167,6 +167,10 @@ class Arena:
         self._given_back -= len(frames)
         self._releasing.extend(frames)
 
+    def allow_cold(self, takes_cold: bool) -> None:
+        """Whether `take` may give a frame that is still to be faulted in."""
+        self.takes_cold = takes_cold
+
     def take_cold(self) -> Frame:
         """A frame to populate for the reserve; `wants_populating` must hold."""
         self._populating += 1

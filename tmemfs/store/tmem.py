@@ -93,17 +93,24 @@ class Counts:
 class Tmem:
     """Pages by swap slot, over the regions of `slots`, `segments` and `arena`; extents are numbered by `extents`.
 
-    `notice` is called, under the lock, when there may be work for the engine: it must return at once.
+    `notice` is called, under the lock, when there may be work for the jobs: it must return at once.
     """
 
-    def __init__(self, slots: SlotTable, segments: SegmentTable, arena: Arena, extents: Extents) -> None:
+    def __init__(
+        self,
+        slots: SlotTable,
+        segments: SegmentTable,
+        arena: Arena,
+        extents: Extents,
+        notice: Callable[[], None] = lambda: None,
+    ) -> None:
         # constant after construction
         self.lock = threading.Lock()
         self.slots = slots
         self.segments = segments
         self.arena = arena
         self.extents = extents
-        self.notice: Callable[[], None] = lambda: None
+        self.notice = notice
         # guarded by the lock
         self.occupancy = OccupancyIndex(segments.count)
         self.lanes = (Lane(LANE_PACKED, self.occupancy), Lane(LANE_RAW, self.occupancy))
@@ -230,18 +237,27 @@ class Tmem:
                 if self.segments.unpin(record.segment) and not self.segments.live[record.segment]:
                     self.emptied(record.segment)
 
-    def plan_write_back(self, include_open: bool = False) -> WriteBack | Merge | None:
+    def plan_merge_before_write(self, include_open: bool = False) -> Merge | None:
+        """Merge the next victim with its neighbours; None if it is dense enough to be written as it is, or if there is none."""
+        with self.lock:
+            lane = self._lane_to_shrink(include_open)
+            victim, passed = self._victim(lane)
+            merge = self.merges.plan_before_write(lane, victim) if victim is not None else None
+            if merge is not None:
+                self._spend_second_chance(passed)
+            return merge
+
+    def plan_write_back(self, include_open: bool = False) -> WriteBack | None:
         """The next victim: raw segments before packed ones, old before young, loaded from after not; None if there is none.
 
-        A sparse victim is first to be merged with its neighbours: then a Merge. Raises BackingFull without an extent.
+        Ask for `plan_merge_before_write` first. Raises BackingFull without an extent.
         """
         with self.lock:
             lane = self._lane_to_shrink(include_open)
-            segment = self._victim(lane)
+            segment, passed = self._victim(lane)
             if segment is None:
                 return None
-            if merge := self.merges.plan_before_write(lane, segment):
-                return merge
+            self._spend_second_chance(passed)
             whole = whole_blocks(self.segments.fill(segment))
             extent = self.extents.take(whole)
             if extent is None:
@@ -401,13 +417,15 @@ class Tmem:
         packed, raw = self.lanes
         return raw if raw.sealed else packed
 
-    def _victim(self, lane: Lane) -> SegmentId | None:
-        """The next segment of `lane` to leave RAM; those passed over for it will not be again."""
+    def _victim(self, lane: Lane) -> tuple[SegmentId | None, list[SegmentId]]:
+        """The next segment of `lane` to leave RAM, and those passed over for it because they were loaded from."""
         loaded = self.segments.loaded
-        victim, passed = next_victim((segment, bool(loaded[segment])) for segment in lane.sealed)
+        return next_victim((segment, bool(loaded[segment])) for segment in lane.sealed)
+
+    def _spend_second_chance(self, passed: list[SegmentId]) -> None:
+        """A victim was taken: `passed` are not passed over again. Not before, for a search that takes none may be repeated."""
         for segment in passed:
-            loaded[segment] = 0
-        return victim
+            self.segments.loaded[segment] = 0
 
     def file_on_tier(self, segment: SegmentId) -> None:
         """`segment` lies on the tier now, and may be cleaned when enough of it has died."""

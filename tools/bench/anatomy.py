@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -135,9 +136,10 @@ def _request(opcode: int, offset: int, size: int) -> bytes:
 def _empty(codec: str) -> Engine:
     """An empty store whose frames are faulted in, like the reserve of a daemon."""
     frames = PAGES * PAGE_BYTES * 3 // 2 >> 20
-    tmem = Tmem(SlotTable(PAGES), SegmentTable(2 * frames), Arena(frames, frames), Extents(frames))
-    tmem.arena.view[::PAGE_BYTES] = bytes(frames << 20)[::PAGE_BYTES]
-    return Engine.over(tmem, MemoryTier(0), parse_codec(codec), _EndingPager)
+    arena = Arena(frames, frames)
+    arena.view[::PAGE_BYTES] = bytes(frames << 20)[::PAGE_BYTES]
+    make_tmem = partial(Tmem, SlotTable(PAGES), SegmentTable(2 * frames), arena, Extents(frames))
+    return Engine.over(make_tmem, MemoryTier(0), parse_codec(codec), _EndingPager)
 
 
 def _filled(kind: str) -> Engine:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Final
 
@@ -41,8 +42,8 @@ def measure(rounds: int) -> dict[str, Paired]:
     """'store' and 'load', with the daemon's heap settings."""
     heap_settings()
     frames = PAGES * PAGE_BYTES * 2 >> 20
-    tmem = Tmem(SlotTable(PAGES), SegmentTable(4 * frames), Arena(2 * frames, 2 * frames), Extents(frames))
-    engine = Engine.over(tmem, MemoryTier(0), parse_codec("lz4"))
+    make_tmem = partial(Tmem, SlotTable(PAGES), SegmentTable(4 * frames), Arena(2 * frames, 2 * frames), Extents(frames))
+    engine = Engine.over(make_tmem, MemoryTier(0), parse_codec("lz4"))
     supply = RealPages()
     pages = [supply.page(number) for number in range(PAGES)]
     batches = [memoryview(b"".join(pages[at : at + BATCH])) for at in range(0, PAGES, BATCH)]
@@ -58,7 +59,7 @@ def measure(rounds: int) -> dict[str, Paired]:
 
     def load() -> None:
         for slot in range(PAGES):
-            tmem.load(slot)
+            engine.tmem.load(slot)
 
     def decompress() -> None:
         for payload in payloads:

@@ -22,7 +22,6 @@ from tmemfs.store.codec import ZERO_PAGE, Packed, encode, parse_codec
 from tmemfs.store.consistency import check
 from tmemfs.store.frames import SPARE_FRAMES, Arena
 from tmemfs.store.merges import Copied, Merge
-from tmemfs.store.plans import WriteBack
 from tmemfs.store.segments import CLEANING_RESERVE_BYTES, Extents, SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem
@@ -168,17 +167,16 @@ class Drive:
         while self.tmem.merges.space().free < SEGMENT_BYTES and self._clean():
             pass
         try:
-            plan = self.tmem.plan_write_back(include_open=True)
+            if merge := self.tmem.plan_merge_before_write(include_open=True):
+                assert merge.into is not None
+                self._merge(merge, Copied(merge.into))
+            elif plan := self.tmem.plan_write_back(include_open=True):
+                self._write(plan.extent, plan.data)
+                self.tmem.commit_write_back(plan)
         except BackingFull:
             if not self._clean(PAGE_BYTES):
                 raise SystemExit("the tier is full of live pages: give a lower utilisation") from None
             return
-        if isinstance(plan, WriteBack):
-            self._write(plan.extent, plan.data)
-            self.tmem.commit_write_back(plan)
-        elif plan is not None:
-            assert plan.into is not None
-            self._merge(plan, Copied(plan.into))
         while release := self.tmem.reclaim.plan_release():
             self.tmem.reclaim.commit_release(release)
 

@@ -9,8 +9,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from tmemfs.daemon import Options, serve
+from tmemfs.daemon import serve
 from tmemfs.errors import TmemfsError
+from tmemfs.options import Options
 from tmemfs.units import parse_size
 from tools.trace.format import write
 from tools.trace.recorder import Recording, RecordingPager

@@ -7,7 +7,7 @@ import resource
 import pytest
 
 from tmemfs.errors import Refused
-from tmemfs.system import limits
+from tmemfs.system import rlimits
 
 INFINITE = resource.RLIM_INFINITY
 Limits = dict[int, tuple[int, int]]
@@ -16,7 +16,7 @@ Limits = dict[int, tuple[int, int]]
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> Limits:
     """(soft, hard) of each limit; a hard one cannot be raised."""
-    now: Limits = dict.fromkeys((limit.number for limit in limits._LIMITS), (INFINITE, INFINITE))
+    now: Limits = dict.fromkeys((limit.number for limit in rlimits._LIMITS), (INFINITE, INFINITE))
 
     def set_limit(number: int, value: tuple[int, int]) -> None:
         if value[1] != now[number][1]:
@@ -32,7 +32,7 @@ def test_soft_limits_are_raised_to_what_is_needed(given: Limits) -> None:
     given[resource.RLIMIT_NOFILE] = (18, 4096)
     given[resource.RLIMIT_FSIZE] = (1 << 20, INFINITE)
     given[resource.RLIMIT_CPU] = (1, INFINITE)
-    limits.raise_limits()
+    rlimits.raise_limits()
     assert given[resource.RLIMIT_NOFILE] == (256, 4096)
     assert given[resource.RLIMIT_FSIZE] == given[resource.RLIMIT_CPU] == (INFINITE, INFINITE)
 
@@ -40,7 +40,7 @@ def test_soft_limits_are_raised_to_what_is_needed(given: Limits) -> None:
 def test_limits_that_are_high_enough_are_left_alone(given: Limits) -> None:
     given[resource.RLIMIT_NOFILE] = (1024, 1024)
     before = dict(given)
-    limits.raise_limits()
+    rlimits.raise_limits()
     assert given == before
 
 
@@ -58,4 +58,4 @@ def test_limits_that_are_high_enough_are_left_alone(given: Limits) -> None:
 def test_a_hard_limit_that_is_too_low_is_refused_by_name(given: Limits, number: int, value: int, says: str) -> None:
     given[number] = (value, value)
     with pytest.raises(Refused, match=says):
-        limits.raise_limits()
+        rlimits.raise_limits()

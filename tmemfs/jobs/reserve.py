@@ -1,0 +1,91 @@
+"""The reserve: frames that are faulted in ahead of need, so that a store never asks the kernel for memory.
+
+One thread faults frames in. It alone waits for the system's memory, for as long as that takes, and nobody waits for it: who needs a
+frame waits for a while, and then has a segment written back instead.
+
+Invariant: 1. Every plan taken from the store is committed, whatever the kernel answers.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import trio
+
+from tmemfs.jobs.executor import Executor
+from tmemfs.jobs.notices import Notices
+from tmemfs.jobs.pool_size import PoolSize
+from tmemfs.pages.free_frames import FreeFrames
+from tmemfs.store.tmem import Tmem
+from tmemfs.system.memory import populate
+from tmemfs.units import SEGMENT_BYTES
+
+log = logging.getLogger(__name__)
+
+#: If a frame could not be had from the system for so long, one is written back instead: while memory is short, 25 times what it
+#: takes; else a frame comes, and only a busy machine delays it (with memory that its host had to find first it took 4 ms).
+SHORT_FRAME_S: Final = 0.02
+FRAME_S: Final = 0.1
+
+
+class Reserve:
+    """Keeps the reserve of `tmem`'s arena filled. `run` in trio."""
+
+    def __init__(self, tmem: Tmem, size: PoolSize, notices: Notices, free_frames: FreeFrames) -> None:
+        self.executor = Executor("populate")
+        self._tmem = tmem
+        self._size = size
+        self._notices = notices
+        self._free_frames = free_frames
+        self._is_awaited = False
+
+    @property
+    def frame_s(self) -> float:
+        """How long a frame may take to come."""
+        return SHORT_FRAME_S if self._size.is_short else FRAME_S
+
+    async def run(self) -> None:
+        """Fill the reserve whenever it is short, until cancelled."""
+        while True:
+            self._notices.reserve.clear()
+            if self._tmem.arena.wants_populating:
+                await self.executor.run(self.fill)
+            await self._notices.reserve.wait()
+
+    async def has_frame_soon(self, wait_s: float) -> bool:
+        """Whether there is a frame for the next segment, or the system gives one within `wait_s` seconds."""
+        arena = self._tmem.arena
+        self._is_awaited = True
+        with trio.move_on_after(wait_s):
+            while True:
+                self._notices.frame.clear()  # not the shrinker's wakeup: what else a notice was for is still to be looked at
+                self._notices.rearm()  # before the look: a notice after it wakes this again, one before it is seen by it
+                if arena.has_free_frame or not arena.is_growing:
+                    break
+                await self._notices.frame.wait()
+        self._is_awaited = False
+        return arena.has_free_frame
+
+    def fill(self) -> None:
+        """Fault frames in until the reserve is full; in a thread."""
+        while plan := self._tmem.reclaim.plan_populate():
+            try:
+                populate(self._tmem.arena.region.map, plan.frame * SEGMENT_BYTES, SEGMENT_BYTES)
+            except OSError as error:
+                self._tmem.reclaim.commit_populate(plan, ok=False)
+                log.warning("no memory for the reserve: %s", error)
+                return
+            except BaseException:
+                self._tmem.reclaim.commit_populate(plan, ok=False)
+                raise
+            self._tmem.reclaim.commit_populate(plan)
+            self._tell()
+
+    def _tell(self) -> None:
+        # The background has to look again if it waits for the frame, or if the frame takes the pool above its watermark. Otherwise
+        # only stores may wait for it, and trio is not woken for each of the four frames.
+        if self._is_awaited or self._size.is_above_high:
+            self._notices()
+        else:
+            self._free_frames.signal()

@@ -1,0 +1,64 @@
+"""Memory safety: what a daemon does to its process so that it goes on while the machine has no memory, and what of it is in effect.
+
+A daemon that serves swap must not wait for memory which only it could free. So its heap is set up not to shrink, the collector
+leaves alone what is there from the start, and its memory is locked, or faulted in ahead of need.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Final
+
+from tmemfs.system import memory
+
+log = logging.getLogger(__name__)
+
+#: For lz4's tables of 256 KiB, which it keeps on the stack, and a few frames of C and Python.
+_STACK_BYTES: Final = 512 << 10
+#: How long a thread keeps the interpreter while another waits: a request should not wait for a report.
+_SWITCH_S: Final = 0.0005
+#: What imports of imports map, 6 MB of it: locking that would keep what nobody calls. LC_CTYPE is the locale's table of letters.
+_NEVER_CALLED: Final = (
+    "LC_CTYPE",
+    "libcrypto.", "libssl.", "_ssl.", "_hashlib.", "liblzma.", "_lzma.", "libbz2.", "_bz2.", "libz.", "libexpat.",
+)  # fmt: skip
+
+
+class MemorySafety:
+    """Sets this process up; `outcomes` says by name which measures are in effect."""
+
+    def __init__(self) -> None:
+        self._outcomes: dict[str, int] = {}
+
+    @property
+    def outcomes(self) -> Mapping[str, int]:
+        """1 for each measure that is in effect, 0 for one that is not. The same mapping each time."""
+        return self._outcomes
+
+    def prepare_process(self) -> None:
+        """Set up heap, stacks and priority. Before the first thread."""
+        threading.stack_size(_STACK_BYTES)
+        sys.setswitchinterval(_SWITCH_S)
+        for outcome in (
+            memory.no_core_dump(),
+            memory.heap_settings(),
+            memory.io_flusher(),
+            memory.oom_score_adjust(),
+            memory.realtime(),
+            memory.freeze_garbage(),
+        ):
+            self._outcomes[outcome.name] = int(outcome.ok)
+            if not outcome.ok:
+                log.info("%s could not be enabled (%s): see tmemfs doctor", outcome.name, outcome.detail)
+
+    def lock_current(self) -> None:
+        """Lock what is mapped so far, except for code that nobody calls."""
+        self.note_lock(memory.lock_current())
+        memory.drop_code(_NEVER_CALLED)
+
+    def note_lock(self, outcome: memory.Outcome) -> None:
+        """Memory counts as locked only if all of it is."""
+        self._outcomes["memory_locked"] = self._outcomes.get("memory_locked", 1) & int(outcome.ok)
