@@ -11,7 +11,7 @@ import trio
 
 from tmemfs.engine import Engine
 from tmemfs.errors import TierError
-from tmemfs.jobs.kernel_tuning import Tuning
+from tmemfs.jobs.kernel_tuning import KernelTuning
 from tmemfs.jobs.limits import Limits
 from tmemfs.jobs.pressure import Pressure
 from tmemfs.store.frames import Arena
@@ -130,7 +130,7 @@ class FixedSignals(PressureSignals):
         return self.stalled_total_us
 
 
-class NotedTuning(Tuning):
+class NotedTuning(KernelTuning):
     """No setting of this machine: what would have been changed, and 1 in `shares` for each time it would have been restored."""
 
     def __init__(self) -> None:
@@ -182,7 +182,7 @@ class NotedTuning(Tuning):
         self.have_priority = False
 
 
-def new_pressure(engine: Engine, signals: PressureSignals | None = None, tuning: Tuning | None = None) -> Pressure:
+def new_pressure(engine: Engine, signals: PressureSignals | None = None, tuning: KernelTuning | None = None) -> Pressure:
     """Pressure over `engine`, on a machine with memory to spare."""
     found = signals or FixedSignals()
     return Pressure(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from tmemfs.control_files import FILES, ControlFile
 from tmemfs.errors import FellShort, OutOfRange
-from tmemfs.jobs.compaction import CompactRequest
+from tmemfs.jobs.compact_request import CompactRequest
 from tmemfs.jobs.kernel_tuning import MODES as TUNING_MODES
 from tmemfs.jobs.kernel_tuning import parse_tuning
 from tmemfs.jobs.pressure import MODES, parse_mode

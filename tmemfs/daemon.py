@@ -40,7 +40,7 @@ from tmemfs.fuse.mount import mount_fuse
 from tmemfs.fuse.namespace import SWAP, Namespace
 from tmemfs.fuse.relay import Relay
 from tmemfs.fuse.wire import REQUEST_PAGES, REQUESTS_UNDER_WAY
-from tmemfs.jobs.kernel_tuning import Tuning
+from tmemfs.jobs.kernel_tuning import KernelTuning
 from tmemfs.jobs.limits import Limits, parse_pool_max
 from tmemfs.jobs.pressure import Pressure
 from tmemfs.jobs.supervision import Job, Jobs, first_error
@@ -104,7 +104,7 @@ def _serve_from(options: Options, tier: Tier, safety: MemorySafety, ready: Calla
     backing_bytes = parse_size(options.backing_max, tier.capacity_bytes)
     engine = _build_engine(options, tier, ram, backing_bytes, safety, make_pager)
     mountpoint = Path(os.path.realpath(options.mountpoint))  # before it is mounted: then asking would be asking ourselves
-    tuning = Tuning(KernelSettings(), lambda: SwapWatch(mountpoint), options.kernel_tuning)
+    tuning = KernelTuning(KernelSettings(), lambda: SwapWatch(mountpoint), options.kernel_tuning)
     pressure = Pressure(engine.tmem, engine.pool_size, engine.shrinker.counts, engine.notices.pressure, tuning)
     limits = Limits(engine.tmem, tier, engine.pool_size, engine.shrinker, ram, backing_bytes)
     _Server(options, engine, tuning, pressure, limits, safety, ready).run()
@@ -142,7 +142,7 @@ class _Server:
         self,
         options: Options,
         engine: Engine,
-        tuning: Tuning,
+        tuning: KernelTuning,
         pressure: Pressure,
         limits: Limits,
         safety: MemorySafety,

@@ -43,7 +43,7 @@ class Options:
 
 def check(options: Options) -> None:
     """Raise BadValue, OutOfRange, Refused or Busy for what `serve` would stumble over; changes nothing."""
-    _check_values(options)
+    _check_values(options)  # first: a mistake in the command is told also to those who are not root
     require_root()
     if not FUSE_DEVICE.exists():
         raise Refused(f"{FUSE_DEVICE} is not there: load the fuse module (modprobe fuse)")

@@ -46,7 +46,7 @@ class Shutdown:
         """Unmount, if nobody uses the image; say why not otherwise."""
         try:
             await self._executor.run(partial(self._unmount_if_unused, name))
-        except TmemfsError as error:
+        except TmemfsError as error:  # the image is in use, or the kernel refuses the unmount: serve on
             self._is_draining = False
             log.error("%s: not stopping, %s", name, error)
 
@@ -55,6 +55,7 @@ class Shutdown:
         devices = loops_of_own(self._mountpoint)
         if devices:
             raise Busy(f"{' '.join(devices)} uses the image: run 'tmemfs down {self._mountpoint}'")
+        # Before the unmount, so that a reader of the state is told while it lasts.
         self._is_draining = True
         notify("STOPPING=1")
         try:

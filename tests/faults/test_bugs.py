@@ -15,7 +15,7 @@ from tmemfs.engine import Engine
 from tmemfs.errors import NoRoom
 from tmemfs.jobs import reserve as reserve_module
 from tmemfs.jobs import shrinker as shrinker_module
-from tmemfs.jobs.compaction import CompactRequest
+from tmemfs.jobs.compact_request import CompactRequest
 from tmemfs.jobs.shrink_request import ShrinkRequest
 from tmemfs.jobs.supervision import Jobs, first_error
 from tmemfs.pages.pager import Deferred

@@ -14,7 +14,7 @@ from tests.parts import FaultyTier, Regions, page_of, run_jobs
 from tests.waiting import HANG_S
 from tmemfs.engine import Engine
 from tmemfs.errors import BackingFull, BadValue, TierError
-from tmemfs.jobs.compaction import CompactRequest
+from tmemfs.jobs.compact_request import CompactRequest
 from tmemfs.jobs.shrink_request import ShrinkRequest
 from tmemfs.pages.pager import Deferred
 from tmemfs.policy.budget import Budget

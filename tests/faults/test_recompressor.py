@@ -14,7 +14,7 @@ from tests.parts import FaultyTier, Regions, page_of
 from tests.waiting import HANG_S
 from tmemfs.engine import Engine
 from tmemfs.errors import BadValue, Corrupt
-from tmemfs.jobs.compaction import CompactRequest
+from tmemfs.jobs.compact_request import CompactRequest
 from tmemfs.jobs.recompressor import DEFAULT_LEVEL, parse_recompress
 from tmemfs.jobs.shrink_request import ShrinkRequest
 from tmemfs.pages.pager import Deferred

@@ -14,7 +14,7 @@ from tests.settings_place import Machine
 from tests.waiting import HANG_S
 from tmemfs.errors import BadValue, Refused
 from tmemfs.jobs import kernel_tuning as tuning
-from tmemfs.jobs.kernel_tuning import Tuning, parse_tuning
+from tmemfs.jobs.kernel_tuning import KernelTuning, parse_tuning
 from tmemfs.system.kernel_settings import BOOST, MINIMUM
 from tmemfs.system.swap_watch import ImageSwap, SwapWatch
 
@@ -62,7 +62,7 @@ class Place:
         self.watches = 0
         os.set_blocking(self.reader, False)
         self.look_fails = False
-        self.tuning = Tuning(self.machine.user(), lambda: TestedWatch(self), mode)
+        self.tuning = KernelTuning(self.machine.user(), lambda: TestedWatch(self), mode)
 
     def swap(self, device: str | None) -> None:
         """A swap over our image is on, or off."""

@@ -19,7 +19,7 @@ from typing import Final
 import trio
 
 from tmemfs.errors import TierError
-from tmemfs.jobs.compaction import CompactAnswer, CompactRequest
+from tmemfs.jobs.compact_request import CompactAnswer, CompactRequest
 from tmemfs.jobs.executor import Executor
 from tmemfs.jobs.merger import Merger
 from tmemfs.jobs.notices import Wakeup
@@ -73,7 +73,8 @@ class Cleaner:
         """Merge and clean in the background until cancelled."""
         compacting, cleaning, refused = False, False, 0
         while True:
-            self._wakeup.clear()
+            self._wakeup.clear()  # before the look at the space, so that what changes after it is not missed
+            # RAM first: a merge there costs no I/O, and what is dense in RAM is dense when it is written.
             compacting = compaction_wanted(self._merges.space_in_ram(), compacting)
             if compacting and await self._background.run(self._compact_one):
                 continue
@@ -88,10 +89,11 @@ class Cleaner:
                 self._merger.note_pause(_STAND_BACK_S)
                 await trio.sleep(_STAND_BACK_S)
             elif not await self._clean_in_background():
+                # Wanted, but nothing gains: only a change of the store can alter that.
                 await self._wakeup.wait()
 
     def _compact_one(self) -> bool:
-        ordinary_thread()
+        ordinary_thread()  # in the thread itself: it inherited the real-time priority of the page path
         return self._merger.compact_one()
 
     async def _clean_in_background(self) -> bool:
@@ -102,7 +104,7 @@ class Cleaner:
             log.warning("cleaning failed: %s", error)
             self._merger.note_failure()
             await trio.sleep(_STAND_BACK_S)
-            return True
+            return True  # what was to be cleaned is still there
 
     def _clean_one(self) -> bool:
         ordinary_thread()
@@ -111,7 +113,7 @@ class Cleaner:
     def set_budget(self, rate: float | None = None, daily: float | None = None) -> None:
         """Change what may be written: bytes per second, bytes in 24 hours."""
         self._merger.set_budget(rate, daily)
-        self._wakeup.set()
+        self._wakeup.set()  # it may be waiting for the old budget
 
     async def compact(self, request: CompactRequest) -> CompactAnswer:
         """Merge in RAM, then clean until the tier's amplification is what is asked for, or nothing more can be gained.
@@ -124,12 +126,13 @@ class Cleaner:
             self.last = await self._requested.run(partial(self._compact, request.factor, stop))
             return self.last
 
-        async with self._one_request:
+        async with self._one_request:  # a second request waits here, where it can be interrupted at once
             with self._throttle.hurry():
                 return await finish(work, stop.stop)
 
     def _compact(self, factor: float, stop: Stop) -> CompactAnswer:
         ordinary_thread()
+        # A copy: the store goes on counting in the object, and the background may merge at the same time.
         began, before, counts = time.monotonic(), self._merges.space().amplification, replace(self._merges.counts)
         try:
             reason = self._compact_until(factor, stop)
@@ -149,6 +152,7 @@ class Cleaner:
 
     def _compact_until(self, factor: float, stop: Stop) -> str | None:
         """Why no more is done before `factor` is reached; None: it is. Raises TierError, Stopped."""
+        # It ends: a merge that gains nothing sets its sources aside, and each other one makes a frame free.
         while plan := self._merges.plan_compact():
             self._merger.merge_in_ram(plan, stop=stop)
             stop.check()

@@ -1,7 +1,7 @@
 """An executor: threads that exist from the start, for what must go on when no thread can be created.
 
 trio creates threads when they are needed and ends those that idle. Creating one takes memory, which may not be there just when some
-is to be freed, and may be forbidden (pids.max, RLIMIT_NPROC). So everything that may block while the swap is served is called in a
+is to be freed, and may be forbidden (pids.max, RLIMIT_NPROC). So everything that may block while the swap is served is called in an
 executor, and `start` is called before the mount answers. An executor that was not started starts with its first call.
 
 Calls are done in order of arrival. Knows nothing of what it calls.
@@ -25,7 +25,7 @@ from tmemfs.system.memory import prepare_thread
 
 T = TypeVar("T")
 
-#: Executors write, release, merge and clean: they were seen to use 12 KiB of their stacks.
+#: Their threads write, release, merge and clean, and were seen to use 12 KiB of their stacks.
 _STACK_BYTES: Final = 32 << 10
 
 
@@ -44,7 +44,7 @@ class _Call(Generic[T]):
             self._result = self._function()
         except BaseException as error:
             self._error = error
-        with suppress(trio.RunFinishedError):  # who asked has ended; the thread must not
+        with suppress(trio.RunFinishedError):  # the event loop that asked has ended; the thread must not
             self._finish()
 
     def result(self) -> T:
@@ -65,6 +65,7 @@ class Executor:
         self._count = threads
         self._calls: _Calls = queue.SimpleQueue()
         self._is_started = False
+        # The threads refer to the queue only. So an executor that a test or a demonstration forgets ends them.
         self._end = weakref.finalize(self, _end, self._calls, threads)
         self._end.atexit = False
 
@@ -85,6 +86,7 @@ class Executor:
         done, token = trio.Event(), trio.lowlevel.current_trio_token()
         call = _Call(function, lambda: token.run_sync_soon(done.set))
         self._calls.put(call)  # type: ignore[arg-type]
+        # The function may hold a plan of the store: a caller that went on would see the plan ended by nobody.
         with trio.CancelScope(shield=True):
             await done.wait()
         return call.result()

@@ -1,9 +1,9 @@
-"""Holes: gives the space of extents back that hold nothing any more.
+"""Holes: release the space of extents that hold nothing any more.
 
-A hole that cannot be punched leaves its extent to be written over, and is tried again later; on a tier that cannot discard none is
-tried.
+If a hole cannot be punched, its extent may still be written over, and punching is tried again later. On a tier that cannot discard,
+none is tried.
 
-Thread-safety: `punch` from any thread, which may wait for another one that punches; the rest from any thread.
+Thread-safety: any thread. `punch` may wait for another thread that punches.
 
 Invariant: 1. Every plan taken from the store is committed or aborted, whatever the tier answers.
 """
@@ -23,7 +23,7 @@ from tmemfs.tiers.tier import Tier
 
 log = logging.getLogger(__name__)
 
-#: Holes that could not be punched are tried again after so long at first, and after twice as long each time, up to the latter.
+#: Holes that could not be punched are tried again after FIRST_PAUSE_S, then after twice as long each time, up to LONGEST_PAUSE_S.
 FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 60.0
 
@@ -64,7 +64,7 @@ class Holes:
         """Punch what is due, `again` also those put off; a second thread waits for the first, whose extents it may need."""
         reclaim = self._tmem.reclaim
         with self._lock:
-            if not self._tier.can_discard:
+            if not self._tier.can_discard:  # it may have turned out only when the first hole was refused
                 reclaim.punch_none()
             elif again or not self.wait_s:
                 reclaim.punch_again()
@@ -72,18 +72,19 @@ class Holes:
                 try:
                     self._tier.discard(plan.extents)
                 except BaseException as error:
-                    reclaim.abort_discard(plan)
+                    reclaim.abort_discard(plan)  # also for a bug: an extent whose plan is never ended is lost for good
                     if not isinstance(error, TierError):
                         raise
                     self._put_off(error)
-                    continue
+                    continue  # the others may still be punched
                 reclaim.commit_discard(plan)
                 self.counts.discarded += len(plan.extents) * self._tier.can_discard
+            # All that had failed was punched, or written over: the next failure is the first of its kind again.
             if not self._tmem.extents.has_stale:
                 self._pause_s, self._again_at = FIRST_PAUSE_S, math.inf
 
     def _put_off(self, error: TierError) -> None:
-        """Holes could not be punched: those are tried again later, after twice as long each time, and it is told as often."""
+        """Holes could not be punched: try again later, after twice as long each time, and log it as often."""
         self.counts.discard_errors += 1
         if not self.wait_s or math.isinf(self._again_at):
             log.warning("%s; tried again in %.0f s, and written over meanwhile", error, self._pause_s)

@@ -1,12 +1,12 @@
 """Kernel tuning: the machine's settings are changed while our image is a swap that is on, and only then.
 
 `run` follows the kernel's table of swaps. When a swap over our image is turned on, the daemon registers as a user of
-system/kernel_settings.py; when it is off again, or `mode` is off, or the daemon ends, everything is restored. At its start it
-restores what a daemon left that was killed. While it is not engaged, nothing here changes anything, whoever asks for it.
+system/kernel_settings.py. When it is turned off, or `mode` is off, or the daemon ends, everything is restored. At its start, `run`
+also restores what a daemon that was killed has left. While nothing is engaged, calls that would change a setting do nothing.
 
 Registering and restoring wait for other processes, so they are done in an executor; the rest is called in trio's thread.
 
-Invariant: 1. While the executor uses the settings, `is_engaged` is false, so trio's thread does not.
+Invariant: 1. While the executor uses the settings, `is_engaged` is false, so trio's thread does not use them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tmemfs.system.swap_watch import ImageSwap, SwapWatch
 log = logging.getLogger(__name__)
 
 MODES: Final = ("auto", "off")
-#: What could not be registered is tried again so often.
+#: Registering that failed is tried again this often.
 RETRY_S: Final = 30.0
 
 
@@ -37,7 +37,7 @@ def parse_tuning(text: str) -> str:
     return text.strip()
 
 
-class Tuning:
+class KernelTuning:
     """Engages `settings` while `watch` finds a swap over our image. `run` must be running in trio."""
 
     def __init__(self, settings: KernelSettings, watch: Callable[[], SwapWatch], mode: str = "auto") -> None:
@@ -59,7 +59,7 @@ class Tuning:
 
     @property
     def has_requests(self) -> bool:
-        """Whether the kernel waits for something that it asked of our swap."""
+        """Whether the kernel waits for a request to our swap."""
         return self._swap is not None and self._swap.has_requests()
 
     @property
@@ -77,21 +77,21 @@ class Tuning:
         return self._settings.changes() if self._is_engaged else ()
 
     def lower_minimum(self, share: float) -> bool:
-        """The kernel's minimum watermark to a share of the administrator's value. Whether it is."""
+        """Lower the kernel's minimum watermark to a share of the administrator's value; whether it is that low now."""
         return self._is_engaged and self._settings.lower_minimum(share)
 
     def restore_minimum(self) -> None:
-        """The kernel's minimum watermark as the administrator had it."""
+        """Restore the administrator's value of the kernel's minimum watermark."""
         if self._is_engaged:
             self._settings.restore_minimum()
 
     def give_priority(self) -> None:
-        """Our priority for the kernel's workers."""
+        """Give the kernel's workers our priority."""
         if self._is_engaged:
             self._settings.give_priority()
 
     def take_priority(self) -> None:
-        """Ordinary priority for the kernel's workers again."""
+        """Give the kernel's workers their ordinary priority again."""
         if self._is_engaged:
             self._settings.take_priority()
 
@@ -114,15 +114,16 @@ class Tuning:
         """Follow the table of swaps until cancelled."""
         try:
             self._watch = self._make_watch()
+            # Before it registers: values that a killed daemon has left are not the administrator's.
             await self._try(self._restore_leftovers)
             while True:
                 is_followed = await self._try(self._follow)
                 with trio.move_on_after(math.inf if is_followed else RETRY_S):
                     await trio.lowlevel.wait_readable(self._watch.fileno())
-                self._watch.clear()
+                self._watch.clear()  # before the table is read again: a change during that is signalled again
         finally:
             with trio.CancelScope(shield=True):
-                async with self._one_at_a_time:  # a change of the mode may be under way
+                async with self._one_at_a_time:  # a change of the mode may be under way in the executor
                     self._end()
 
     async def _try(self, step: Callable[[], object]) -> bool:
@@ -130,7 +131,7 @@ class Tuning:
         try:
             await step()  # type: ignore[misc]
         except (Busy, Refused) as error:
-            if str(error) != self._failed:
+            if str(error) != self._failed:  # it is tried every RETRY_S
                 log.warning("kernel settings: %s", error)
             self._failed = str(error)
             return False
@@ -143,20 +144,22 @@ class Tuning:
     async def _follow(self) -> None:
         """Engage or disengage, by what the table of swaps says. Raises Refused, Busy."""
         async with self._one_at_a_time:
-            if (watch := self._watch) is None:  # it does not run; it follows when it does
+            if (watch := self._watch) is None:  # `run` is not running, and will follow the mode when it is
                 return
             found = list[str | None]()
             await self._in_executor(lambda: found.append(watch.look()))
             device = found[0] if self.mode == "auto" else None
+            # The swap is off, or was turned off and is on again by way of another loop device.
             if self._is_engaged and (self._swap is None or device != self._swap.device):
                 await self._disengage()
             if device is not None and not self._is_engaged:
                 await self._in_executor(self._settings.register)
+                # Last, and without an await in between: from here on trio's thread uses the settings (invariant 1).
                 self._swap, self._is_engaged = watch.open(device), True
                 log.info("kernel settings: in use, %s is a swap that is on", device)
 
     async def _disengage(self) -> None:
-        self._is_engaged = False
+        self._is_engaged = False  # first: trio's thread must not use the settings while the executor does
         self._close_swap()
         await self._in_executor(self._settings.release)
         log.info("kernel settings: restored")

@@ -85,7 +85,7 @@ class Merger:
         """Perform a merge of segments in RAM, if anything is gained; how many frames the system gets back. Raises Stopped."""
         try:
             copied = self._merges.copy_in_ram(plan, _checking(pause, stop))
-        except BaseException:
+        except BaseException:  # Stopped, or a bug: a plan that nobody ends keeps its segments out of every list
             self._merges.abort(plan)
             raise
         if not self._merges.gains(plan, copied):
@@ -115,10 +115,12 @@ class Merger:
 
     def clean(self, least_gain_bytes: int = LEAST_GAIN_BYTES, stop: Stop | None = None) -> bool:
         """One cleaning on the tier that gains something; whether there was one. Raises TierError, Stopped."""
+        # A lock cannot be waited for and interrupted, so who can be stopped asks again and again.
         while not self._one_at_a_time.acquire(timeout=_LOOK_S if stop else -1):
             if stop:
                 stop.check()
         try:
+            # One that gains nothing has its sources set aside, so the next plan is another one.
             while plan := self._plan_clean(least_gain_bytes):
                 if self._clean(plan, stop):
                     return True
@@ -138,6 +140,7 @@ class Merger:
         """Clean as planned, if anything is gained by that; whether it was. Raises TierError, Stopped."""
         copied = Copied(self._into)
         try:
+            # The store's lock is not held: what dies meanwhile is copied in vain, and the commit moves no handle that has changed.
             self._gather(plan, copied, stop)
             gains = self._merges.gains(plan, copied)
             # The new extent is written before any handle moves (invariant 1): an error here leaves every record where it was.
@@ -167,14 +170,15 @@ class Merger:
                 log.warning("a segment cannot be cleaned: %s", error)
                 self.note_failure()
                 copied.damaged.add(source.segment)
-                continue
+                continue  # the other sources may gain enough without it
             self._merges.copy(plan, source, data, copied, pause)
-            if copied.is_full:
+            if copied.is_full:  # the rest of the sources would be read for nothing
                 return
 
     def _give_way(self, stop: Stop | None) -> None:
         """Wait while faults wait for the tier. Raises Stopped."""
         began = time.monotonic()
+        # Read without the reader's lock: one fault more or less ahead of this read does not matter.
         while self._reader.waiting and time.monotonic() - began < _GIVE_WAY_S:
             time.sleep(_LOOK_S)
             if stop:

@@ -60,7 +60,7 @@ class Notices:
 
         Two threads that both find nothing pending both have trio woken, which does no harm.
         """
-        self._free_frames.signal()
+        self._free_frames.signal()  # each time: a store that waits must not depend on what trio has seen
         if not self._is_pending:
             self._is_pending = True
             self._wake_in_trio()

@@ -54,6 +54,7 @@ class PoolSize:
     @property
     def marks(self) -> Watermarks:
         """pool.max, pool.high and pool.low: what holds without pressure."""
+        # Made when asked for, so that there is nothing to keep in step with the three settings.
         return Watermarks.below(self._max_bytes, self._high, self._low)
 
     @property
@@ -89,7 +90,7 @@ class PoolSize:
         """Let the maximum be `max_bytes` from now on. Watermarks that were not set follow it."""
         self._max_bytes = max_bytes
         self._approached = math.inf
-        self._apply()
+        self._apply()  # before the notice: the shrinker goes by the new limit
         self._notice()
 
     def set_high(self, high_bytes: int | None) -> None:
@@ -112,7 +113,7 @@ class PoolSize:
         elif was_short:
             self._allowed = math.inf
             self._apply()
-        if ceiling < self._tmem.pool_bytes:
+        if ceiling < self._tmem.pool_bytes:  # also where it was above the ceiling before: the shrinker may rest by now
             self._notice()
 
     @property

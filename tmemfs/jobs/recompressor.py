@@ -1,8 +1,8 @@
-"""The recompressor: encodes idle segments anew, in the background, if it is switched on.
+"""The recompressor: encodes idle segments again with zstd and a dictionary, in the background, if it is switched on.
 
-It looks every LOOK_S, works a quarter of the time at most, lets the page path have the interpreter between records, and stands back
-while the pool has no room. It trains a dictionary when it has none, and another one when the last is of no use any more; what gains
-nothing from one that was trained on it is left alone.
+It looks for idle segments every LOOK_S, works a quarter of the time at most, yields the interpreter between records, and stops
+while the pool has no free frame. It trains a dictionary when it has none, and another one when the last does not help any more.
+Segments that do not gain from a dictionary trained on them are left alone.
 
 Invariant: 1. Every merge taken from the store is committed or aborted.
 """
@@ -26,12 +26,13 @@ from tmemfs.store.recompression import Recompression, Use, encode_anew
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.memory import ordinary_thread
 
-#: 0.688 of lz4's bytes at 15 us a page; level 6 makes it 0.652 at 53, level 1 0.698 at 11 (docs/benchmarks.md).
+#: 0.688 of lz4's bytes at 15 us per page; level 6 makes it 0.652 at 53 us, level 1 0.698 at 11 us (docs/benchmarks.md).
 DEFAULT_LEVEL: Final = 3
 #: A segment rests this long, at least, before it counts as idle.
 LOOK_S: Final = 10.0
-#: Rest by work.
+#: Time at rest per time at work.
 _REST: Final = 3
+#: Each takes memory in the daemon for as long as a segment was encoded with it.
 _MOST_DICTIONARIES: Final = 16
 
 
@@ -79,18 +80,19 @@ class Recompressor:
                 await self._changed.wait()
 
     async def _work_on(self, idle: deque[Use]) -> None:
-        """Encode `idle` anew, a segment at a time."""
+        """Recompress the segments of `idle`, one merge at a time."""
         self._is_fresh = False
+        # A merge takes a frame before it frees any. The last ones are for stores, so it ends when the pool is full.
         while idle and self.level is not None and self._tmem.arena.has_free_frame:
             began = time.monotonic()
             await self._executor.run(partial(self._encode_some, idle, self.level))
-            await trio.sleep((time.monotonic() - began) * _REST)
+            await trio.sleep((time.monotonic() - began) * _REST)  # a background job is to cost a quarter of one core at most
 
     def _encode_some(self, idle: deque[Use], level: int) -> None:
         """One merge of the first of `idle`; in a thread."""
         ordinary_thread()
         encoder = self._encoder_at(level, idle)
-        if encoder is None:
+        if encoder is None:  # too few pages to learn from: more of them may be idle at the next look
             idle.clear()
             return
         plan = self._recompression.plan(idle, encoder)
@@ -98,14 +100,16 @@ class Recompressor:
             return
         try:
             copied = self._tmem.merges.copy_in_ram(plan, self._throttle, partial(encode_anew, encoder))
-        except BaseException:
+        except BaseException:  # also for a bug: a plan that nobody ends keeps its segments out of every list
             self._tmem.merges.abort(plan)
             raise
         if not self._recompression.commit(plan, copied):
+            # A fresh dictionary was trained on these very pages: another one would not do better.
             if self._is_fresh or self.dictionaries >= _MOST_DICTIONARIES:
                 self._recompression.give_up(plan)
             else:
                 self._is_outdated = True
+        # In front again, in their order: the oldest segments leave RAM next.
         idle.extendleft(reversed(self._recompression.left_of(plan)))
 
     def _encoder_at(self, level: int, idle: deque[Use]) -> Encoder | None:

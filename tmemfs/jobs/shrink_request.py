@@ -72,7 +72,7 @@ class Tally:
         self.is_over = False
 
     def claim(self) -> bool:
-        """Whether one more segment is wanted."""
+        """Whether one more segment is wanted; if so, it counts as freed until `done` or `give_back_claim` corrects that."""
         with self._lock:
             if self._claimed >= self.request.goal_bytes or self._reason is not None:
                 return False
@@ -112,12 +112,13 @@ class Tally:
 
     def end(self) -> None:
         """The thread that writes has ended: the one that releases does so after the next look."""
-        self.is_over = True
+        self.is_over = True  # first: the other thread looks at it whenever it is woken
         self.written_back.release()
 
     def answer(self) -> ShrinkAnswer:
         """What came of it."""
         request = self.request
+        # With a goal of 'all' an empty pool is what was asked for, and no reason why it fell short.
         is_all_done = math.isinf(request.goal_bytes) and self._reason == EMPTY
         reason = (self._reason or "it was stopped") if self._freed < request.goal_bytes and not is_all_done else None
         return ShrinkAnswer(request.goal_bytes, self._freed, self.written, self._pages, time.monotonic() - self.started, reason)

@@ -1,7 +1,8 @@
-"""Stop: how work that is done on request ends early, because its deadline passed or because nobody waits for it any more.
+"""Stop: how work on request ends early, because its deadline passed or because nobody waits for it any more.
 
-The work is done in threads, which cannot be cancelled: they ask between two steps, each of which leaves everything whole. Who waits
-for it in trio may be cancelled: then the work is told, and waited for still, so that its answer says how far it came.
+The work is done in threads, which cannot be cancelled. They ask between two steps, each of which leaves everything consistent. The
+task that waits in trio may be cancelled. Then the work is told, and the task still waits for it, so that its answer says how far it
+came.
 
 Thread-safety: `stop` and `check` from any thread; `finish` in trio.
 """
@@ -22,7 +23,7 @@ INTERRUPTED: Final = "interrupted"
 DEADLINE_PASSED: Final = "the deadline passed"
 
 
-class Stopped(Exception):  # no error: what was asked for is not wanted any more
+class Stopped(Exception):  # not an error: what was asked for is not wanted any more
     """The work is to end; the message says why."""
 
 
@@ -54,8 +55,9 @@ async def finish(work: Callable[[], Awaitable[T]], stop: Callable[[], object]) -
     """What `work` gives. If the caller is cancelled meanwhile, `stop` is called and `work` is finished before that counts."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_when_cancelled, stop)
+        # Shielded, for the threads that work cannot be cancelled: a caller that went on would leave them with plans of the store.
         with trio.CancelScope(shield=True):
-            result = await outcome.acapture(work)
+            result = await outcome.acapture(work)  # captured: an error must not cancel the nursery before it is unwrapped
         nursery.cancel_scope.cancel()
     return result.unwrap()
 
@@ -63,5 +65,5 @@ async def finish(work: Callable[[], Awaitable[T]], stop: Callable[[], object]) -
 async def _stop_when_cancelled(stop: Callable[[], object]) -> None:
     try:
         await trio.sleep_forever()
-    finally:
+    finally:  # also after the work has ended: then stopping it does nothing
         stop()

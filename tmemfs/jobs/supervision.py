@@ -79,13 +79,14 @@ class Jobs:
             try:
                 await job.run()
                 return
-            except Exception as error:
+            except Exception as error:  # not BaseException: a cancellation ends the job for good (invariant 1)
                 self._note(job, health, error)
             await trio.sleep(health.pause_s)
 
     def _note(self, job: Job, health: _Health, error: Exception) -> None:
         """Count and log a failure; must not raise, whatever the job has done."""
         now = time.monotonic()
+        # A failure after a long time of health is a first one again: its cause may be gone with the next try.
         was_healthy = now - health.failed_at >= HEALTHY_S
         health.failures += 1
         health.why = _why(error)
@@ -96,7 +97,7 @@ class Jobs:
             if not health.failures & (health.failures - 1):
                 log.error("job %s failed %d times, next try in %.1f s", job.name, health.failures, health.pause_s, exc_info=error)
             job.failed(f"job {job.name} failed: {health.why}")
-        except Exception:
+        except Exception:  # of the log or of the job's own function: supervising goes on
             health.why += " (and could not be logged)"
 
 

@@ -1,13 +1,14 @@
-"""SwapStallDetector: the kernel writes pages to swap, and none of them reaches us.
+"""Swap stalls: the kernel writes pages to swap, and none of them reaches us.
 
-On its way here a swap write allocates a little. If its worker finds no page above the kernel's minimum watermark, it waits for one,
-and what would free one is that write. Priority lets it go below that watermark (system/kworkers.py), but not a worker that waited
-already when it got it. Then the watermark is lowered, in steps, until something arrives again, for LONGEST_S at most.
+On its way here a swap write allocates a little. If the kernel worker that sends it finds no page above the kernel's minimum
+watermark, it waits for one, and what would free one is that write. A real-time priority lets the worker allocate below that
+watermark (system/kworkers.py), except for one that waited already when it was given the priority. So the watermark is lowered, in
+steps, until a page arrives again, for LONGEST_S at most.
 
-It can only be our swap that waits if it is on (jobs/kernel_tuning.py), and the kernel has requests at its loop device or had some a
-moment ago. So an idle mount never lowers anything for what happens elsewhere.
+Our swap can only be what waits if it is on (kernel_tuning.py), and if its loop device has requests or had some a moment ago. So an
+idle mount never lowers anything for what happens elsewhere.
 
-A disk that takes long with what reached us samples the same: then the watermark is lowered for nothing.
+A disk that takes long over what has reached us looks the same in a sample. Then the watermark is lowered for nothing.
 
 Called in trio's thread. Knows nothing of the pressure controller.
 """
@@ -18,7 +19,7 @@ import logging
 import math
 from typing import Final
 
-from tmemfs.jobs.kernel_tuning import Tuning
+from tmemfs.jobs.kernel_tuning import KernelTuning
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.kernel_settings import MINIMUM
 from tmemfs.system.kernel_settings import SHARES as ALL_SHARES
@@ -28,21 +29,21 @@ log = logging.getLogger(__name__)
 
 #: So long without a page stored or loaded while pages are under write-back; a write that goes on takes milliseconds.
 STILL_S: Final = 0.25
-#: Less than this share of the reserve to be had without swapping.
+#: Memory is short if less than this share of the reserve is available without swapping.
 SHORT_SHARE: Final = 1 / 2
-#: Of the watermark, one after the other, each for STILL_S.
+#: Shares of the watermark that are tried one after the other, each for STILL_S.
 SHARES: Final = ALL_SHARES[MINIMUM]
-#: What has not helped so long after the stall began will not: it is something else. It is tried again after a pause.
+#: What has not helped this long after the stall began will not, for its cause is another. It is tried again after a pause.
 LONGEST_S: Final = 2.0
 PAUSE_S: Final = 10.0
-#: The kernel may hold a request back before it counts it as one at the device: so soon after the last page nothing is idle.
+#: The kernel may hold a request back before it counts it at the device, so the swap counts as in use for this long after a page.
 RECENT_S: Final = 2.0
 
 
 class SwapStallDetector:
-    """Sees that pages go on being asked of `tmem`, and lowers the minimum watermark by `tuning` when none is."""
+    """Lowers the minimum watermark by `tuning` while memory is short and no page of `tmem` is asked for."""
 
-    def __init__(self, tmem: Tmem, tuning: Tuning) -> None:
+    def __init__(self, tmem: Tmem, tuning: KernelTuning) -> None:
         self._tmem = tmem
         self._tuning = tuning
         self._pages = self._pages_now()
@@ -54,29 +55,30 @@ class SwapStallDetector:
 
     @property
     def is_suspected(self) -> bool:
-        """Whether the next sample is to come soon, though nothing moves."""
+        """Whether the next sample is to come soon, although no page is stored or loaded."""
         return self._since is not None
 
     def sample(self, now: float, memory: Memory, reserve_bytes: int) -> None:
-        """See whether anything moves."""
+        """Take a sample at `now`, in seconds of any clock that does not run backwards."""
         pages, before = self._pages_now(), self._pages
         self._pages = pages
         if pages != before:
             self._moved_at = now
+        # Something was asked of us, or memory is not short, or nothing is on its way here: no stall.
         if pages != before or memory.available >= SHORT_SHARE * reserve_bytes or not self._is_awaited(now, memory):
             self.end()
         elif self._since is None:
             self._since = now
         elif now - self._since >= LONGEST_S:
             self.end()
-            self._since = now + PAUSE_S
+            self._since = now + PAUSE_S  # in the future: until then none of these times has passed
         elif self._steps < len(SHARES) and now - self._since >= STILL_S * (self._steps + 1):
             self._lower()
-        elif self._is_lower:  # another daemon may have restored it, for it does not know of us
+        elif self._is_lower:  # again at each sample: another daemon may have restored it, for it does not know of us
             self._tuning.lower_minimum(SHARES[self._steps - 1])
 
     def end(self) -> None:
-        """It moves, or nobody samples any more."""
+        """The stall is over, or nobody takes samples any more: restore the watermark."""
         self._tuning.restore_minimum()
         if self._is_lower:
             log.warning("no page was stored or loaded while memory was short: the minimum watermark was lowered for a moment")
@@ -93,8 +95,8 @@ class SwapStallDetector:
         return now - self._moved_at < RECENT_S or self._tuning.has_requests
 
     def _lower(self) -> None:
-        """By one step; counted where it may be done."""
+        """Lower the watermark by one step. A stall is counted once, and only if the watermark could be lowered."""
         is_lower = self._tuning.lower_minimum(SHARES[self._steps])
         self.count += is_lower and not self._is_lower
         self._is_lower = self._is_lower or is_lower
-        self._steps += 1
+        self._steps += 1  # also where it could not be lowered: `sample` ends the attempt after LONGEST_S

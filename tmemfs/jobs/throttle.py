@@ -1,11 +1,11 @@
-"""Throttle: how work in the background lets go of the interpreter, for whoever waits for a page.
+"""Throttle: how work in the background yields the interpreter to threads that serve pages.
 
-A request that finds the interpreter taken waits for the rest of a step, and to be woken, which costs more than the step. So while
-there are requests every step is followed by a breath many times as long; without, a few steps by a short one.
+A request that finds the interpreter taken waits for the rest of a step, and then to be scheduled, which costs more than the step.
+So while there are requests, each step is followed by a pause many times as long; without requests, a few steps by a short one.
 
 Work that somebody waits for hurries: it is done as if there were no requests.
 
-Thread-safety: any thread, several at once; what it remembers of requests and steps is a hint.
+Thread-safety: any thread, several at once. What it remembers of requests and steps is a hint, so only `hurry` takes a lock.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ class Throttle:
         self._hurrying = 0
 
     def __call__(self) -> None:
-        """Let go of the interpreter, for as long as it is wanted."""
+        """Yield the interpreter, for longer while there are requests."""
+        # Counters that the page path keeps anyway say whether it has work. Asking it would cost each request something.
         counts = self._counts
         served = counts.loads_ram + counts.loads_disk + counts.stores
         if served != self._served:
             self._served = served
             self._busy_until = time.monotonic() + _EXPECTED_S
-        self._steps += 1
+        self._steps += 1  # without the lock: several threads may miss a step, and pause one record later
         if not self._hurrying and time.monotonic() < self._busy_until:
             time.sleep(BUSY_S)
         elif not self._steps % STEPS:
@@ -53,7 +54,7 @@ class Throttle:
 
     @contextmanager
     def hurry(self) -> Iterator[None]:
-        """Somebody waits for what breathes: also for what goes on already."""
+        """Somebody waits for the throttled work, also for what has begun already."""
         with self._lock:
             self._hurrying += 1
         try:

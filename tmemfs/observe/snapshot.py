@@ -18,7 +18,7 @@ from functools import cached_property
 from tmemfs import __version__
 from tmemfs.engine import Engine
 from tmemfs.jobs.cleaner import Cleaner
-from tmemfs.jobs.kernel_tuning import Tuning
+from tmemfs.jobs.kernel_tuning import KernelTuning
 from tmemfs.jobs.pressure import Pressure
 from tmemfs.jobs.shrinker import ShrinkCounts
 from tmemfs.observe.metric import whole
@@ -155,7 +155,7 @@ class Snapshot:
     # ---- the machine -----------------------------------------------------------------------------------------------
 
     @property
-    def tuning(self) -> Tuning:
+    def tuning(self) -> KernelTuning:
         """What is changed of the machine's settings."""
         return self.pressure.tuning
 

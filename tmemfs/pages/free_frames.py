@@ -1,11 +1,11 @@
-"""FreeFrames: where stores that found the pool full wait for the shrinker.
+"""Free frames: where stores that found the pool full wait until the shrinker has freed a frame.
 
-The store's `notice` signals it whenever frames may have become free; the shrinker sets `stuck` while it cannot make room (the
-backing is full, or fails), and every waiting store is refused then: the page stays where it was.
+The store's notices signal it whenever a frame may have become free. While the shrinker cannot free any (the backing is full, or
+fails), it sets `stuck`, and every waiting store is refused: the page stays where it was.
 
 Thread-safety: all methods from any thread. `signal` is called under the store's lock, so nothing here calls the store.
 
-Invariant: 1. A signal between a failed attempt and the wait that follows it is never lost (the generation tells).
+Invariant: 1. A signal between a failed attempt and the wait that follows it is never lost.
 """
 
 from __future__ import annotations
@@ -16,39 +16,43 @@ from typing import Final
 
 from tmemfs.errors import NoRoom
 
-#: A wait ends after this long at the latest, to look again; signals end it far earlier.
-_LOOK_AGAIN_S: Final = 1.0
+#: A wait ends after this long at the latest, to try again; signals end it far earlier.
+_RETRY_S: Final = 1.0
 
 
 class FreeFrames:
-    """A place to wait for room."""
+    """What stores wait at for a free frame."""
 
     def __init__(self) -> None:
+        # guarded by the condition's lock
         self._changed = threading.Condition()
         self._generation = 0
         self._stuck: str | None = None
 
     @property
     def stuck(self) -> str | None:
-        """Why no room can be made now, or None."""
+        """Why no frame can be freed now, or None."""
         return self._stuck
 
     def signal(self) -> None:
-        """Frames may have become free: let those who wait look again."""
+        """Frames may have become free: let the stores that wait try again."""
         with self._changed:
             self._generation += 1
+            # All of them: for which of the stores the frames suffice, only the attempts tell.
             self._changed.notify_all()
 
     def set_stuck(self, reason: str | None) -> None:
-        """No room can be made, because of `reason`; or it can again."""
+        """No frame can be freed, because of `reason`; None: frames can be freed again."""
         with self._changed:
             self._stuck = reason
             self._generation += 1
             self._changed.notify_all()
 
     def wait_until(self, attempt: Callable[[], bool]) -> None:
-        """Call `attempt` until it succeeds, waiting for room in between. Raises NoRoom when there can be none."""
+        """Call `attempt` until it succeeds, waiting for a free frame in between. Raises NoRoom when none can be freed."""
         while True:
+            # Read before the attempt and compared in the wait: a signal that comes between the two ends the wait at once. The
+            # attempt itself takes the store's lock, under which `signal` is called, so it cannot be made while this lock is held.
             with self._changed:
                 seen = self._generation
             if attempt():
@@ -56,4 +60,4 @@ class FreeFrames:
             with self._changed:
                 if self._stuck is not None:
                     raise NoRoom(self._stuck)
-                self._changed.wait_for(lambda seen=seen: self._generation != seen, _LOOK_AGAIN_S)  # type: ignore[misc]
+                self._changed.wait_for(lambda seen=seen: self._generation != seen, _RETRY_S)  # type: ignore[misc]

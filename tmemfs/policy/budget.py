@@ -39,7 +39,7 @@ class Budget:
 
     def spend(self, count: int, now: float) -> None:
         """`count` bytes were written at `now`."""
-        self._saved = self._available(now) - count
+        self._saved = self._available(now) - count  # may become negative: see `wait_s`
         self._saved_at = now
         self._spent_today = self.spent_today(now) + count
         self._day = int(now // _DAY_S)
@@ -55,10 +55,11 @@ class Budget:
     def wait_s(self, now: float) -> float:
         """Seconds to wait before the next write."""
         if not self.left_today(now):
-            return _DAY_S - now % _DAY_S
+            return _DAY_S - now % _DAY_S  # the quota of a day begins at multiples of 24 hours, as `spent_today` counts
         # A merge is written as a whole, so it may overdraw the bucket. The debt delays the next one, and the rate holds on average.
         missing = -self._available(now)
         return max(missing / self._rate, 0.0)
 
     def _available(self, now: float) -> float:
+        # Capped at one second's worth, so that a long rest is not followed by a long burst.
         return min(self._saved + (now - self._saved_at) * self._rate, self._rate)

@@ -24,7 +24,7 @@ Below 2 reserves, and until it relaxes, the pool takes no frame that the kernel 
 free frame waits for one that is released.
 
 A stall (PSI: some task waits for memory a tenth of the time) while there are less than 2 reserves counts as headroom below the
-reserve. Stalls with more headroom come from a limit of somebody's own, which shrinking does not help.
+reserve. A stall with more headroom comes from the limit of another cgroup, which shrinking does not help.
 
 After each sample without pressure the step is halved. If more than half of what was released since the sample before was loaded
 again (refaults), the next step is not larger than the last. Below a quarter of the reserve that does not count.
@@ -41,14 +41,14 @@ from typing import Final
 #: Shares of the pool: the least step and the largest.
 LEAST_STEP: Final = 1 / 64
 LARGEST_STEP: Final = 1 / 4
-#: What is asked for now is there one sample and one write later. A program that has to catch up takes 4 GB a second, and one that
-#: once meets a limit is made to wait by the kernel for 0.1 s and longer.
+#: Memory that is asked of the pool now is there one sample and one write later. Meanwhile a program may take 4 GB per second, and
+#: the kernel makes one that has once met a limit wait for 0.1 s and longer (docs/decisions/0013).
 AHEAD_S: Final = 0.03
-#: Room below this share of the reserve is critical.
+#: Headroom below this share of the reserve is critical.
 CRITICAL_SHARE: Final = 1 / 4
-#: Refaults by release above which steps do not grow.
+#: Refaults per release above which steps do not grow.
 REFAULT_SHARE: Final = 0.5
-#: It relaxes at once with so many reserves, and with so many after CALM_S.
+#: Reserves of headroom with which it relaxes at once (FAR), or after CALM_S (NEAR).
 FAR: Final = 4
 NEAR: Final = 2 + 1 / 8
 CALM_S: Final = 0.5
@@ -60,7 +60,7 @@ CRITICAL: Final = "critical"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`reserve_bytes` of headroom to leave; `growth_bytes` a second that the ceiling rises when there is headroom again."""
+    """`reserve_bytes` of headroom to leave; `growth_bytes` per second that the ceiling rises when there is headroom again."""
 
     reserve_bytes: int
     growth_bytes: int
@@ -68,10 +68,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one sample found: seconds of any clock that does not go back, bytes, and whether something stalled for memory.
+    """What one sample found: seconds of any clock that does not run backwards, bytes, and whether something stalled for memory.
 
     `top` is what the pool may hold without pressure. `released` and `refaulted` are bytes of pages since the start: those that left
-    RAM for the tier, and those loaded from there again. `given` is memory that the pool gave back to the system since the start.
+    RAM for the tier, and those loaded from there again. `given` is memory that the pool released to the system since the start.
     """
 
     at: float
@@ -88,8 +88,8 @@ class Sample:
 class Decision:
     """What the pool is to do: hold no more than `ceiling`.
 
-    `lowest` is the least headroom seen since there was enough, `demand` what others take, in bytes a second; `sample` is what this
-    comes from. `calm_since` is the first of the samples without a break at which there was enough to relax soon.
+    `lowest` is the least headroom seen since there was enough, `demand` what others take, in bytes per second. `sample` is what
+    this was decided from. `calm_since` is the time of the first in an unbroken row of samples with enough headroom to relax soon.
     """
 
     state: str = RELAXED
@@ -108,18 +108,13 @@ class Decision:
 
 def decide(before: Decision, sample: Sample, settings: Settings) -> Decision:
     """What the pool is to do after `sample`, having done `before`."""
-    demand = min(_demand(before, sample), settings.reserve_bytes / AHEAD_S)  # more counts for no more, nor for longer
+    # Capped, so that one burst neither lowers the headroom by more than a reserve nor takes longer to be forgotten.
+    demand = min(_demand(before, sample), settings.reserve_bytes / AHEAD_S)
     ahead = replace(sample, headroom=sample.headroom - int(demand * AHEAD_S))
     calm_since = _calm_since(before, ahead, settings)
-    state = state_of(ahead, settings)
-    if (
-        state == RELAXED
-        and before.state != RELAXED
-        and sample.at - calm_since < CALM_S
-        and ahead.headroom < FAR * settings.reserve_bytes
-    ):
-        state = HOLDING
+    state = _next_state(before, ahead, calm_since, settings)
     lowest = math.inf if state == RELAXED else min(before.lowest, ahead.headroom)
+    # Only what falls below the lowest headroom seen is released: a fall that was matched once is not matched again.
     matched = _held(before, sample, state) - max(min(before.lowest, 2 * settings.reserve_bytes) - ahead.headroom, 0.0)
     if state == RELAXED:
         step, ceiling = _decayed(before, sample), _grown(before, sample, settings)
@@ -131,12 +126,20 @@ def decide(before: Decision, sample: Sample, settings: Settings) -> Decision:
     return Decision(state, max(ceiling, 0.0), step, lowest, demand, sample, calm_since)
 
 
+def _next_state(before: Decision, ahead: Sample, calm_since: float, settings: Settings) -> str:
+    """The state of `ahead`, except that the pool goes on holding near the border until it has been calm for CALM_S."""
+    state = state_of(ahead, settings)
+    is_near = ahead.headroom < FAR * settings.reserve_bytes and ahead.at - calm_since < CALM_S
+    return HOLDING if state == RELAXED and before.state != RELAXED and is_near else state
+
+
 def _demand(before: Decision, sample: Sample) -> float:
-    """Bytes a second that others took since the sample before, or half of what they took before that."""
+    """Bytes per second that others took since the sample before, or half of what they took before that."""
     seconds = sample.at - before.sample.at
     given = sample.given - before.sample.given
-    shrunk = min(given, max(before.sample.pool - before.ceiling, 0.0))  # the rest had died
+    shrunk = min(given, max(before.sample.pool - before.ceiling, 0.0))  # the rest was released because it became empty
     grown = max(sample.pool - before.sample.pool + given, 0)
+    # What the pool released has raised the headroom, and what it grew by has lowered it: neither is demand of others.
     taken = before.sample.headroom - sample.headroom + shrunk - grown
     return max(taken / seconds if seconds > 0 else 0.0, before.demand / 2)
 
@@ -159,8 +162,8 @@ def state_of(sample: Sample, settings: Settings) -> str:
 def _held(before: Decision, sample: Sample, state: str) -> float:
     """What the pool may keep if no more is taken.
 
-    While it holds, that is what it held at first, also after pages of it died. What was still to be shrunk when the pressure ended
-    need not be any more.
+    While it holds, that is what it held at first, also after pages of it were invalidated. What was still to be shrunk when the
+    pressure ended need not be any more.
     """
     if state == before.state == HOLDING:
         return before.ceiling
@@ -174,6 +177,7 @@ def _next_step(before: Decision, sample: Sample, settings: Settings, state: str)
     first = max(settings.reserve_bytes - sample.headroom, sample.pool * LEAST_STEP)
     if not before.step:
         step = first
+    # What was released is used: more of it would be loaded again, which takes memory and time from all.
     elif state != CRITICAL and _is_refaulted(before, sample):
         step = min(first, before.step)
     else:
@@ -188,6 +192,7 @@ def _is_refaulted(before: Decision, sample: Sample) -> bool:
 
 
 def _decayed(before: Decision, sample: Sample) -> float:
+    """The step after a sample without pressure: half of it, and none once it is below the least one."""
     half = before.step / 2
     return half if half > sample.pool * LEAST_STEP else 0.0
 

@@ -25,4 +25,5 @@ def next_victim(oldest_first: Iterable[tuple[T, bool]]) -> tuple[T | None, list[
         if not was_loaded:
             return segment, passed
         passed.append(segment)
+    # All were loaded from, or all that were examined: the order of age decides, as if none was.
     return (passed[0], passed[1:]) if passed else (None, passed)

@@ -29,7 +29,7 @@ class Watermarks:
 
     def under(self, ceiling: float) -> Watermarks:
         """The same, except that shrinking starts above `ceiling` and stops there."""
-        if ceiling >= self.high:
+        if ceiling >= self.high:  # not max: between the two the background shrinks already
             return self
         return Watermarks(self.max, int(ceiling), min(self.low, int(ceiling)))
 

@@ -40,8 +40,9 @@ class MemorySafety:
 
     def prepare_process(self) -> None:
         """Set up heap, stacks and priority. Before the first thread."""
-        threading.stack_size(_STACK_BYTES)
+        threading.stack_size(_STACK_BYTES)  # 8 MiB by default, which would count as locked (docs/decisions/0001)
         sys.setswitchinterval(_SWITCH_S)
+        # The collector last: it trims what the imports have left of the heap, before the heap is locked.
         for outcome in (
             memory.no_core_dump(),
             memory.heap_settings(),

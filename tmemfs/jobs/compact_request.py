@@ -14,7 +14,7 @@ DEFAULT_FACTOR: Final = 1.10
 
 @dataclass(frozen=True, slots=True)
 class CompactRequest:
-    """An amplification of the tier to reach, within `deadline_s` seconds."""
+    """A space amplification of the tier to reach, within `deadline_s` seconds."""
 
     factor: float = DEFAULT_FACTOR
     deadline_s: float = math.inf
@@ -34,7 +34,7 @@ class CompactRequest:
 
 
 def parse_factor(text: str) -> float:
-    """An amplification: a number above 1. Raises BadValue."""
+    """A space amplification: a number above 1. Raises BadValue."""
     try:
         factor = float(text)
     except ValueError:
@@ -46,7 +46,7 @@ def parse_factor(text: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class CompactAnswer:
-    """What a compaction did. Amplification of the tier before and after; frames gained, segments cleaned, bytes written.
+    """What a compaction did. Space amplification of the tier before and after; frames gained, segments cleaned, bytes written.
 
     `reason` says why it fell short of what was `requested`; None: it did not.
     """
