@@ -5,7 +5,7 @@ TmemfsError
   OutOfRange    a value of the right kind that cannot be honoured                     (ERANGE, exit code 2)
   Busy          right now something else stands in the way                            (EBUSY,  exit code 2)
   Refused       the environment lacks what is needed: rights, device, directory       (exit code 2)
-  NoRoom        no tier can take the page: it stays where it was                      (ENOSPC)
+  NoSpace       no tier can take the page: it stays where it was                      (ENOSPC)
   FellShort     a shrink freed less than it was asked for                             (EAGAIN, exit code 1)
   TierError     a tier failed to read or write                                        (EIO)
   Corrupt       what a tier returned is not what was written there                    (EIO)
@@ -40,7 +40,7 @@ class Refused(TmemfsError):
     """The environment lacks something: rights, a device, a directory."""
 
 
-class NoRoom(TmemfsError):
+class NoSpace(TmemfsError):
     """No tier can take the page."""
 
 

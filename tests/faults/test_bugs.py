@@ -12,7 +12,7 @@ import trio
 
 from tests.parts import FaultyTier, new_limits, new_pressure, new_tmem, page_of
 from tmemfs.engine import Engine
-from tmemfs.errors import NoRoom
+from tmemfs.errors import NoSpace
 from tmemfs.jobs import reserve as reserve_module
 from tmemfs.jobs import shrinker as shrinker_module
 from tmemfs.jobs.compact_request import CompactRequest
@@ -105,13 +105,13 @@ async def test_no_store_waits_for_a_shrinker_that_has_ended(services: Services) 
                 nursery.start_soon(services.engine.shrinker.run)
                 await trio.lowlevel.checkpoint()
                 nursery.cancel_scope.cancel()
-    with pytest.raises(NoRoom, match="not running"):
+    with pytest.raises(NoSpace, match="not running"):
         for slot in range(4096):
             assert services.engine.pager.write(slot * PAGE_BYTES, memoryview(page_of("raw", slot))) is None
 
 
 async def finish_or_refuse(rest: Deferred) -> None:
-    with suppress(NoRoom):
+    with suppress(NoSpace):
         await trio.to_thread.run_sync(rest.run)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.parts import FaultyTier, new_tmem, page_of
 from tmemfs.engine import Engine
-from tmemfs.errors import NoRoom
+from tmemfs.errors import NoSpace
 from tmemfs.pages.pager import Deferred
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.merges import Copied
@@ -66,7 +66,7 @@ def test_stores_that_wait_are_counted_by_the_page_path_and_by_the_thread_that_en
 
 
 def refuse(waits: Deferred) -> None:
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         waits.run()
 
 
@@ -74,13 +74,13 @@ def test_stores_that_are_refused_at_once_are_counted_by_any_thread() -> None:
     engine = engine_of(limit=1)
     engine.free_frames.set_stuck("the test says so")
     pager = engine.pager
-    with suppress(NoRoom):
+    with suppress(NoSpace):
         for slot in range(512):
             pager.write(slot * PAGE_BYTES, memoryview(page_of("raw", slot)))
     pager.refused = Slow(0)
 
     def store() -> None:
-        with pytest.raises(NoRoom):
+        with pytest.raises(NoSpace):
             pager.write(0, memoryview(page_of("raw", 1)))
 
     in_threads(store)

@@ -16,7 +16,7 @@ import trio
 from tests.parts import FaultyTier, Kind, new_limits, new_pressure, new_tmem, page_of
 from tests.waiting import HANG_S
 from tmemfs.engine import Engine
-from tmemfs.errors import BackingFull, Busy, Corrupt, NoRoom, TierError
+from tmemfs.errors import BackingFull, Busy, Corrupt, NoSpace, TierError
 from tmemfs.jobs import shrinker as shrinker_module
 from tmemfs.jobs.shrink_request import ShrinkRequest, Tally
 from tmemfs.jobs.supervision import Jobs
@@ -80,10 +80,10 @@ async def store(engine: Engine, first: int, count: int) -> None:
 async def fill_up(engine: Engine, tier: FaultyTier) -> None:
     """Store until there is no room, on a tier that fails; also where a frame was still being faulted in at the first refusal."""
     tier.fail("write")
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         await store(engine, 16, 4000)
     await until(lambda: not engine.tmem.arena.is_growing)
-    with suppress(NoRoom):
+    with suppress(NoSpace):
         await store(engine, 4096, 4000)
     assert not engine.tmem.arena.has_free_frame
 
@@ -133,7 +133,7 @@ async def test_service_returns_when_the_tier_does(
 ) -> None:
     monkeypatch.setattr(shrinker_module, "RETRY_S", 0.01)
     tier.fail("write")
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         await store(engine, 0, 8000)
     kept = engine.tmem.pages_stored
     assert services.state().startswith("degraded") and engine.pager.refused == 1
@@ -146,7 +146,7 @@ async def test_service_returns_when_the_tier_does(
 
 async def test_a_full_backing_refuses_stores_and_goes_on_loading(background: None, engine: Engine, services: Services) -> None:
     services.limits.set_backing_max("2M")
-    with pytest.raises(NoRoom, match="raise backing"):
+    with pytest.raises(NoSpace, match="raise backing"):
         await store(engine, 0, 8000)
     assert services.state().startswith("degraded: the backing is full")
     await verify(engine, engine.tmem.pages_stored)
@@ -159,7 +159,7 @@ async def test_a_full_backing_refuses_stores_and_goes_on_loading(background: Non
 
 async def test_space_that_died_on_a_full_backing_is_used_again(background: None, engine: Engine, services: Services) -> None:
     services.limits.set_backing_max("4M")
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         await store(engine, 0, 8000)
     await finish(engine.pager.discard(0, 2048 * PAGE_BYTES))
     await until(lambda: services.state() == "running")
@@ -172,7 +172,7 @@ async def test_a_full_tier_counts_as_full(background: None, engine: Engine, tier
         raise BackingFull("the disk is full: free space")
 
     tier.before["write"] = full
-    with pytest.raises(NoRoom, match="the disk is full"):
+    with pytest.raises(NoSpace, match="the disk is full"):
         await store(engine, 0, 8000)
     await verify(engine, engine.tmem.pages_stored)
 
@@ -180,7 +180,7 @@ async def test_a_full_tier_counts_as_full(background: None, engine: Engine, tier
 async def test_a_refused_whole_page_forgets_its_old_content(background: None, engine: Engine, tier: FaultyTier) -> None:
     await store(engine, 0, 16)
     await fill_up(engine, tier)
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         await finish(engine.pager.write(0, memoryview(page_of("raw", 99))))
     assert await load(engine, 0) == bytes(PAGE_BYTES)
     assert await load(engine, 1) == raw(1)
@@ -189,7 +189,7 @@ async def test_a_refused_whole_page_forgets_its_old_content(background: None, en
 async def test_a_refused_part_leaves_the_page_as_it_was(background: None, engine: Engine, tier: FaultyTier) -> None:
     await store(engine, 0, 16)
     await fill_up(engine, tier)
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         await finish(engine.pager.write(512, memoryview(b"x" * 512)))
     assert await load(engine, 0) == raw(0)
 

@@ -17,7 +17,7 @@ from tests.faults.test_engine import background, engine, fill_up, finish, load, 
 from tests.faults.test_relay import INODE, Kernel, kernel
 from tests.parts import FaultyTier, page_of
 from tmemfs.engine import Engine
-from tmemfs.errors import NoRoom
+from tmemfs.errors import NoSpace
 from tmemfs.fuse import wire
 from tmemfs.jobs import shrinker as shrinker_module
 from tmemfs.pages import pager as pager_module
@@ -59,37 +59,37 @@ async def test_a_refused_store_is_neither_encoded_nor_deferred(full: Engine, mon
     inserted = Counted(monkeypatch, full.tmem, "store")
     before = full.pager.refused
     for number in range(REFUSED):
-        with pytest.raises(NoRoom, match="injected"):
+        with pytest.raises(NoSpace, match="injected"):
             full.pager.write(number % 8 * PAGE_BYTES, memoryview(raw(number) * 2))
     assert (encoded.calls, inserted.calls) == (0, 0)
     assert full.pager.refused == before + REFUSED
 
 
 async def test_pages_of_a_refused_store_are_forgotten_and_no_others(full: Engine) -> None:
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         full.pager.write(3 * PAGE_BYTES, memoryview(raw(99) * 2))
     assert [await load(full, slot) for slot in range(2, 6)] == [raw(2), bytes(PAGE_BYTES), bytes(PAGE_BYTES), raw(5)]
     check(full.tmem)
 
 
 async def test_a_refused_store_leaves_pages_that_it_covers_in_part(full: Engine) -> None:
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         full.pager.write(3 * PAGE_BYTES + 512, memoryview(raw(99) * 2))
     assert [await load(full, slot) for slot in range(3, 6)] == [raw(3), bytes(PAGE_BYTES), raw(5)]
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         full.pager.write(7 * PAGE_BYTES + 512, memoryview(b"x" * 512))
     assert await load(full, 7) == raw(7)
 
 
 async def test_a_full_store_takes_pages_of_zeros(full: Engine) -> None:
     assert full.pager.write(0, memoryview(bytes(2 * PAGE_BYTES))) is None
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         full.pager.write(4 * PAGE_BYTES, memoryview(bytes(2 * PAGE_BYTES - 1) + b"x"))
     assert [await load(full, slot) for slot in range(3)] == [bytes(PAGE_BYTES), bytes(PAGE_BYTES), raw(2)]
 
 
 async def test_a_free_frame_ends_the_refusals_although_the_tier_still_fails(full: Engine) -> None:
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         full.pager.write(0, memoryview(raw(99)))
     assert full.free_frames.stuck
     await finish(full.pager.discard(0, 3000 * PAGE_BYTES))
@@ -133,7 +133,7 @@ async def _store(engine: Engine, first: int, written: dict[int, bytes]) -> bool:
     """Store `written`; whether that was refused."""
     try:
         await finish(engine.pager.write(first * PAGE_BYTES, memoryview(b"".join(written.values()))))
-    except NoRoom:
+    except NoSpace:
         return True
     assert all([await load(engine, slot) == page for slot, page in list(written.items())[::8]])
     return False

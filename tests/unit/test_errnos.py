@@ -37,7 +37,7 @@ def test_the_errnos_are_these() -> None:
         "OutOfRange": "ERANGE",
         "Busy": "EBUSY",
         "Refused": "EACCES",
-        "NoRoom": "ENOSPC",
+        "NoSpace": "ENOSPC",
         "FellShort": "EAGAIN",
         "TierError": "EIO",
         "BackingFull": "EIO",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.parts import KINDS, new_tmem, page_of
 from tmemfs.engine import Engine
-from tmemfs.errors import BadValue, NoRoom
+from tmemfs.errors import BadValue, NoSpace
 from tmemfs.pages.pager import Deferred, Pager
 from tmemfs.policy.victims import next_victim
 from tmemfs.store.codec import encode, parse_codec
@@ -217,7 +217,7 @@ def test_what_is_past_the_end_is_not_recorded() -> None:
     recording = Recording()
     pager = Place(partial(RecordingPager, recording=recording)).pager
     end = SLOTS * PAGE_BYTES
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         pager.write(end, memoryview(bytes(PAGE_BYTES)))
     assert pager.read(end, PAGE_BYTES) == b"" and pager.discard(end, PAGE_BYTES) is None
     assert len(recording.columns) == 0

@@ -18,7 +18,7 @@ import trio
 
 from tmemfs.cli.real_pages import RealPages
 from tmemfs.engine import Engine
-from tmemfs.errors import Corrupt, NoRoom, Refused
+from tmemfs.errors import Corrupt, NoSpace, Refused
 from tmemfs.jobs.shrink_request import ShrinkRequest
 from tmemfs.pages.pager import Deferred
 from tmemfs.store.codec import Codec
@@ -91,7 +91,7 @@ def _store(engine: Engine, pages: int, supply: RealPages) -> None:
         refused = engine.pager.write(first * PAGE_BYTES, memoryview(data))
         spent_s += time.perf_counter() - began
         if refused:
-            raise NoRoom("bug in tmemfs: the demonstration's pool is too small for its pages; please report it")
+            raise NoSpace("bug in tmemfs: the demonstration's pool is too small for its pages; please report it")
     compressed = engine.tmem.compressed_bytes
     ratio = pages * PAGE_BYTES / compressed
     print(f"  stored    {format_size(compressed)} compressed, ratio {ratio:.2f}, {spent_s / pages * 1e6:.1f} us per page")

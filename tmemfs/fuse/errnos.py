@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from tmemfs.errors import BackingFull, BadValue, Busy, Corrupt, FellShort, NoRoom, OutOfRange, Refused, TierError, TmemfsError
+from tmemfs.errors import BackingFull, BadValue, Busy, Corrupt, FellShort, NoSpace, OutOfRange, Refused, TierError, TmemfsError
 
 ERRNOS: Final[dict[type[TmemfsError], int]] = {
     BadValue: errno.EINVAL,
@@ -17,7 +17,7 @@ ERRNOS: Final[dict[type[TmemfsError], int]] = {
     Busy: errno.EBUSY,
     Refused: errno.EACCES,
     FellShort: errno.EAGAIN,
-    NoRoom: errno.ENOSPC,
+    NoSpace: errno.ENOSPC,
     BackingFull: errno.EIO,
     Corrupt: errno.EIO,
     TierError: errno.EIO,

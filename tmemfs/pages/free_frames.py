@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from tmemfs.errors import NoRoom
+from tmemfs.errors import NoSpace
 
 #: A wait ends after this long at the latest, to try again; signals end it far earlier.
 _RETRY_S: Final = 1.0
@@ -49,7 +49,7 @@ class FreeFrames:
             self._changed.notify_all()
 
     def wait_until(self, attempt: Callable[[], bool]) -> None:
-        """Call `attempt` until it succeeds, waiting for a free frame in between. Raises NoRoom when none can be freed."""
+        """Call `attempt` until it succeeds, waiting for a free frame in between. Raises NoSpace when none can be freed."""
         while True:
             # Read before the attempt and compared in the wait: a signal that comes between the two ends the wait at once. The
             # attempt itself takes the store's lock, under which `signal` is called, so it cannot be made while this lock is held.
@@ -59,5 +59,5 @@ class FreeFrames:
                 return
             with self._changed:
                 if self._stuck is not None:
-                    raise NoRoom(self._stuck)
+                    raise NoSpace(self._stuck)
                 self._changed.wait_for(lambda seen=seen: self._generation != seen, _RETRY_S)  # type: ignore[misc]

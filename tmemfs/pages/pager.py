@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal, NamedTuple, NoReturn
 
-from tmemfs.errors import NoRoom
+from tmemfs.errors import NoSpace
 from tmemfs.pages.free_frames import FreeFrames
 from tmemfs.pages.reader import Reader
 from tmemfs.store.codec import Codec, Packed, decode, encode
@@ -45,7 +45,7 @@ Lane = Literal["load", "long", "store"]
 
 
 class Deferred(NamedTuple):
-    """The rest of a request. `run` may block; it gives the bytes of a read. Raises TierError, Corrupt, NoRoom."""
+    """The rest of a request. `run` may block; it gives the bytes of a read. Raises TierError, Corrupt, NoSpace."""
 
     lane: Lane
     run: Callable[[], bytes | None]
@@ -116,9 +116,9 @@ class Pager:
         return b"".join(page for page in plan.pages if page is not None)[skip : skip + size]
 
     def write(self, offset: int, data: memoryview) -> Deferred | None:
-        """Store `data` (not borrowed after the return) at `offset`. Raises NoRoom past the end of the image."""
+        """Store `data` (not borrowed after the return) at `offset`. Raises NoSpace past the end of the image."""
         if offset + len(data) > self.swap_bytes:
-            raise NoRoom(f"the swap image ends at {self.swap_bytes} bytes: mount it with a larger --size")
+            raise NoSpace(f"the swap image ends at {self.swap_bytes} bytes: mount it with a larger --size")
         stuck = self._free_frames.stuck
         # a free frame is looked for here and not only by the shrinker: refusals end with the first one
         if stuck is not None and not self._tmem.arena.has_free_frame and not _is_zero(data):
@@ -137,7 +137,7 @@ class Pager:
         return self._wait_with(steps)
 
     def _refuse(self, offset: int, size: int, reason: str) -> NoReturn:
-        """Refuse a write, and forget the whole pages that it replaces (invariant 2). Raises NoRoom.
+        """Refuse a write, and forget the whole pages that it replaces (invariant 2). Raises NoSpace.
 
         It does not queue behind stores that wait. Those are not answered yet, so a write of the same page that comes now is
         concurrent with them, and either order is right.
@@ -147,7 +147,7 @@ class Pager:
             self._tmem.invalidate(first, end - first)
         with self._lock:
             self.refused += 1
-        raise NoRoom(reason)
+        raise NoSpace(reason)
 
     def _store(self, first: int, packed: list[Packed]) -> Deferred | None:
         """Store whole pages: what swap-out is."""
@@ -227,7 +227,7 @@ class Pager:
                 self._free_frames.wait_until(partial(self._apply, step, may_block=True))
         except Exception as error:
             with self._lock:
-                self.refused += isinstance(error, NoRoom)
+                self.refused += isinstance(error, NoSpace)
             self._give_up(steps)
             raise
         finally:
