@@ -120,7 +120,7 @@ class ControlDirectory:
         self._services.limits.set_backing_max(text)
 
     async def _codec(self, text: str) -> None:
-        self._services.engine.pager.codec = parse_codec(text)
+        self._services.engine.pager.set_codec(parse_codec(text))
 
     async def _recompress(self, text: str) -> None:
         self._services.engine.recompressor.set_level(parse_recompress(text))

@@ -59,7 +59,7 @@ def services(tier: FaultyTier) -> Services:
 
 
 def store(services: Services, first: int, count: int) -> None:
-    """Store raw pages where there is room."""
+    """Store raw pages where there are free frames."""
     for slot in range(first, first + count):
         assert services.engine.pager.write(slot * PAGE_BYTES, memoryview(page_of("raw", slot))) is None
 
@@ -93,7 +93,7 @@ async def test_a_shrinker_that_failed_once_is_healthy_again(nursery: trio.Nurser
 
 
 async def test_no_store_waits_for_a_shrinker_that_has_ended(services: Services) -> None:
-    """The event loop failed, or ends: nobody makes room any more, and who waits for that store waits with it."""
+    """The event loop failed, or ends: nobody frees frames any more, and what waits for that store waits with it."""
     slot = 0
     while (rest := services.engine.pager.write(slot * PAGE_BYTES, memoryview(page_of("raw", slot)))) is None:
         slot += 1

@@ -407,7 +407,7 @@ async def test_a_cleaning_whose_gaps_take_what_it_would_gain_is_not_written() ->
     Without the gap they take 205 blocks, with it 206, and as three segments 206 too.
     """
     place = Place()
-    place.engine.pager.codec = parse_codec("none")
+    place.engine.pager.set_codec(parse_codec("none"))
     first = 0
     for kind, count in (("fill", 100), ("raw", 200), ("fill", 804)):
         for slot in range(first, first + count):

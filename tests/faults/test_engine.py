@@ -78,7 +78,7 @@ async def store(engine: Engine, first: int, count: int) -> None:
 
 
 async def fill_up(engine: Engine, tier: FaultyTier) -> None:
-    """Store until there is no room, on a tier that fails; also where a frame was still being faulted in at the first refusal."""
+    """Store until there is no free frame, on a tier that fails; also where one was still being faulted in at the first refusal."""
     tier.fail("write")
     with pytest.raises(NoSpace):
         await store(engine, 16, 4000)
@@ -541,7 +541,7 @@ async def test_what_is_dead_but_not_punched_yet_does_not_make_the_backing_full(t
     engine = Engine.over(partial(new_tmem, slots=8192, frames=32, limit=LIMIT, extents=10), tier, parse_codec("lz4"))
     await store(engine, 0, 2048)
     await engine.shrinker.shrink(ALL)
-    await store(engine, 4096, 2048)  # no room for it beside the first pages, which die
+    await store(engine, 4096, 2048)  # it does not fit beside the first pages, which are discarded
     await finish(engine.pager.discard(0, 2048 * PAGE_BYTES))
     assert (await engine.shrinker.shrink(ALL)).reason is None
 

@@ -87,6 +87,10 @@ class Pager:
         self._lock = threading.Lock()
         self._waiting = 0
 
+    def set_codec(self, codec: Codec) -> None:
+        """Encode pages to come with `codec`; a request under way may still use the codec before it."""
+        self.codec = codec
+
     def warm(self, requests: int, pages: int) -> None:
         """Use the heap once as much as so many stores that wait, of so many pages, do: so that it is there when memory is short."""
         noise = memoryview(os.urandom(PAGE_BYTES) * pages)
