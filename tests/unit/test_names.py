@@ -18,8 +18,6 @@ TOOLS: Final = SOURCE.parent / "tools"
 SPECIAL: Final = {"__init__", "__main__"}
 #: Public, though the standard library has them begin with an underscore.
 OF_PYTHON: Final = {"_exit", "_replace"}
-#: What a tool needs, and why no public name serves it.
-ALLOWED: Final[dict[tuple[str, str], str]] = {}
 
 
 def sources(directory: Path) -> Iterator[tuple[Path, ast.Module]]:
@@ -43,10 +41,28 @@ def test_no_two_modules_have_one_name() -> None:
     assert {name: files for name, files in places.items() if len(files) > 1 and name not in SPECIAL} == {}
 
 
+def test_settings_of_the_machine_are_changed_in_one_place_only() -> None:
+    """What writes them is imported by kernel_settings.py alone, and no other module names a file below /proc/sys to write."""
+    users = {
+        str(file.relative_to(SOURCE))
+        for file, tree in sources(SOURCE)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module in ("tmemfs.system.sysctl", "tmemfs.system.kworkers")
+    }
+    assert users == {"system/kernel_settings.py"}
+    schedulers = {
+        str(file.relative_to(SOURCE))
+        for file, tree in sources(SOURCE)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "sched_setscheduler"
+    }
+    assert schedulers == {"system/kworkers.py", "system/memory.py"}  # the second sets our own threads'
+
+
 @pytest.mark.skipif(not TOOLS.is_dir(), reason="tmemfs is installed without its tools")
 def test_tools_use_public_names_only() -> None:
     used = {(str(file.relative_to(TOOLS)), name) for file, tree in sources(TOOLS) for name in private_names_of_others(tree)}
-    assert used == set(ALLOWED)
+    assert used == set()
 
 
 def private_names_of_others(tree: ast.Module) -> Iterator[str]:

@@ -1,7 +1,9 @@
-/* A process that wants more memory than there is: overfill PAGES TASKS ORDER. It enters the cgroup of TASKS and goes on until it is killed.
+/* A process that needs more memory than there is: overfill PAGES TASKS ORDER.
  *
- *   in-order    fills its pages with noise, one after the other: refused pages lie side by side in swap, 60 to a request
- *   at-random   fills them with what compresses well, then reads random ones and overwrites them with noise: such a page keeps its
+ * It enters the cgroup of TASKS and runs until it is killed.
+ *
+ *   in-order    fills its pages with noise, one after the other: refused pages are neighbours in swap, 60 per request
+ *   at-random   fills them with compressible data, then reads random ones and overwrites them with noise: such a page keeps its
  *               swap slot, so each refused page is a request of its own
  */
 #include <fcntl.h>

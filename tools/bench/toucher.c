@@ -1,19 +1,19 @@
-/* A process that has pages, is told what to do with them, and times each touch.
+/* A process with pages of memory, which takes commands and times each touch of a page.
  *
  *     toucher BASE PAGES SEED TASKS
  *
- * Page N is page N of the file BASE (modulo its pages), stamped with N and the seed as tmemfs.samples.RealPages stamps it, and with
- * a version, which changes with each write. Everything but the pages themselves (base pages, versions, orders, times) is allocated
- * and locked before the process enters the cgroup of TASKS: only the pages are limited and swapped.
+ * Page N is page N of the file BASE (modulo its pages), stamped with N and the seed like RealPages (tmemfs/cli/real_pages.py), and
+ * with a version, which changes with each write. Everything except the pages (base pages, versions, orders, times) is allocated and
+ * locked before the process enters the cgroup of TASKS: only the pages are limited and swapped.
  *
- * A touch is one load of one byte between two clock_gettime (a vDSO call of some 30 ns: `overhead` says what an empty pair takes).
- * Every byte of a touched page is compared with what was written, outside of what is timed.
+ * A touch is a load of one byte between two clock_gettime (a vDSO call of about 30 ns: `overhead` is the time of an empty pair).
+ * Every byte of a touched page is compared with what was written, outside the timed part.
  *
- * Commands, one a line on stdin; each is answered with one line of `key value` pairs on stdout:
+ * Commands, one per line on stdin; the answer to each is one line of `key value` pairs on stdout:
  *     fill FIRST COUNT                   write pages in order                            ns
  *     pageout                            ask the kernel to swap everything out           swapped (pages)
  *     touch random|sequential COUNT SEED touch pages that are swapped out, then compare  ns begin end touches wrong major samples
- *     access uniform|zipf COUNT SEED WRITES   touch any page so often (or for 20 s), WRITES % of touches write, comparing each
+ *     access uniform|zipf COUNT SEED WRITES   touch any pages COUNT times (or for 20 s), WRITES % of touches write; compare each
  *                                                                                        ns touches wrong major
  *     overhead                           an empty pair of clock readings                 ns
  * `samples N` is followed by N times in ns, u32 each.

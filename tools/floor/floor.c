@@ -1,12 +1,13 @@
-/* The floor: the least that a FUSE server can do, to hold tmemfs against.
+/* The floor: the minimum that a FUSE server can do, as a baseline for tmemfs.
  *
  *     floor null|raw MOUNTPOINT BYTES
  *
- * One file, `swap`, of BYTES. null: READ answers a constant page, WRITE is dropped. raw: pages are kept as they are in one
- * array of memory, and FALLOCATE gives holes of it back. It speaks the kernel's protocol itself (include/uapi/linux/fuse.h, as
- * tmemfs/fuse/wire.py describes it): one thread, one read(2) and one write(2) a request, no copy of a page beyond the kernel's in
- * raw's READ, one in its WRITE. statfs answers with a block size that is not zero, without which loop turns discard off.
- * Prints 'ready' once it is mounted, ends when it is unmounted. Its memory is locked as it is faulted in: its pages are swap.
+ * It serves one file, `swap`, of BYTES. null: READ returns a constant page, WRITE drops its data. raw: pages are kept as they are
+ * in one array of memory, and FALLOCATE punches holes into it. It implements the kernel's protocol itself
+ * (include/uapi/linux/fuse.h, as tmemfs/fuse/wire.py describes it): one thread, one read(2) and one write(2) per request, no copy
+ * of a page beyond the kernel's in raw's READ, one in its WRITE. statfs returns a block size other than zero, without which loop
+ * turns discard off. It prints 'ready' when it is mounted, and ends when it is unmounted. Its memory is locked as it is faulted in:
+ * its pages are swap.
  */
 #define _GNU_SOURCE
 #include <errno.h>
