@@ -20,6 +20,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser, subparsers = _parser()
     arguments = usage.parse(parser, subparsers, list(words))
     if "mountpoint_option" in arguments:
+        # the same mountpoint given twice is no contradiction
         given = {arguments.mountpoint_option, getattr(arguments, "mountpoint", None)} - {None}
         if len(given) > 1:
             raise BadValue("two mountpoints are given: give one, as an argument or as --mountpoint")
@@ -41,12 +42,14 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 def _add_mount_commands(subparsers: _Subparsers) -> None:
     up = _command(subparsers, "up", commands.up, "mount, attach a loop device and turn the swap on")
     _add_mount_options(up)
-    up.add_argument("--priority", type=usage.priority, default=100, help="swap priority (100); lower ones are filled after it")
+    up.add_argument(
+        "--priority", type=usage.priority, default=100, help="swap priority (100); swaps of lower priority are filled after it"
+    )
     down = _command(subparsers, "down", commands.down, "swap off, detach and unmount, or clean up after a crash")
-    down.add_argument("--force", action="store_true", help="even if RAM may not take the pages back")
+    down.add_argument("--force", action="store_true", help="even if RAM may be too small for the pages")
     mount = _command(subparsers, "mount", commands.mount, "mount the file system only")
     _add_mount_options(mount)
-    mount.add_argument("--foreground", action="store_true", help="stay in front, for a supervisor; log to stderr")
+    mount.add_argument("--foreground", action="store_true", help="stay in the foreground, for a supervisor; log to stderr")
     _command(subparsers, "umount", commands.umount, "unmount, if nobody uses the image")
 
 
@@ -54,7 +57,7 @@ def _add_control_commands(subparsers: _Subparsers) -> None:
     stat = _command(subparsers, "stat", commands.stat, "show what the pool holds and has done")
     form = stat.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="every figure as JSON")
-    form.add_argument("--raw", action="store_true", help="every figure, 'key value' a line")
+    form.add_argument("--raw", action="store_true", help="every figure as 'key value' lines")
     form.add_argument("--output", metavar="COLS", help="these figures in a row, separated by commas")
     stat.add_argument("--bytes", action="store_true", help="sizes in bytes")
     stat.add_argument("--noheadings", action="store_true", help="no line of headings")
@@ -67,7 +70,7 @@ def _add_control_commands(subparsers: _Subparsers) -> None:
     for command in (shrink, compact):
         command.add_argument("--raw", action="store_true", help="the answer as 'key value' lines, also on a terminal")
     get = _command(subparsers, "get", commands.get, "read a control file, or all that hold one value")
-    get.add_argument("key", metavar="KEY", nargs="?", help="its name (all of them, 'key value' a line)")
+    get.add_argument("key", metavar="KEY", nargs="?", help="its name (without it all, as 'key value' lines)")
     set_ = _command(subparsers, "set", commands.set_, "write a control file: set KEY VALUE, or KEY=VALUE")
     set_.add_argument("key", metavar="KEY", help="its name, or KEY=VALUE")
     set_.add_argument("value", metavar="VALUE", nargs="?", help="what to write")
@@ -85,9 +88,11 @@ def _add_other_commands(subparsers: _Subparsers) -> None:
 
 
 def _command(subparsers: _Subparsers, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-    """A command on a mount: all take --mountpoint, those without an argument of their own also the mountpoint alone."""
+    """Add a command on a mount. All take --mountpoint; those without an argument of their own also take MOUNTPOINT."""
     command = subparsers.add_parser(name, help=text, description=text)
+    # None is the action of an argument that names none
     command.register("action", None, _Given)
+    # the others have an argument of their own, which a mountpoint before it would be taken for
     if name not in ("shrink", "compact", "get", "set"):
         command.add_argument("mountpoint", nargs="?", type=_path, metavar="MOUNTPOINT", help=f"where it is ({defaults.MOUNTPOINT})")
     command.add_argument(
@@ -98,7 +103,7 @@ def _command(subparsers: _Subparsers, name: str, run: Callable[[argparse.Namespa
 
 
 class _Given(argparse._StoreAction):
-    """Stores a value, and its text in `given`: what was given and what is assumed are told apart so."""
+    """Stores a value, and its text in `given`, so that a second `up` can compare only the options that were given."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
                  option_string: str | None = None) -> None:  # fmt: skip
@@ -107,7 +112,7 @@ class _Given(argparse._StoreAction):
 
 
 def _path(text: str) -> Path:
-    """A path, made absolute at once: a daemon works in another directory."""
+    """The absolute path: a daemon works in another directory."""
     try:
         return Path(usage.not_empty(text)).absolute()
     except FileNotFoundError:

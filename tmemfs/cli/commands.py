@@ -45,8 +45,10 @@ def down(arguments: argparse.Namespace) -> int:
     from tmemfs.system.capabilities import require_root
 
     require_root()
+    # the lock before the bar: a wait for another command is reported on stderr
     with lifecycle.of(arguments.mountpoint, "down") as target, Bar("swapping in") as bar:
         print(f"{target.mountpoint}: {lifecycle.down(target, arguments.force, bar.left)}")
+    # after the daemon: one that ends in order restores them itself
     _restore_kernel_settings()
     return 0
 
@@ -173,6 +175,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     """Print what the machine has of what tmemfs needs; 1 if something essential is missing."""
     from tmemfs.cli.doctor import examine
 
+    # a failure of a check is a finding, not an error of the command
     words = {True: "ok", False: "FAILS", None: "limited"}
     checks = examine(arguments.backing, _backing_refused(arguments.backing), _not_compiled())
     for check in checks:

@@ -119,6 +119,7 @@ def _backing(name: str, path: Path, refused: str) -> Check:
 
 def _disk(name: str, backing: Path) -> Check:
     place, free = _free_bytes(backing)
+    # 1 GiB: about the least that is worth a swap on disk
     ok = True if free > 1 << 30 else None
     return Check(name, ok, f"{format_size(free)} at {place}", "" if ok else "little to shrink to: give another --backing")
 
@@ -174,6 +175,7 @@ def _zswap(name: str) -> Check:
 def _other_swaps(name: str) -> Check:
     others = [entry for entry in swap_entries() if "/loop" not in entry.path]
     found = ", ".join(f"{entry.path} (priority {entry.priority})" for entry in others) or "none"
+    # the kernel fills the swap with the highest priority first; 100 is what `up` gives
     high = [entry for entry in others if entry.priority >= 100]
     return Check(name, None if high else True, found, "they are filled first: give a higher --priority" if high else "")
 

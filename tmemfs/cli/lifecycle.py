@@ -32,6 +32,7 @@ from tmemfs.system.proctext import Mount, parse_mounts
 from tmemfs.system.runtime import MountRecord
 from tmemfs.units import format_size
 
+#: A daemon truncates its backing when it ends, which can take seconds.
 _DAEMON_ENDS_S: Final = 20.0
 _POLL_S: Final = 0.02
 FS_TYPE: Final = "fuse.tmemfs"

@@ -18,6 +18,7 @@ from tmemfs.errors import Refused, TmemfsError
 from tmemfs.system.ownership import open_log
 
 _READY: Final = b"ready"
+#: Descriptors below this are standard input, output and error.
 _STANDARD: Final = 3
 
 

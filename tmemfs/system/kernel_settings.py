@@ -48,6 +48,7 @@ MINIMUM: Final = "min_free_kbytes"
 BOOST: Final = "watermark_boost_factor"
 #: Every value that is ever written, as a share of the administrator's.
 SHARES: Final[dict[str, tuple[float, ...]]] = {MINIMUM: (3 / 4, 1 / 2), BOOST: (0.0,)}
+#: Names of files in the runtime directory.
 _RECORD: Final = "kernel-settings"
 #: No file of a mount has such a name: runtime.name_for returns no plus sign.
 _LOCK: Final = "kernel-settings+lock"

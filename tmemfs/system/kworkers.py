@@ -23,6 +23,7 @@ from tmemfs.system import proctext
 
 #: Unbound ones, of any niceness; 'kworker/0:1' is bound to a core.
 _UNBOUND: Final = re.compile(rb"kworker/u[0-9]+:[0-9]+(?:[-+ \n]|$)")
+#: The lowest real-time priority: enough for the reserve, and below every other real-time task.
 _OURS: Final = (os.SCHED_RR, 1)
 
 

@@ -21,6 +21,7 @@ from tmemfs.system.ownership import open_log
 
 #: At most this many messages wait to be written. More are counted and dropped.
 MOST_WAITING: Final = 1000
+#: At its end the daemon waits for the last messages this long.
 _WRITTEN_S: Final = 5.0
 
 _Messages = queue.SimpleQueue[logging.LogRecord | Path | None]

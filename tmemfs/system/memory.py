@@ -46,6 +46,7 @@ _DIO_OFFSET_ALIGN_AT: Final = 0x9C
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 #: glibc's pthread_attr_t has 56 bytes.
 _PTHREAD_ATTR_BYTES: Final = 64
+#: Locked part of each thread's stack, of 512 KiB (docs/decisions/0001-locked-on-fault.md).
 STACK_DEPTH_BYTES: Final = 64 << 10
 #: Calls deep enough to use the first 16 KiB that the interpreter allocates per thread for frames.
 _FRAMES: Final = 120

@@ -23,6 +23,7 @@ from tmemfs.system.proctext import Mount, parse_keyed, word_of
 from tmemfs.system.swapdev import SWAP_IN_MARGIN
 from tmemfs.units import MIB, format_size
 
+#: Cgroups that the message names.
 _SHOWN: Final = 3
 
 

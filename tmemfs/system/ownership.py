@@ -32,6 +32,7 @@ from typing import Final
 from tmemfs.errors import Refused
 
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+#: As many symbolic links as the kernel follows (path_resolution(7)).
 _MOST_LINKS: Final = 40
 #: f_type of file systems whose files are RAM: tmpfs, ramfs, hugetlbfs (statfs(2)).
 _IN_RAM: Final = {0x01021994: "tmpfs", 0x858458F6: "ramfs", 0x958458F6: "hugetlbfs"}

@@ -19,6 +19,7 @@ _MEMINFO: Final = Path("/proc/meminfo")
 _PSI: Final = Path("/proc/pressure/memory")
 _V1: Final = Path("/sys/fs/cgroup/memory")
 _V2: Final = Path("/sys/fs/cgroup")
+#: Larger than /proc/meminfo and memory.stat.
 _READ_BYTES: Final = 8192
 #: 'some STALL_US WINDOW_US': fires after that much stall within the window. Unprivileged users may only have whole 2 s windows.
 _TRIGGERS: Final = ("some 20000 500000", "some 50000 2000000")
