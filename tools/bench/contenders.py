@@ -70,6 +70,7 @@ class Swap:
 
     def settle(self) -> None:
         """Wait until the daemon is idle, for some seconds at most."""
+        # a swap in the kernel has no daemon whose CPU could show that it still works
         for _ in range(_QUIET_LOOKS if self.daemons else 1):
             before = sum(map(cpu_s, self.daemons))
             time.sleep(_QUIET_S)
@@ -120,9 +121,11 @@ class Tmemfs:
         """See Contender."""
         mountpoint = directory / "mnt"
         mountpoint.mkdir()
+        # more than any workload stores: without a percentage, pages stay in RAM
         pool = "8G" if limits.pool_percent is None else f"{limits.pool_percent}%"
         options = ["--size", str(limits.swap_bytes), "--pool-max", pool, "--datapath", self.datapath,
                    "--backing", str(directory / "backing"), "--log", str(directory / "log")]  # fmt: skip
+        # before the mount: an interrupt may come while the daemon starts
         undo.callback(take_down, mountpoint)
         _run(sys.executable, "-m", "tmemfs", "mount", str(mountpoint), *options)
         device = _attach(undo, mountpoint / "swap")
@@ -154,14 +157,17 @@ class Zram:
 
     def on(self, undo: ExitStack, directory: Path, limits: Limits, swap: bool) -> Swap:
         """See Contender."""
+        # a device whose number was not read could not be removed again
         with uninterrupted():
             number = int((_ZRAM_CONTROL / "hot_add").read_text())
             undo.callback(_remove_zram, number)
         sys_block = swapdev.SYS_BLOCK / f"zram{number}"
+        # the kernel takes no other compressor once the device has a size
         (sys_block / "comp_algorithm").write_text(self.compressor)
         (sys_block / "disksize").write_text(str(limits.swap_bytes))
         device = f"/dev/zram{number}"
         if swap:
+            # without discard, as its users have it: the kernel tells zram of freed slots by itself
             _swap_on(undo, device, discard=False)
         return Swap(device, (), disk_of(directory), lambda: parse_mm_stat((sys_block / "mm_stat").read_text()))
 
@@ -178,6 +184,7 @@ class Plain:
         """See Contender."""
         file = directory / "swapfile"
         _run("fallocate", "--length", str(limits.swap_bytes), str(file))
+        # swapon(8) warns of other rights
         file.chmod(0o600)
         if swap:
             _swap_on(undo, str(file), discard=False)
@@ -288,6 +295,7 @@ def _other_swaps(ours: str | None) -> list[SwapEntry]:
 
 
 def _attach(undo: ExitStack, image: Path) -> str:
+    # by the path, since the device's name is not known if losetup was interrupted
     def detach() -> None:
         for device in swapdev.loop_devices_of(image):
             with suppress(Refused):
@@ -298,6 +306,7 @@ def _attach(undo: ExitStack, image: Path) -> str:
 
 
 def _swap_on(undo: ExitStack, device: str, discard: bool) -> None:
+    # registered before swapon(8), so it may find that the swap never was on
     def swap_off() -> None:
         if swapdev.swap_on_device(device):
             swapdev.swap_off(device)
@@ -312,6 +321,7 @@ def _written(control: Path, value: str) -> None:
 
 
 def _remove_zram(number: int) -> None:
+    # hot_remove refuses a device that holds memory
     (swapdev.SYS_BLOCK / f"zram{number}" / "reset").write_text("1")
     (_ZRAM_CONTROL / "hot_remove").write_text(str(number))
 
@@ -341,6 +351,7 @@ def _end_server(server: subprocess.Popen[bytes]) -> None:
 
 
 def _unmount(mountpoint: Path) -> None:
+    # the loop device closes the file some time after it is detached
     deadline = time.monotonic() + 10
     while swapdev.is_mounted(mountpoint):
         with suppress(OSError):

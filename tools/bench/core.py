@@ -69,6 +69,7 @@ def shrinks(directory: Path, pool_bytes: int, rounds: int) -> tuple[list[Shrink]
     done: list[Shrink] = []
     pool = f"{pool_bytes * 9 // 8}"
     with mounted(directory, "shrink", "--size", str(most * PAGE_BYTES), "--pool-max", pool) as mount:
+        # no background write-back: the shrink has to find everything in RAM
         mount.write("pool.high", pool)
         for _ in range(rounds):
             count = fill(mount, pages, most, pool_bytes)
@@ -109,6 +110,7 @@ def fill(mount: Mount, pages: RealPages, most: int, pool_bytes: int, first: int 
         for done in range(0, most, _BATCH):
             slot = first + done
             os.pwrite(fd, b"".join(pages.page(slot + at) for at in range(_BATCH)), slot * PAGE_BYTES)
+            # reading a control file for each batch would take longer than storing it
             if not done % (64 * _BATCH) and int(mount.stat()["pool_used"]) >= pool_bytes:
                 return done + _BATCH
     finally:
@@ -123,6 +125,7 @@ def _fio(directory: Path) -> Iterator[float]:
     The file is removed after the comparison: a file system that discards is busy with that for a while. Before, the file system has
     time to become idle.
     """
+    # dirty pages of others would be written meanwhile
     os.sync()
     time.sleep(_SETTLE_S)
     file = directory / "fio"
@@ -145,8 +148,9 @@ def read(mount: Mount, pages: RealPages, slots: list[int]) -> list[float]:
                 began = time.perf_counter()
                 os.preadv(fd, [page], slot * PAGE_BYTES)
                 times.append(time.perf_counter() - began)
+                # outside the timed part
                 if page[:] != pages.page(slot):
-                    raise SystemExit(f"bug in tmemfs: page {slot} came back wrong; please report it")
+                    raise SystemExit(f"bug in tmemfs: page {slot} was read with wrong content; please report it")
     finally:
         os.close(fd)
     return times

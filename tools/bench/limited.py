@@ -48,8 +48,10 @@ def limited(limit_bytes: int, may_kill: bool = False) -> Iterator[MemoryCgroup]:
         except Exception as error:
             failure = error
         finally:
+            # before the rest is killed: those kills are not the OOM killer's
             killed = oom_kills(cgroup)
             _end_all(cgroup)
+        # a kill explains whatever else failed, so it is the error that is reported
         if killed and not may_kill:
             raise ProgramFailed(f"the OOM killer ended {killed} of its processes at {limit_bytes / MIB:.0f} MiB") from failure
         if failure:
@@ -92,6 +94,7 @@ def _command_line(task: str) -> bytes:
 
 def within(cgroup: MemoryCgroup | None, *command: str) -> list[str]:
     """`command`, which enters `cgroup` first."""
+    # by a shell, not by preexec_fn: so all memory of the program is charged to the cgroup, and none of this process
     return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(cgroup.tasks), *command] if cgroup else [*command]
 
 
@@ -105,6 +108,7 @@ def started(command: Sequence[str], log: Path, end: signal.Signals = signal.SIGK
     try:
         yield process
     finally:
+        # a database that is killed would have to recover at its next start
         process.send_signal(end)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_ENDED_S)
@@ -142,10 +146,12 @@ def wait_until(ready: Callable[[], bool], server: subprocess.Popen[bytes], log: 
 
 def measured(swap: Swap, servers: tuple[int, ...], work: Callable[[], Result]) -> tuple[Result, Usage]:
     """What `work` returned and used; the CPU is that of `servers`, or without any, of the programs that `work` starts."""
+    # the daemon may still write back what an earlier workload left
     swap.settle()
     meter = Meter(swap.daemons, servers, swap.disk)
     reaped_s, before = _reaped_s(servers), meter.now()
     result = work()
+    # the time of the work alone, but the costs until the daemon is idle again
     wall_s = time.monotonic() - before.wall_s
     swap.settle()
     used = meter.now().since(before)

@@ -159,9 +159,11 @@ def postgres_programs(place: Path) -> Path | None:
 def _made(place: Path, make: Callable[[Path], None]) -> Path:
     """`place`, made at the first call; it is complete on disk or does not exist."""
     if not place.exists():
+        # an interrupted run may have left a part of it
         fresh = place.with_name(f"{place.name}.fresh")
         shutil.rmtree(fresh, ignore_errors=True)
         make(fresh)
+        # what is written later would be counted as bytes of the swap
         os.sync()
         fresh.rename(place)
     return place
@@ -182,6 +184,7 @@ def _redis(stage: Stage, cgroup: MemoryCgroup) -> Figures:
             connection.connect(str(path))
             client = RedisClient(connection.makefile("rwb"), stage.base.read_bytes(), stage.sizes.value_bytes)
             client.fill(keys)
+            # a first run finds out how many requests take the wanted time
             count = max(int(_redis_get(path, BATCH * 8, keys)["rate_per_s"] * stage.sizes.seconds), BATCH)
             figures, used = measured(stage.swap, (server.pid,), lambda: _redis_get(path, count, keys))
             client.verify(Random(stage.seed).sample(range(keys), BATCH))
@@ -208,6 +211,7 @@ def parse_redis_benchmark(text: str) -> Figures:
 def _pgbench(stage: Stage, cgroup: MemoryCgroup) -> Figures:
     cluster = _made(stage.place / "cluster", lambda fresh: _make_cluster(fresh, stage.sizes))
     with _postgres(cluster, stage.sizes, cgroup) as server:
+        # all of it into shared_buffers, which then do not fit: what is measured is swap, not reads of tables
         tables = ("pgbench_accounts", "pgbench_accounts_pkey")
         _psql(cluster, *(f"select pg_prewarm('{one}')" for one in tables))
         _ask_postgres(cluster, stage, cgroup, stage.sizes.seconds / 3)
@@ -325,7 +329,8 @@ def _compile(stage: Stage, cgroup: MemoryCgroup) -> Figures:
 
 
 def _make_source(place: Path) -> None:
-    """Write the source and compile it once, so that headers and compiler are in the page cache for all contenders."""
+    """Write the source, and compile it once."""
+    # headers and compiler are in the page cache for all contenders then
     place.mkdir()
     (place / "source.cc").write_text(_SOURCE)
     output(["g++", "-O1", "-c", str(place / "source.cc"), "-o", str(place / "0.o")])

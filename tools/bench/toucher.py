@@ -115,6 +115,7 @@ class Toucher:
         self._pending += some
 
     def _end(self) -> None:
+        # SIGKILL: it may be waiting for a page that never comes
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -146,6 +147,7 @@ class Herd:
 
     def touch(self, order: str, count: int, seed: int) -> list[Answer]:
         """Touch `count` swapped-out pages in total, all processes at once."""
+        # all are told before the first is waited for, so that they touch at the same time
         for member in self.members:
             member.tell(f"touch {order} {count // len(self.members)} {seed}")
         return [member.wait() for member in self.members]

@@ -67,6 +67,7 @@ def ample(swap: Swap, base: Path, sizes: Sizes, seed: int, sources: tuple[str, .
     """The workloads with as much RAM for the pool as it needs."""
     with herd(base, sizes.set_bytes // PAGE_BYTES, sizes.limit_bytes) as one:
         yield "fill", fill(swap, one, sizes)
+        # first: later workloads leave the pages in another order in swap
         yield "sequential", faults(swap, one, sizes, seed, 3, "sequential")
         for source in sources:
             yield source, faults(swap, one, sizes, seed, 0, from_disk=source == "disk")
@@ -113,11 +114,13 @@ def fill(swap: Swap, one: Herd, sizes: Sizes) -> Figures:
     """Write every page for the first time; what fits below the limit is not counted."""
     meter, first = _meter(swap, one), sizes.limit_bytes // PAGE_BYTES
     count = one.members[0].count
+    # the cgroup is full after that, so each further page swaps one out
     one.fill(0, first)
     swap.settle()
     before = meter.now()
     ns = one.fill(first, count - first)
     written = meter.now().since(before)
+    # the rate ends with the last page, the costs when the daemon is idle
     swap.settle()
     used = meter.now().since(before)
     out = max(used.pages_out, 1)
@@ -149,6 +152,7 @@ def faults(
 def accessed(swap: Swap, one: Herd, access: str, count: int, seed: int) -> Figures:
     """Touch and write `count` times, after as many to settle, the same pages for every contender; page-cluster is the machine's."""
     toucher, meter = one.members[0], _meter(swap, one)
+    # to settle: the resident set and the pool have to reflect the accesses, not the fill
     toucher.ask(f"access {access} {count} {seed * 2} {_WRITE_PERCENT}")
     own, before = swap.counters(), meter.now()
     figures = toucher.ask(f"access {access} {count} {seed * 2 + 1} {_WRITE_PERCENT}").figures
@@ -156,6 +160,7 @@ def accessed(swap: Swap, one: Herd, access: str, count: int, seed: int) -> Figur
     pages = max(used.pages_in + used.pages_out, 1)
     now = swap.counters()
     own_bytes = sum(now[key] - own[key] for key in ("disk_read_bytes", "bytes_written") if key in now)
+    # a swap in the kernel has no counters of its own
     if not own_bytes and not swap.daemons:
         own_bytes = (used.swapped["pswpin"] + used.swapped["pswpout"]) * PAGE_BYTES
     return {
@@ -195,6 +200,7 @@ def _latencies(answers: list[Answer]) -> Figures:
     times = sorted(ns for answer in answers for ns in answer.times_ns)
     if not times:
         raise RuntimeError("nothing was swapped out: the figure would be of nothing")
+    # of all processes together: from the first touch of any to the last of any
     took_s = (max(answer.figures["end"] for answer in answers) - min(answer.figures["begin"] for answer in answers)) / 1e9
     return {
         "p50_us": percentile(times, 50) / 1e3,

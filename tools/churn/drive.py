@@ -84,9 +84,11 @@ class Drive:
         supply = RealPages(_SEED)
         self._pages = [supply.page(number) for number in range(CONTENTS)]
         self._packed: list[Packed] = [encode(page, parse_codec("lz4")) for page in self._pages]
+        # a record has a header of 12 bytes, and 2 bytes of padding on average
         live = slots * sum(len(payload) + 14 for _, payload in self._packed) // CONTENTS
         frames = max(int(live * POOL_SHARE) // SEGMENT_BYTES, 12)
         tier_bytes = max(int((live - frames * SEGMENT_BYTES) / utilisation), 16 * SEGMENT_BYTES)
+        # twice as many numbers as extents fit: cleaning writes new ones before it frees old ones
         extents = tier_bytes // SEGMENT_BYTES
         self.tmem = Tmem(
             SlotTable(slots),
@@ -147,7 +149,7 @@ class Drive:
         self._next += count
         packed, stored = [self._packed[number] for number in numbers], 0
         while (stored := self.tmem.store(first, packed, stored)) < count:
-            self._make_room()
+            self._free_frames()
         self._model[first : first + count] = array("h", numbers)
 
     def _discard(self, first: int, count: int) -> None:
@@ -162,8 +164,9 @@ class Drive:
         if page != (self._pages[number] if number >= 0 else ZERO_PAGE):
             raise SystemExit(f"bug in tmemfs: slot {slot} came back wrong; please report it")
 
-    def _make_room(self) -> None:
+    def _free_frames(self) -> None:
         """What the shrinker and the cleaner do when the pool is full."""
+        # the tier first: a write-back needs a free extent
         while self.tmem.merges.space().free < SEGMENT_BYTES and self._clean():
             pass
         try:
@@ -174,6 +177,7 @@ class Drive:
                 self._write(plan.extent, plan.data)
                 self.tmem.commit_write_back(plan)
         except BackingFull:
+            # the least gain that is a gain at all, as the store does it when its tier is full
             if not self._clean(PAGE_BYTES):
                 raise SystemExit("the tier is full of live pages: give a lower utilisation") from None
             return

@@ -87,6 +87,7 @@ def parse_maps(text: str) -> list[Area]:
 
 def parse_pagemap(entries: Iterable[int], first: int, kind: Kind) -> Iterator[tuple[int, int]]:
     """(address, frame) of each page in RAM that is anonymous, or of shared memory; `first` is the address of the first entry."""
+    # all pages of a shared mapping have that bit
     without = _FILE_OR_SHARED if kind == "private" else 0
     for number, entry in enumerate(entries):
         if entry & _PRESENT and not entry & without:
@@ -98,6 +99,7 @@ def distinct(places: Iterable[Place]) -> list[Place]:
     frames: set[int] = set()
     found = []
     for place in places:
+        # 0 is an unknown frame, not a common one
         if place.frame not in frames:
             found.append(place)
             if place.frame:
@@ -116,6 +118,7 @@ def sample(total: int, most: int, seed: int) -> list[int]:
 def descendants(pid: int, parents: Mapping[int, int]) -> list[int]:
     """`pid` and all processes below it, from the parent of each process."""
     found = [pid]
+    # the list grows while it is walked: each child is looked up in turn
     for one in found:
         found += [child for child, parent in parents.items() if parent == one]
     return found
@@ -142,6 +145,7 @@ def _still(pid: int) -> Iterator[list[int]]:
     """The processes, stopped until the end of the block."""
     stopped: list[int] = []
     try:
+        # until no new one appears: a process may fork before it is stopped
         while new := [one for one in family(pid) if one not in stopped]:
             stopped += new
             for one in new:
@@ -160,7 +164,8 @@ def _signal(pid: int, number: signal.Signals) -> None:
 def _parents() -> Iterator[tuple[int, int]]:
     for entry in _PROC.iterdir():
         if entry.name.isdecimal():
-            with suppress(OSError):  # it has ended
+            # it may have ended
+            with suppress(OSError):
                 yield int(entry.name), parse_stat_parent((entry / "stat").read_text(errors="replace"))
 
 
@@ -180,6 +185,7 @@ def _entries(fd: int, area: Area) -> Iterator[tuple[int, array[int]]]:
     for first in range(area.start, area.end, _ENTRIES_PER_READ * PAGE_BYTES):
         count = min(_ENTRIES_PER_READ, (area.end - first) // PAGE_BYTES)
         data = os.pread(fd, count * _ENTRY_BYTES, first // PAGE_BYTES * _ENTRY_BYTES)
+        # most of a reservation has no page: it is skipped before it becomes numbers
         if data.count(0) < len(data):
             yield first, array("Q", data)
 

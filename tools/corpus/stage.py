@@ -106,8 +106,10 @@ class Stage:
 
     def end(self) -> None:
         """End all processes below this one. Raises Refused for one that cannot be killed."""
+        # a second SIGTERM makes some programs skip their cleanup
         told: set[int] = set()
         killed_from, given_up_at = time.monotonic() + _END_S, time.monotonic() + 2 * _END_S
+        # orphans of ended children come to us one after the other, so until none is left
         while left := family(os.getpid())[1:]:
             if time.monotonic() > given_up_at:
                 raise Refused(f"processes {left} cannot be killed: see what they wait for in /proc/PID/stack")

@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _soak_and_clean(summary: Summary, chosen: tuple[str, ...], arguments: argparse.Namespace) -> None:
     """Soak in a new directory, and check at the end what is left behind."""
     directory = Path(tempfile.mkdtemp(prefix="tmemfs-soak-", dir=arguments.directory)).resolve()
+    # before the first daemon changes any
     machine = Machine(directory, os.getpid())
     before = machine.settings()
     try:
@@ -78,6 +79,7 @@ def soak(summary: Summary, chosen: tuple[str, ...], seconds: float, directory: P
             run.actions(actions(summary.seed, chosen), began, seconds)
             run.verify(began)
         except BaseException:
+            # now: everything is taken down next, and the logs are removed
             print("the last actions: " + "; ".join(map(str, run.last)), file=sys.stderr)
             summary.faults += [f"the daemon's log of {place.name} ends: {place.logs()[-600:]}" for place in both.values()]
             raise
@@ -110,7 +112,7 @@ class Run:
             if self._is_verbose:
                 print(f"{now - began:7.1f} {self.last[-1]}", flush=True)
             self._actions.perform(self.last[-1])
-            self._look(time.monotonic() - began)
+            self._check(time.monotonic() - began)
             time.sleep(self._pauses.uniform(0, _LONGEST_PAUSE_S))
             if now - said_at > _SAID_EVERY_S:
                 said_at = now
@@ -122,17 +124,17 @@ class Run:
         steps, faults = self._readers.ended(HANG_S)
         self._summary.answers["readers' steps"] += steps
         self._summary.faults += faults
-        refused = self._look(time.monotonic() - began)
+        refused = self._check(time.monotonic() - began)
         for hog in self._hogs:
             hog.stop(refused)
-        self._look(time.monotonic() - began)
+        self._check(time.monotonic() - began)
         self._checks.finish()
         for place in self._places.values():
             code, said = place.command("down", str(place.mountpoint))
             if code:
                 self._summary.faults.append(f"down of {place.name} at the end ended with {code}: {said}")
 
-    def _look(self, at_s: float) -> int:
+    def _check(self, at_s: float) -> int:
         refused = self._checks.check(at_s)
         for hog in self._hogs:
             hog.check(refused)

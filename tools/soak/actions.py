@@ -57,6 +57,7 @@ class Actions:
     def settle(self) -> None:
         """Free the small backing and lift the limits, so that everything can be verified. Raises Fault."""
         for place in self._places.values():
+            # a full backing would have hogs killed in their last verification
             place.filler.unlink(missing_ok=True)
             for name, value in (("backing.max", "max"), ("pressure.mode", "auto")):
                 self._write(place, Action("settle", place.name, name, value))
@@ -100,6 +101,7 @@ class Actions:
             (("stat", mountpoint, "--raw"), {0}),
             (("up", mountpoint), {0}),
         ]
+        # in an order that depends on the action, so that a seed repeats it
         random.Random(str(action)).shuffle(asked)
         started = [(place.start(*words), words, allowed) for words, allowed in asked]
         for process, words, allowed in started:
@@ -110,12 +112,15 @@ class Actions:
 
     def _down(self, place: Place, action: Action) -> None:
         """Run `down`, which is refused while the hogs' pages fit nowhere else; if it succeeds, turn the swap on again."""
-        self._readers.kill()  # whose open files would keep it mounted
+        # their open files would keep it mounted
+        self._readers.kill()
+        # before the daemon ends, which loses its counters
         last = place.flat("stat"), place.flat("events")
         process = place.start("down", str(place.mountpoint))
         try:
             process.wait(_PATIENCE_S)
-        except subprocess.TimeoutExpired:  # as one who sits before it would
+        except subprocess.TimeoutExpired:
+            # as a user would interrupt it
             os.killpg(process.pid, signal.SIGINT)
         code, said = ended(process)
         if code not in _DOWN:
@@ -131,6 +136,7 @@ class Actions:
         with place.filler.open("ab") as file:
             while (free := _free_bytes(place)) > left:
                 try:
+                    # in steps: the daemon takes and frees space at the same time
                     at = os.fstat(file.fileno()).st_size
                     os.posix_fallocate(file.fileno(), at, min(free - left, _FILL_STEP))
                 except OSError as error:

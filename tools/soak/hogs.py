@@ -59,6 +59,7 @@ class Hog:
 
     def start(self, refused: int) -> None:
         """Start the hog; `refused` stores were refused so far."""
+        # other pages and another order in each life
         self._seed += 1
         command = [sys.executable, _PROGRAM, "--size", _SIZE, "--churn", _SHARE, "--seed", str(self._seed)]
         said = (self._directory / f"hog-{self._name}").open("w+b")
@@ -106,6 +107,7 @@ class Hog:
         run.close()
         rest = count_rounds(lines, self._counts)
         code = run.process.returncode
+        # the only kill that is allowed: see the module's docstring
         if code == -signal.SIGKILL and refused > run.refused:
             self._counts["killed where a store was full"] += 1
         elif code:

@@ -120,7 +120,8 @@ class Place:
     def up(self) -> None:
         """Turn it on. Raises Fault."""
         code, said = self.command("up", *self.options)
-        if "is up with other options" in said:  # a limit was changed since, and a `down` before this was refused
+        # the `down` before this was refused, and a limit was changed meanwhile
+        if "is up with other options" in said:
             code, said = self.command("up", str(self.mountpoint))
         if code:
             raise Fault(f"up of {self.name} ended with {code}: {said}")
@@ -134,6 +135,7 @@ class Place:
         pid = None
         with suppress(OSError, KeyError, ValueError, Fault):
             pid = int(self.flat("stat")["daemon_pid"])
+        # the command first: by hand only what it could not do
         with suppress(Fault, OSError):
             if not self.command("down", str(self.mountpoint), "--force")[0] and not swapdev.is_mounted(self.mountpoint):
                 return
@@ -183,6 +185,7 @@ def places(root: Path) -> Iterator[dict[str, Place]]:
             place.store.mkdir()
         _make_file_system(root / "image", made[SMALL].store, stack)
         for place in made.values():
+            # before `up`, which may be interrupted halfway
             stack.callback(place.take_down)
             place.up()
         yield made

@@ -84,6 +84,7 @@ class Pool:
 
     def store(self, slot: int, payload: int) -> None:
         """Store a page with a payload of that many bytes; 0 is a zero page, which has no record."""
+        # the new record before the old one is dead, as in the store: the old one may be in the segment that is evicted
         place = self._append(payload) if payload else None
         old = self._places.pop(slot, None)
         if place:

@@ -47,6 +47,7 @@ def recorded_swap(output: Path, size: str, pool_max: str) -> Iterator[None]:
         daemon = _start(output, directory, size, pool_max)
         undo.callback(_end, daemon, mountpoint)
         _wait_ready(daemon)
+        # runs before `_end`, which waits for the daemon: it ends when it is unmounted
         undo.callback(_unmount, mountpoint)
         device = swapdev.attach(mountpoint / "swap")
         undo.callback(swapdev.detach, device)
@@ -95,6 +96,7 @@ def _end(daemon: subprocess.Popen[str], mountpoint: Path) -> None:
 
 def _remove(directory: Path) -> None:
     """Remove what a session leaves, except for a mount that still exists."""
+    # not rmtree: what is still mounted there would be emptied
     (directory / "backing").unlink(missing_ok=True)
     for left in (directory / "mnt", directory):
         left.rmdir()

@@ -89,14 +89,17 @@ def _prepare() -> None:
     Path("/proc/sys/kernel/hung_task_timeout_secs").write_text(str(HUNG_S))
     Path("/proc/sys/kernel/hung_task_warnings").write_text("-1")
     Path("/proc/sys/kernel/sysrq").write_text("1")
+    # a guest this small needs the memory of every daemon that it can do without
     with suppress(RuntimeError, OSError):
-        run("udevadm", "control", "--exit")  # a small guest needs the headroom
+        run("udevadm", "control", "--exit")
     Path("/proc/sys/vm/drop_caches").write_text("3")
+    # the parents too: the guest ends with its first process
     for pid in _ancestry():
         with suppress(OSError):
             Path(f"/proc/{pid}/oom_score_adj").write_text("-1000")
     ctypes.CDLL(None).mlockall(_LOCK_ON_FAULT)
-    _ = [bytes(4000) for _ in range(HEAP_BYTES // 4000)]  # faulted in, and kept afterwards (contenders.KEPT_HEAP)
+    # faulted in, and kept by malloc afterwards (contenders.KEPT_HEAP)
+    _ = [bytes(4000) for _ in range(HEAP_BYTES // 4000)]
 
 
 def _ancestry() -> Iterator[int]:
@@ -113,6 +116,7 @@ def _up(swap: Contender, results: Path) -> Iterator[Contender]:
     try:
         swap.up()
         yield swap
+        # while it is up, and again at the end: after a failure the second is all there is
         with suppress(OSError, KeyError):
             swap.keep(results)
         _say("down begins")

@@ -77,6 +77,7 @@ def idle(seed: int, mib: int) -> int:
         end = min(start + CHUNK_PAGES, count)
         for number in range(start, end):
             memory[number * PAGE : (number + 1) * PAGE] = supply.page(number)
+        # as it goes: the guest has not enough RAM for all of them at once
         memory.madvise(MADV_PAGEOUT, start * PAGE, (end - start) * PAGE)
     say("filled", count)
     wrong = 0
@@ -95,6 +96,7 @@ def mlock(size: int, hold_s: float) -> int:
     say("size", count * PAGE)
     began = time.monotonic()
     for number in range(count):
+        # page by page, so that the kernel asks for memory at every single one
         if _libc.mlock(base + number * PAGE, PAGE):
             say("refused", number)
             return 3
@@ -124,6 +126,7 @@ def pin(floor_kb: int) -> int:
             if not _libc.mlock(base + locked * PAGE, more * PAGE):
                 locked, wait_s = locked + more, 0.0
         elif spare <= 0 and (less := min(-budget, LEAST_PAGES, locked)) > 0:
+            # from the end, so that what is locked stays one range
             locked -= less
             _libc.munlock(base + locked * PAGE, less * PAGE)
             memory.madvise(mmap.MADV_DONTNEED, locked * PAGE, less * PAGE)
@@ -137,11 +140,13 @@ def churn(mib: int) -> int:
     memory, versions, wrong, written = memory_of(count), bytearray(count), 0, 0
     say("churning", count)
     while not is_input_at_end(0):
+        # the input is checked once per 64 pages: a select(2) per page would take longer than the page
         for _ in range(64):
             number = int(random.random() * count)
             place = slice(number * PAGE, (number + 1) * PAGE)
             if versions[number]:
                 wrong += memory[place] != supply.page(number, versions[number])
+            # 0 means never written
             versions[number] = versions[number] % 255 + 1
             memory[place] = supply.page(number, versions[number])
             written += 1

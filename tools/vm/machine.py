@@ -117,6 +117,7 @@ def program_text(python: str, tree: Path, contender: str, results: Path, scenari
 
 def stage(tree: Path) -> None:
     """Copy what runs in the guest to `tree`, and compile it."""
+    # files of an earlier version would be imported too
     shutil.rmtree(tree, ignore_errors=True)
     for package in ("tmemfs", "tools"):
         shutil.copytree(CHECKOUT / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -141,6 +142,7 @@ def run(boot: Boot, limit_s: float, log: Path, say: Callable[[str], None]) -> st
     console = _Console(process, log, say)
     try:
         found = _wait(process, console, time.monotonic() + limit_s)
+        # before the emulator is ended: afterwards nobody can tell where the guest hangs
         if found is not None and process.poll() is None:
             ask_where_it_hangs(boot.monitor)
         return found
@@ -182,7 +184,8 @@ class _Console:
                 file.flush()
                 is_told = line.startswith(b"vm:")
                 is_up |= is_told
-                if is_told or not is_up:  # what a kernel complains of, once it is up, is no sign of life
+                # a kernel that is up may complain of hung tasks for ever, which is no sign of life
+                if is_told or not is_up:
                     self.heard = time.monotonic()
                 if is_told:
                     self._say(line.decode(errors="replace").rstrip())
@@ -196,6 +199,7 @@ def ask_where_it_hangs(monitor: Path) -> None:
         for request in (_QMP_HELLO, *(_keys("alt", "sysrq", letter) for letter in "9mlwt")):
             connection.sendall(request)
             connection.recv(65536)
+            # an emulated machine needs seconds to print all its tasks
             time.sleep(_KEYS_S)
 
 
@@ -206,6 +210,7 @@ def _keys(*names: str) -> bytes:
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     """End the process group of `process`."""
+    # the whole group: vng starts the emulator as a child
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
