@@ -1,13 +1,14 @@
-"""Dictionaries: what pages of one machine have in common, trained on some of them, so that zstd need not say it in each page.
+"""Dictionaries: content that the pages of one machine have in common, so that zstd does not repeat it in each page.
 
-A segment whose records were encoded with a dictionary begins with that dictionary, as a record of its own (tag DICTIONARY, slot
-DICTIONARY_SLOT) that no handle refers to. So it goes wherever the segment goes, and whoever finds the segment, after a crash too,
-finds what decodes it. Those in use are also kept here, by number. Knows nothing of slots and lanes.
+A dictionary is trained on some of the pages. A segment whose records were encoded with one begins with that dictionary, as a
+record of its own (tag DICTIONARY, slot DICTIONARY_SLOT) that no handle refers to. So the dictionary moves with the segment, and
+after a crash it is found where the records are that need it. `Dictionaries` keeps copies of those in use, by number. Knows nothing
+of slots and lanes.
 
-Thread-safety: `Dictionary.decode` from any thread, `Encoder.encode` from one at a time; `Dictionaries` under the store's lock, but
-for `known`.
+Thread-safety: any thread may call `Dictionary.decode`, one thread at a time `Encoder.encode`. The store's lock guards
+`Dictionaries`, except `known`.
 
-Invariant: 1. A number means the same dictionary as long as a segment bears it.
+Invariant: 1. A number means the same dictionary as long as a segment in use has that number.
 """
 
 from __future__ import annotations
@@ -23,28 +24,31 @@ from tmemfs.store.codec import DICTIONARY, ZSTD_FORMAT, zstd_parameters
 from tmemfs.store.record import RECORD_HEADER_BYTES, read_record, record_bytes, scan, write_record
 from tmemfs.units import PAGE_BYTES
 
-#: Every segment pays for its own: 4 KiB saved 0.312 of lz4's bytes and cost 0.004 of the segment; 32 KiB 0.330 and 0.031.
+#: Each segment holds a copy. 4 KiB saved 0.312 of lz4's bytes and took 0.004 of the segment, 32 KiB saved 0.330 and took 0.031.
 DICTIONARY_BYTES: Final = 4096
+#: The largest swap has such a slot too. The tag tells their records apart.
 DICTIONARY_SLOT: Final = 0xFFFF_FFFF
-#: What it takes of a segment, at most.
+#: The most that a dictionary takes of its segment.
 DICTIONARY_RECORD_BYTES: Final = record_bytes(DICTIONARY_BYTES)
-#: Memory for training, as a power of 2: with zstd's own choice, 20, it takes 12 MB more, and the result is no better.
+#: Size of the tables for training, as a power of 2. zstd's default of 20 takes 12 MB more and gives no better result.
 _TRAINING_LOG: Final = 16
-#: Fewer pages than this teach nothing that is true of others.
+#: A dictionary that is trained on fewer pages fits no others.
 LEAST_SAMPLES: Final = 64
 
 
 class Dictionary:
-    """`data`, which may be any bytes, as a dictionary of zstd; `number` is what segments call it."""
+    """`data`, which may be any bytes, as a dictionary of zstd. `number` is its number in the segment table."""
 
     def __init__(self, number: int, data: bytes) -> None:
         self.number = number
         self.data = data
         self.for_zstd = zstandard.ZstdCompressionDict(data)
+        # zstandard forbids that threads share a decompressor.
         self._of_thread = threading.local()
 
     def decode(self, payload: bytes | memoryview) -> bytes:
-        """The page that was encoded as `payload`. Raises Corrupt."""
+        """Return the page that was encoded as `payload`. Raises Corrupt."""
+        # An exception costs the first call of a thread only. A check would cost each call, and loads wait for this one.
         try:
             decompressor = self._of_thread.decompressor
         except AttributeError:
@@ -52,6 +56,7 @@ class Dictionary:
             self._of_thread.decompressor = decompressor
         try:
             page: bytes = decompressor.decompress(payload, max_output_size=PAGE_BYTES)
+        # A damaged payload can claim any size: ValueError and MemoryError come from one that no memory holds.
         except (zstandard.ZstdError, ValueError, MemoryError) as error:
             raise Corrupt(f"a record does not decode with its dictionary ({error}): restart the page's owner") from error
         if len(page) != PAGE_BYTES:
@@ -59,12 +64,12 @@ class Dictionary:
         return page
 
     def write_to(self, segment: memoryview, seed: int) -> int:
-        """Write its record at the start of `segment`, whose sequence gives `seed`; the bytes that takes."""
+        """Write the dictionary's record at the start of `segment`, whose seed is `seed`. Returns where the next one may start."""
         return write_record(segment, 0, DICTIONARY, DICTIONARY_SLOT, self.data, seed)
 
 
 class Encoder:
-    """Encodes pages with `dictionary` at a `level` of zstd."""
+    """Encodes pages with `dictionary` at `level` of zstd."""
 
     def __init__(self, dictionary: Dictionary, level: int) -> None:
         self.dictionary = dictionary
@@ -72,12 +77,12 @@ class Encoder:
         self._compressor = zstandard.ZstdCompressor(dict_data=dictionary.for_zstd, compression_params=zstd_parameters(level))
 
     def encode(self, page: bytes) -> bytes:
-        """The payload of one page."""
+        """Return the payload of one page."""
         return self._compressor.compress(page)
 
 
 class Dictionaries:
-    """Those that segments bear, as far as they have been met."""
+    """The dictionaries that segments begin with, by number: those that were made or read since the start."""
 
     def __init__(self) -> None:
         self._known: dict[int, Dictionary] = {}
@@ -87,44 +92,47 @@ class Dictionaries:
         return len(self._known)
 
     def known(self, number: int) -> Dictionary | None:
-        """Dictionary `number`, if it has been met; else it is at the start of the segments that bear it."""
+        """Return dictionary `number`, or None if it has to be read from the start of a segment first."""
+        # Callers need not hold the lock: a look-up is one step of the interpreter, and `keep_only` replaces the dict whole.
         return self._known.get(number)
 
     def add(self, data: bytes) -> Dictionary:
-        """A new one."""
+        """Add `data` as a new dictionary."""
         return self.adopt(self._last + 1, data)
 
     def adopt(self, number: int, data: bytes) -> Dictionary:
-        """The one that was found in a segment that bears `number`."""
+        """Add the dictionary that was found in a segment with `number`. If two threads found it, both get the first one's."""
         self._last = max(self._last, number)
         return self._known.setdefault(number, Dictionary(number, data))
 
     def number_above(self, number: int) -> None:
-        """Give no number that a segment bears already."""
+        """Give only numbers above `number` from now on: segments have those up to it."""
         self._last = max(self._last, number)
 
     def keep_only(self, numbers: Collection[int]) -> None:
-        """Forget all but `numbers`; one that is met again is adopted again."""
+        """Forget all but `numbers`. A dictionary that is needed again is read and adopted again."""
         self._known = {number: found for number, found in self._known.items() if number in numbers}
 
 
 def read_dictionary(segment: memoryview, seed: int) -> bytes:
-    """The dictionary at the start of `segment` (its first DICTIONARY_RECORD_BYTES will do), verified. Raises Corrupt."""
-    # No handle knows the length, so the record itself has to say it. A false one does not verify.
+    """Return the dictionary at the start of `segment`, verified. Its first DICTIONARY_RECORD_BYTES are enough. Raises Corrupt."""
+    # No handle has the length, so it has to come from the record itself. A wrong one does not verify.
     length = next((length for _, _, _, length in scan(segment, RECORD_HEADER_BYTES)), 0)
     try:
         return bytes(read_record(segment, 0, DICTIONARY_SLOT, DICTIONARY, length, seed))
     except Corrupt:
+        # That message names a slot, and DICTIONARY_SLOT would tell the reader nothing.
         raise Corrupt(
             "the dictionary of a segment is damaged: check the backing device, then restart what used its pages"
         ) from None
 
 
 def train(pages: Sequence[bytes]) -> bytes | None:
-    """A dictionary of DICTIONARY_BYTES or less for pages like `pages`; None where they have too little in common."""
+    """Return a dictionary of at most DICTIONARY_BYTES for pages like `pages`; None if they have too little in common."""
     if len(pages) < LEAST_SAMPLES:
         return None
     try:
         return zstandard.train_dictionary(DICTIONARY_BYTES, list(pages), f=_TRAINING_LOG).as_bytes()
     except zstandard.ZstdError:
+        # The trainer's way to say that it found nothing in common.
         return None

@@ -156,6 +156,7 @@ class Tmem:
             handle = self.slots.handles[slot]
             if handle <= ZERO_HANDLE:
                 return ZERO_PAGE
+            # The handle is taken apart here: calls of record.py's decoder would take 0.2 us more per load, of 4.
             segments, segment, tag = self.segments, handle >> SEGMENT_SHIFT, handle & TAG_MASK
             base = segments.base[segment]
             if base < 0:
