@@ -9,14 +9,18 @@ import argparse
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from tmemfs import __version__
 from tmemfs.cli import defaults
 from tmemfs.errors import BadValue, Refused
 from tmemfs.system.memory import total_ram_bytes
 from tmemfs.units import PAGE_BYTES, parse_size
+
+if TYPE_CHECKING:
+    from tmemfs.options import Options
 
 #: Serves until the mount ends. It calls its argument when the mount answers.
 Serve: TypeAlias = Callable[[Callable[[], None]], None]
@@ -37,43 +41,47 @@ def swap_bytes(text: str | None) -> int:
 
 def server(arguments: argparse.Namespace) -> Serve:
     """The function that runs the daemon with these arguments. Raises BadValue."""
-    size = swap_bytes(arguments.size)
+    return partial(_serve, arguments, swap_bytes(arguments.size))
+
+
+def _serve(arguments: argparse.Namespace, size: int, ready: Callable[[], None]) -> None:
+    # imported in the process that becomes the daemon: the command in front would only load what it never uses
+    from tmemfs import daemon
+    from tmemfs.system import own_mount, runtime
+
     values = {"size": str(size)} | {name.replace("_", "-"): str(getattr(arguments, name)) for name in _RECORDED}
+    recorded: list[runtime.MountRecord] = []
 
-    def serve(ready: Callable[[], None]) -> None:
-        # here, in the process that becomes the daemon: the command in front would only load what it never uses
-        from tmemfs import daemon
-        from tmemfs.options import Options
-        from tmemfs.system import own_mount, runtime
-        from tmemfs.system.swapdev import resolved
+    def answers() -> None:
+        # before the caller is told: the next command finds the mount by its record
+        recorded.append(own_mount.record_of(arguments.mountpoint, __version__, values))
+        runtime.write_record(recorded[0])
+        ready()
 
-        recorded: list[runtime.MountRecord] = []
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    with _default_directories(arguments):
+        daemon.serve(_options(arguments, size), answers)
+    # only after an unmount: a daemon that failed may leave a loop device, which `down` finds by the record
+    for record in recorded:
+        own_mount.forget(record)
 
-        def answers() -> None:
-            # before the caller is told: the next command finds the mount by its record
-            recorded.append(own_mount.record_of(arguments.mountpoint, __version__, values))
-            runtime.write_record(recorded[0])
-            ready()
 
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-        options = Options(
-            mountpoint=resolved(arguments.mountpoint),
-            swap_bytes=size,
-            pool_max=arguments.pool_max,
-            backing=None if arguments.backing == "none" else Path(arguments.backing),
-            backing_max=arguments.backing_max,
-            codec=arguments.codec,
-            datapath=arguments.datapath,
-            log=None if getattr(arguments, "foreground", False) else arguments.log,
-            kernel_tuning=arguments.kernel_tuning,
-        )
-        with _default_directories(arguments):
-            daemon.serve(options, answers)
-        # only after an unmount: a daemon that failed may leave a loop device, which `down` finds by the record
-        for record in recorded:
-            own_mount.forget(record)
+def _options(arguments: argparse.Namespace, size: int) -> Options:
+    from tmemfs.options import Options
+    from tmemfs.system.swapdev import resolved
 
-    return serve
+    return Options(
+        mountpoint=resolved(arguments.mountpoint),
+        swap_bytes=size,
+        pool_max=arguments.pool_max,
+        backing=None if arguments.backing == "none" else Path(arguments.backing),
+        backing_max=arguments.backing_max,
+        codec=arguments.codec,
+        datapath=arguments.datapath,
+        # in the foreground standard output belongs to the supervisor
+        log=None if getattr(arguments, "foreground", False) else arguments.log,
+        kernel_tuning=arguments.kernel_tuning,
+    )
 
 
 def start_in_background(serve: Serve, log: Path) -> None:

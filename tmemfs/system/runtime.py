@@ -85,7 +85,7 @@ def process_started(pid: int) -> int | None:
 
 def runtime_directory(directory: Path | None = None) -> Path:
     """The directory for root's locks and records, or `directory` instead; created if it is missing. Raises Refused."""
-    # its own rights are checked too: whoever can write to it could lock out every command, or plant records
+    # its own rights are checked too: a user who can write to it could lock out every command, or plant records
     place = directory or DIRECTORY
     try:
         with suppress(FileExistsError):
@@ -194,7 +194,7 @@ def drop_record(record: MountRecord, is_locked: bool) -> None:
     mountpoint = Path(record.mountpoint)
     if is_locked:
         return remove_record(mountpoint)
-    # no wait: whoever holds the lock drops the record itself, and two processes that wait for each other's mount would deadlock
+    # no wait: the holder of the lock drops the record itself, and two processes that wait for each other's mount would deadlock
     path = runtime_directory() / lock_of(mountpoint)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:

@@ -90,8 +90,6 @@ def _run_verifier(guest: Guest, name: str, command: list[str], seconds: float) -
 
 def low_memory(guest: Guest) -> Verdict:
     """One program keeps free memory at the minimum watermark while another causes pages to be swapped in and out."""
-    seconds = 300.0 if guest.full else 45.0
-    reasons: list[str] = []
     with hogs_ended() as running, Watch(guest.contender, guest.say) as watch:
         churner = Hog("churn", str(guest.ram_bytes // MIB))
         running.append(churner)
@@ -99,17 +97,13 @@ def low_memory(guest: Guest) -> Verdict:
         pinner = Hog("pin", str(PIN_FLOOR_BYTES >> 10))
         running.append(pinner)
         pinner.wait_for("pinning", FILLED_S)
-        time.sleep(15.0)  # it has pinned then
+        # by then it has pinned what it can
+        time.sleep(15.0)
         start = time.monotonic()
-        time.sleep(seconds)
+        time.sleep(300.0 if guest.full else 45.0)
         end = time.monotonic()
-        for hog, key in ((pinner, "pinned"), (churner, "wrong")):
-            hog.tell()
-            if hog.wait_for(key, VERIFIED_S) is None:
-                reasons.append(f"a hog did not end: exit code {hog.wait(0.5)}")
+        reasons = _hogs_wrong(churner, pinner)
     watch.save(guest.results / "low-memory.samples")
-    if churner.said.get("wrong") != "0":
-        reasons.append(f"pages that came back wrong: {churner.said.get('wrong')}")
     completed = evidence.between(watch.series("completed"), start, end)
     gap = evidence.longest_gap(completed)
     if len(completed) < 2:
@@ -117,21 +111,40 @@ def low_memory(guest: Guest) -> Verdict:
     elif gap >= LONGEST_GAP_S:
         reasons.append(f"no swap request was completed for {gap:.1f} s")
     reasons += evidence.judge_log(guest.log())
-    minimum = evidence.minimum_watermark_pages(Path("/proc/zoneinfo").read_text()) * 4096
-    free = [sample.value for sample in evidence.between(watch.series("MemFree"), start, end)]
     figures: dict[str, Figure] = {
         "longest_gap_s": gap,
         "longest_gap_in_page_counts_s": evidence.longest_gap(evidence.between(watch.swapped(), start, end)),
         "requests_completed": completed[-1].value - completed[0].value if completed else 0,
-        "minimum_watermark_mb": minimum / 1e6,
-        "free_median_mb": median(free) / 1e6 if free else 0.0,
-        "free_lowest_mb": min(free, default=0.0) / 1e6,
+        **_free_figures(watch, start, end),
         "pinned_mb": int(pinner.said.get("pinned", "0")) / 1e6,
         "pages_written": int(churner.said.get("written", "0")),
     }
     if isinstance(guest.contender, Tmemfs):
         figures["swap_stalls"] = int(guest.contender.stat()["pressure_swap_stalls"])
     return guest.verdict("low-memory", figures, reasons)
+
+
+def _hogs_wrong(churner: Hog, pinner: Hog) -> list[str]:
+    """End both hogs; returns what was wrong with them."""
+    reasons = []
+    # the pinner first: the churner needs memory to verify its pages
+    for hog, key in ((pinner, "pinned"), (churner, "wrong")):
+        hog.tell()
+        if hog.wait_for(key, VERIFIED_S) is None:
+            reasons.append(f"a hog did not end: exit code {hog.wait(0.5)}")
+    if churner.said.get("wrong") != "0":
+        reasons.append(f"pages with wrong content: {churner.said.get('wrong')}")
+    return reasons
+
+
+def _free_figures(watch: Watch, start: float, end: float) -> dict[str, Figure]:
+    minimum = evidence.minimum_watermark_pages(Path("/proc/zoneinfo").read_text()) * 4096
+    free = [sample.value for sample in evidence.between(watch.series("MemFree"), start, end)]
+    return {
+        "minimum_watermark_mb": minimum / 1e6,
+        "free_median_mb": median(free) / 1e6 if free else 0.0,
+        "free_lowest_mb": min(free, default=0.0) / 1e6,
+    }
 
 
 def privileges(guest: Guest) -> Verdict:
