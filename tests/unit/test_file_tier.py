@@ -148,7 +148,7 @@ def test_an_extent_that_is_written_again_has_the_new_data(tier: FileTier) -> Non
 
 def test_a_read_past_the_end_of_the_file_fails(tier: FileTier) -> None:
     tier.write(Extent(0), noise(1, BLOCK_BYTES))
-    with pytest.raises(TierError, match="ends before extent 0: something else cut it"):
+    with pytest.raises(TierError, match="ends before extent 0: something else truncated it"):
         read(tier, 0, 0, 2 * BLOCK_BYTES)
     with pytest.raises(TierError, match="ends before extent 9"):
         read(tier, 9, 0, BLOCK_BYTES)
@@ -163,7 +163,7 @@ def test_a_disk_without_space_is_full_not_broken(tier: FileTier, monkeypatch: py
 
 def test_a_disk_that_writes_nothing_is_full(tier: FileTier, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "pwrite", lambda fd, data, position: 0)
-    with pytest.raises(BackingFull, match="takes no more"):
+    with pytest.raises(BackingFull, match="accepts no more data"):
         tier.write(Extent(0), noise(1, BLOCK_BYTES))
 
 

@@ -84,7 +84,7 @@ def test_who_waits_is_told_for_whom_and_goes_on_when_it_ends(
         with runtime.locked(NAME, "tmemfs up /run/tmemfs"):
             assert (directory / NAME).read_text() == f"{os.getpid()} (tmemfs up /run/tmemfs)"
     said = capsys.readouterr().err
-    assert said == f"tmemfs: waiting for process {holder.pid} (tmemfs down /run/tmemfs), which works on the same\n"
+    assert said == f"tmemfs: waiting for process {holder.pid} (tmemfs down /run/tmemfs), which holds the same lock\n"
     assert list(directory.iterdir()) == []
 
 

@@ -358,8 +358,8 @@ def _wait_for_end(target: Target, daemon: int, deadline: float) -> None:
     if not ended.poll(max(deadline - time.monotonic(), 0) * 1000):
         holders = " ".join(map(str, _holders(target))) or "files that are open there"
         raise Busy(
-            f"{target.mountpoint} is unmounted here, but its daemon lives on: it is held by mount namespaces of processes "
-            f"or by open files ({holders}): end them, and try again"
+            f"{target.mountpoint} is unmounted here, but its daemon still runs: mount namespaces of other processes or open "
+            f"files hold it ({holders}): end those processes, and try again"
         )
 
 

@@ -21,7 +21,7 @@ def record_of(mountpoint: Path, version: str, options: dict[str, str]) -> MountR
     mount = swapdev.mount_at(place)
     started = runtime.process_started(os.getpid())
     if mount is None or started is None:
-        raise Refused(f"{place} was unmounted while it was mounted: try again")
+        raise Refused(f"{place} was unmounted while it was being mounted: try again")
     return MountRecord(os.fspath(place), os.getpid(), started, runtime.boot_id(), mount.device, version, options)
 
 

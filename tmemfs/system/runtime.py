@@ -92,7 +92,7 @@ def runtime_directory(directory: Path | None = None) -> Path:
             place.mkdir(mode=0o700)
         found = place.lstat()
     except OSError as error:
-        raise Refused(f"cannot create {place} ({error.strerror}): it has to be possible, for the locks of tmemfs") from error
+        raise Refused(f"cannot create {place} ({error.strerror}): tmemfs needs it for its locks") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise Refused(f"{place} is not a directory that only root can write to: remove it")
     return place
@@ -150,7 +150,7 @@ def _wait_for(fd: int) -> None:
             return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         time.sleep(_POLL_S)
     holder = os.fsdecode(os.pread(fd, 4096, 0)) or "unknown"
-    print(f"tmemfs: waiting for process {holder}, which works on the same", file=sys.stderr, flush=True)
+    print(f"tmemfs: waiting for process {holder}, which holds the same lock", file=sys.stderr, flush=True)
     fcntl.flock(fd, fcntl.LOCK_EX)
 
 

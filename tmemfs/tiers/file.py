@@ -89,7 +89,7 @@ class FileTier:
                 written = os.pwrite(self._fd, data, position)
                 # 0 is no error to the kernel, and would repeat for ever
                 if not written:
-                    raise BackingFull(f"{self.name} takes no more: free space on its file system or use a larger one")
+                    raise BackingFull(f"{self.name} accepts no more data: free space on its file system or use a larger one")
                 data = data[written:]
                 position += written
         except OSError as error:
@@ -104,7 +104,7 @@ class FileTier:
             while into:
                 count = os.preadv(self._fd, [into], position)
                 if not count:
-                    raise TierError(f"{self.name} ends before extent {extent}: something else cut it; check the disk")
+                    raise TierError(f"{self.name} ends before extent {extent}: something else truncated it; check the disk")
                 into = into[count:]
                 position += count
         except OSError as error:
@@ -170,7 +170,7 @@ class FileTier:
             return False
         if self.can_discard:
             self.can_discard = False
-            log.info("%s cannot give space back (%s): freed extents are only written again", self.name, error.strerror)
+            log.info("%s cannot release space (%s): freed extents are only written again", self.name, error.strerror)
         return True
 
     def _forget(self) -> None:
