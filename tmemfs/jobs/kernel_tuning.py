@@ -4,7 +4,7 @@
 system/kernel_settings.py. When it is turned off, or `mode` is off, or the daemon ends, everything is restored. At its start, `run`
 also restores what a daemon that was killed has left. While nothing is engaged, calls that would change a setting do nothing.
 
-Registering and restoring wait for other processes, so they are done in an executor; the rest is called in trio's thread.
+Registering and restoring wait for other processes, so they are done in an executor. The rest is called in trio's thread.
 
 Invariant: 1. While the executor uses the settings, `is_engaged` is false, so trio's thread does not use them.
 """

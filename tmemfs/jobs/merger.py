@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 #: Bytes per second that cleaning may write in the background, unless set otherwise.
 DEFAULT_RATE: Final = 64 << 20
-#: Faults that wait for the tier hold up a read of a cleaning for so long at most: it may not starve, for a full tier needs it.
+#: Faults that wait for the tier hold up a read of a cleaning for at most this long: a full tier needs the cleaning, too.
 _GIVE_WAY_S: Final = 0.1
 _LOOK_S: Final = 0.001
 
@@ -115,7 +115,7 @@ class Merger:
 
     def clean(self, least_gain_bytes: int = LEAST_GAIN_BYTES, stop: Stop | None = None) -> bool:
         """One cleaning on the tier that gains something; whether there was one. Raises TierError, Stopped."""
-        # A lock cannot be waited for and interrupted, so who can be stopped asks again and again.
+        # Waiting for a lock cannot be interrupted, so work that can be stopped polls for it.
         while not self._one_at_a_time.acquire(timeout=_LOOK_S if stop else -1):
             if stop:
                 stop.check()
@@ -140,7 +140,8 @@ class Merger:
         """Clean as planned, if anything is gained by that; whether it was. Raises TierError, Stopped."""
         copied = Copied(self._into)
         try:
-            # The store's lock is not held: what dies meanwhile is copied in vain, and the commit moves no handle that has changed.
+            # The store's lock is not held: a record that is invalidated meanwhile is copied in vain, and the commit moves no handle
+            # that has changed.
             self._gather(plan, copied, stop)
             gains = self._merges.gains(plan, copied)
             # The new extent is written before any handle moves (invariant 1): an error here leaves every record where it was.
@@ -206,7 +207,7 @@ class Merger:
             self.budget.set(rate, daily)
 
     def note_pause(self, seconds: float) -> None:
-        """Cleaning has waited for so long."""
+        """Cleaning has waited for `seconds`."""
         with self._counting:
             self.counts.pauses += 1
             self.counts.paused_s += seconds

@@ -53,7 +53,7 @@ IDLE_S: Final = 2.0
 LASTED_S: Final = 1.0
 #: While memory is short, new workers of the kernel are looked for this often.
 WORKERS_S: Final = 0.1
-#: They keep their priority for so long. Without it, a worker that is created just as memory is short again waits like any other.
+#: They keep their priority for this long. Without it, a worker that is created just as memory is short again waits like any other.
 WORKERS_KEPT_S: Final = 10.0
 #: The default reserve: this share of the memory there is, within these bounds.
 RESERVE_SHARE: Final = 1 / 16

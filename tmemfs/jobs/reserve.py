@@ -1,7 +1,7 @@
 """The reserve: frames that are faulted in ahead of need, so that a store never asks the kernel for memory.
 
-One thread faults frames in. It alone waits for the system's memory, for as long as that takes, and nobody waits for it: who needs a
-frame waits for a while, and then has a segment written back instead.
+One thread faults frames in. Only this thread waits for the kernel to find memory, for as long as that takes, and nothing waits for
+the thread. The shrinker waits a while for a frame, and then writes a segment back instead.
 
 Invariant: 1. Every plan taken from the store is committed, whatever the kernel answers.
 """
@@ -23,8 +23,8 @@ from tmemfs.units import SEGMENT_BYTES
 
 log = logging.getLogger(__name__)
 
-#: If a frame could not be had from the system for so long, one is written back instead: while memory is short, 25 times what it
-#: takes; else a frame comes, and only a busy machine delays it (with memory that its host had to find first it took 4 ms).
+#: If the kernel gives no frame for this long, a segment is written back instead. While memory is short, that is 25 times what a
+#: frame takes. Otherwise a frame comes, and only a busy machine delays it (4 ms, where its host had to find the memory first).
 SHORT_FRAME_S: Final = 0.02
 FRAME_S: Final = 0.1
 

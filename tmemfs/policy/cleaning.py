@@ -57,8 +57,9 @@ def saves_enough(before_bytes: int, after_bytes: int) -> bool:
 def benefit_per_cost(live_share: float, age: float) -> float:
     """What cleaning a segment is worth: the space it frees, weighed by how long that stays free, per byte read and written.
 
-    The age counts by its fourth root: pages that are hot die in RAM, so what reaches the tier differs less in age than a whole log
-    (docs/decisions/0005: 1.35 bytes written per byte stored under zipf, 1.58 with the age itself, 1.44 without it).
+    The age counts by its fourth root: hot pages are overwritten while they are in RAM, so what reaches the tier differs less in age
+    than a whole log (docs/decisions/0005: 1.35 bytes written per byte stored under zipf, 1.58 with the age itself, 1.44 without
+    it).
     """
     return (1 - live_share) * math.pow(age, AGE_EXPONENT) / (1 + live_share)
 
