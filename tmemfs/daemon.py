@@ -25,6 +25,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -75,10 +76,32 @@ _EVENT_LOOP_PAUSE_S: Final = 1.0
 _UNMOUNT_SEEN_S: Final = 5.0
 
 
-def serve(options: Options, ready: Callable[[], None], make_pager: MakePager = Pager) -> None:
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What is built before the mount."""
+
+    engine: Engine
+    tuning: KernelTuning
+    pressure: Pressure
+    limits: Limits
+    safety: MemorySafety
+
+
+#: Mounts and serves parts until the unmount; calls its last argument once the mount answers.
+ServeParts = Callable[[Options, Parts, Callable[[], None]], None]
+
+
+def serve_by_relay(options: Options, parts: Parts, ready: Callable[[], None]) -> None:
+    """Serve as a daemon does."""
+    _Server(options, parts, ready).run()
+
+
+def serve(
+    options: Options, ready: Callable[[], None], make_pager: MakePager = Pager, serve_parts: ServeParts = serve_by_relay
+) -> None:
     """Mount and serve until unmounted; `ready` is called once the mount answers. Raises what `check` raises.
 
-    `make_pager` is for those who record what a pager is asked.
+    `make_pager` is for those who record what a pager is asked, `serve_parts` for those who compare the relay with something else.
     """
     check(options)
     raise_limits()
@@ -87,7 +110,7 @@ def serve(options: Options, ready: Callable[[], None], make_pager: MakePager = P
     try:
         tier = FileTier(options.backing) if options.backing else MemoryTier(0)
         try:
-            _serve_from(options, tier, safety, ready, make_pager)
+            serve_parts(options, _build(options, tier, safety, make_pager), ready)
         finally:
             tier.close()
     except BaseException as error:
@@ -98,8 +121,8 @@ def serve(options: Options, ready: Callable[[], None], make_pager: MakePager = P
     log.info("the daemon of %s has ended: it was unmounted", options.mountpoint)
 
 
-def _serve_from(options: Options, tier: Tier, safety: MemorySafety, ready: Callable[[], None], make_pager: MakePager) -> None:
-    """Build what is not of the mount, and serve it."""
+def _build(options: Options, tier: Tier, safety: MemorySafety, make_pager: MakePager) -> Parts:
+    """Build what is not of the mount."""
     ram = memory.total_ram_bytes()
     backing_bytes = parse_size(options.backing_max, tier.capacity_bytes)
     engine = _build_engine(options, tier, ram, backing_bytes, safety, make_pager)
@@ -107,7 +130,7 @@ def _serve_from(options: Options, tier: Tier, safety: MemorySafety, ready: Calla
     tuning = KernelTuning(KernelSettings(), lambda: SwapWatch(mountpoint), options.kernel_tuning)
     pressure = Pressure(engine.tmem, engine.pool_size, engine.shrinker.counts, engine.notices.pressure, tuning)
     limits = Limits(engine.tmem, tier, engine.pool_size, engine.shrinker, ram, backing_bytes)
-    _Server(options, engine, tuning, pressure, limits, safety, ready).run()
+    return Parts(engine, tuning, pressure, limits, safety)
 
 
 def _build_engine(
@@ -138,53 +161,35 @@ class _Server:
     for the pages are served by the relay's threads meanwhile. No thread is created from then on.
     """
 
-    def __init__(
-        self,
-        options: Options,
-        engine: Engine,
-        tuning: KernelTuning,
-        pressure: Pressure,
-        limits: Limits,
-        safety: MemorySafety,
-        ready: Callable[[], None],
-    ) -> None:
+    def __init__(self, options: Options, parts: Parts, ready: Callable[[], None]) -> None:
         # constant after construction
         self._options = options
         self._mountpoint = options.mountpoint
-        self._engine = engine
-        self._tuning = tuning
-        self._pressure = pressure
-        self._limits = limits
-        self._safety = safety
+        self._engine = parts.engine
+        self._tuning = parts.tuning
+        self._pressure = parts.pressure
+        self._limits = parts.limits
+        self._safety = parts.safety
         self._ready = ready
         self._jobs = Jobs()
         self._interrupts = Interrupts()
         self._signals = SignalInbox()
-        self._shutdown = Shutdown(self._mountpoint, self._signals, tuning.executor)
+        self._shutdown = Shutdown(self._mountpoint, self._signals, self._tuning.executor)
         # of the main thread
         self._relay: Relay | None = None
         self._is_ready = False
-        self._unmounted = trio.Event()
 
     def run(self) -> None:
         """Serve until unmounted."""
         self._signals.install()
-        if self._options.datapath == "relay":
-            self._run_relay()
-        else:
-            namespace = self._build_namespace(dict)
-            pyfuse3.init(namespace, os.fspath(self._mountpoint), _fuse_options("fsname=tmemfs", "subtype=tmemfs", "allow_other"))
-            self._serve(namespace)
-
-    def _run_relay(self) -> None:
         device = mount_fuse(self._mountpoint)
         try:
             relay = self._relay = Relay(device, self._engine.pager, SWAP, self._interrupts)
             try:
                 self._safety.note_lock(memory.lock_region(relay.pages.buffers.map, relay.pages.buffers.size_bytes))
                 namespace = self._build_namespace(relay.statistics)
-                pyfuse3.init(namespace, f"/dev/fd/{relay.namespace_fd}", _fuse_options())
-                self._serve(namespace)
+                pyfuse3.init(namespace, f"/dev/fd/{relay.namespace_fd}", set(pyfuse3.default_options) - {"fsname=pyfuse3"})
+                self._serve(relay, namespace)
             finally:
                 self._unmount_at_last()
                 # Nobody frees frames any more, and `join` waits for stores that wait for one.
@@ -196,48 +201,44 @@ class _Server:
             os.close(device)
 
     def _build_namespace(self, request_counts: Callable[[], dict[str, int]]) -> Namespace:
-        """The control files, and on the plain data path the image."""
+        """The control files."""
         services = Services(
             self._engine,
             self._limits,
             self._pressure,
             self._jobs,
-            self._options.datapath,
             self._safety.outcomes,
             request_counts,
             self._shutdown.is_draining,
         )
-        return Namespace(self._engine.pager, ControlDirectory(services).attributes, self._space, self._interrupts)
+        return Namespace(ControlDirectory(services).attributes, self._space, self._interrupts)
 
-    def _serve(self, namespace: Namespace) -> None:
+    def _serve(self, relay: Relay, namespace: Namespace) -> None:
         """Serve until pyfuse3 or the relay is told of the unmount."""
         try:
             self._safety.note_lock(memory.lock_future())  # before the first thread starts
             self._engine.pager.warm(REQUESTS_UNDER_WAY, REQUEST_PAGES)
             with log_in_background(self._options.log) as written:
-                self._start_threads(namespace)
-                self._run_event_loop(namespace, written)
+                self._start_threads(relay)
+                self._run_event_loop(relay, namespace, written)
         finally:
             self._engine.close()
             self._tuning.close()
-            pyfuse3.close(unmount=self._relay is None)
+            pyfuse3.close(unmount=False)  # the socket that it has for a device is no mount
 
-    def _start_threads(self, namespace: Namespace) -> None:
+    def _start_threads(self, relay: Relay) -> None:
         try:
             self._tuning.start()
             self._engine.start()
-            if self._relay is not None:
-                self._relay.start()
-            else:
-                namespace.start()
+            relay.start()
         except RuntimeError as error:
             raise Refused(NO_THREADS.format(error)) from error
 
-    def _run_event_loop(self, namespace: Namespace, written: Log) -> None:
+    def _run_event_loop(self, relay: Relay, namespace: Namespace, written: Log) -> None:
         """Run trio until the file system is unmounted."""
         while not self._is_unmounted:
             try:
-                trio.run(self._main, namespace, written)
+                trio.run(self._main, relay, namespace, written)
             except BaseException as error:
                 if not self._is_ready:  # nobody uses the image yet, so the caller is told instead
                     raise first_error(error) from None
@@ -246,38 +247,31 @@ class _Server:
 
     @property
     def _is_unmounted(self) -> bool:
-        return self._unmounted.is_set() or (self._relay is not None and self._relay.is_over)
+        return self._relay is not None and self._relay.is_over
 
-    async def _main(self, namespace: Namespace, written: Log) -> None:
+    async def _main(self, relay: Relay, namespace: Namespace, written: Log) -> None:
         namespace.obey_interrupts()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._jobs.run, self._jobs_of(written))
+            nursery.start_soon(self._jobs.run, self._jobs_of(relay, written))
             if not self._is_ready:
                 nursery.start_soon(self._announce)
-            await (self._unmounted.wait() if self._relay is None else self._relay.wait_ended())
+            await relay.wait_ended()
             nursery.cancel_scope.cancel()
 
-    def _jobs_of(self, written: Log) -> tuple[Job, ...]:
+    def _jobs_of(self, relay: Relay, written: Log) -> tuple[Job, ...]:
         return (
             *self._engine.jobs,
             Job("pressure", self._pressure.run),
             Job("kernel settings", self._tuning.run),
             Job("signals", partial(self._shutdown.obey_signals, written)),
-            Job("namespace", self._serve_namespace, self._fail_namespace),
+            Job("namespace", self._serve_namespace, lambda why: relay.fail_forwarded()),
         )
 
     async def _serve_namespace(self) -> None:
-        """Serve the control files, and on the plain data path the image."""
+        """Serve the control files."""
         await pyfuse3.main()
-        if self._relay is None:
-            self._unmounted.set()
-            return
         await trio.sleep(_UNMOUNT_SEEN_S)  # both are told of the unmount, pyfuse3 perhaps first; the relay's word counts
         raise RuntimeError("pyfuse3 has ended though the file system is mounted")
-
-    def _fail_namespace(self, why: str) -> None:
-        if self._relay is not None:
-            self._relay.fail_forwarded()
 
     async def _announce(self) -> None:
         """Say that the mount is there, once it answers."""
@@ -305,8 +299,3 @@ class _Server:
     def _space(self) -> tuple[int, int]:
         size = self._engine.pager.swap_bytes
         return size, size - self._engine.tmem.pages_stored * PAGE_BYTES
-
-
-def _fuse_options(*more: str) -> set[str]:
-    """pyfuse3's defaults, without the checks that the kernel does for us."""
-    return (set(pyfuse3.default_options) | set(more)) - {"fsname=pyfuse3"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from tmemfs.errors import BadValue, Busy, Refused
 from tmemfs.fuse.mount import FUSE_DEVICE
@@ -36,7 +36,6 @@ class Options:
     backing: Path | None = None
     backing_max: str = "max"
     codec: str = "lz4"
-    datapath: Literal["relay", "pyfuse3"] = "relay"
     log: Path | None = None
     kernel_tuning: str = "auto"
 

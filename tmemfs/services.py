@@ -14,16 +14,15 @@ from tmemfs.store.consistency import TmemStatistics, statistics
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The parts. `datapath` serves the pages, `outcomes` says which measures of memory safety are in effect.
+    """The parts. `outcomes` says which measures of memory safety are in effect.
 
-    `request_counts` gives the counters of the data path, `is_draining` whether the daemon is being stopped.
+    `request_counts` gives the counters of the relay, `is_draining` whether the daemon is being stopped.
     """
 
     engine: Engine
     limits: Limits
     pressure: Pressure
     jobs: Jobs
-    datapath: str
     outcomes: Mapping[str, int] = field(default_factory=dict)
     request_counts: Callable[[], dict[str, int]] = dict
     is_draining: Callable[[], bool] = bool

@@ -45,7 +45,7 @@ def fail(*_: Any, **__: Any) -> Any:
 def new_services(tier: Tier) -> Services:
     """Services over `tier`, of which nothing runs."""
     engine = Engine.over(partial(new_tmem, slots=8192, frames=32, limit=LIMIT, extents=32), tier, parse_codec("lz4"))
-    return Services(engine, new_limits(engine, 32 * SEGMENT_BYTES, 32 * SEGMENT_BYTES), new_pressure(engine), Jobs(), "none")
+    return Services(engine, new_limits(engine, 32 * SEGMENT_BYTES, 32 * SEGMENT_BYTES), new_pressure(engine), Jobs())
 
 
 @pytest.fixture

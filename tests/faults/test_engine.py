@@ -45,7 +45,7 @@ def engine(tier: FaultyTier, monkeypatch: pytest.MonkeyPatch) -> Engine:
 
 @pytest.fixture
 def services(engine: Engine) -> Services:
-    return Services(engine, new_limits(engine, 32 * SEGMENT_BYTES, 32 * SEGMENT_BYTES), new_pressure(engine), Jobs(), "none")
+    return Services(engine, new_limits(engine, 32 * SEGMENT_BYTES, 32 * SEGMENT_BYTES), new_pressure(engine), Jobs())
 
 
 @pytest.fixture

@@ -32,14 +32,8 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> int:
     return ctypes.get_errno() if _libc.fallocate(fd, mode, offset, length) else 0
 
 
-@pytest.fixture(params=["relay", "pyfuse3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    with mounted(tmp_path, "--datapath", request.param) as place:
-        yield place
-
-
 @pytest.fixture
-def relay(tmp_path: Path) -> Iterator[Place]:
+def place(tmp_path: Path) -> Iterator[Place]:
     with mounted(tmp_path) as place:
         yield place
 
@@ -51,23 +45,23 @@ def image(place: Place) -> Iterator[int]:
     os.close(fd)
 
 
-def test_requests_are_read_and_not_spliced(relay: Place) -> None:
+def test_requests_are_read_and_not_spliced(place: Place) -> None:
     for _ in range(3):
-        relay.read("stat")
-    opened = [os.readlink(file) for file in Path(f"/proc/{relay.pid}/fd").iterdir()]
+        place.read("stat")
+    opened = [os.readlink(file) for file in Path(f"/proc/{place.pid}/fd").iterdir()]
     assert "/dev/fuse" in opened
     assert not [name for name in opened if name.startswith("pipe:")]  # libfuse makes one the first time it splices
 
 
-def test_a_mount_without_swap_changes_no_setting_of_the_kernel(relay: Place) -> None:
-    assert relay.read("kernel.tuning") == "[auto] off"
-    assert relay.number("kernel_tuning_in_use") == relay.number("watermark_boost_off") == 0
-    relay.write("kernel.tuning", "off")
-    assert relay.read("kernel.tuning") == "auto [off]"
+def test_a_mount_without_swap_changes_no_setting_of_the_kernel(place: Place) -> None:
+    assert place.read("kernel.tuning") == "[auto] off"
+    assert place.number("kernel_tuning_in_use") == place.number("watermark_boost_off") == 0
+    place.write("kernel.tuning", "off")
+    assert place.read("kernel.tuning") == "auto [off]"
     with pytest.raises(OSError, match="Invalid argument"):
-        relay.write("kernel.tuning", "on")
-    relay.write("kernel.tuning", "auto")
-    assert relay.number("kernel_tuning_in_use") == 0
+        place.write("kernel.tuning", "on")
+    place.write("kernel.tuning", "auto")
+    assert place.number("kernel_tuning_in_use") == 0
 
 
 def test_any_offset_and_length_reads_what_was_written(place: Place, image: int) -> None:
@@ -157,8 +151,8 @@ def test_statfs_tells_size_and_free_space(place: Place, image: int) -> None:
     assert before.f_bfree - after.f_bfree == 100
 
 
-def test_discards_of_any_place_and_size_read_as_zeros(relay: Place) -> None:
-    fd = os.open(relay.image, os.O_RDWR)
+def test_discards_of_any_place_and_size_read_as_zeros(place: Place) -> None:
+    fd = os.open(place.image, os.O_RDWR)
     model = bytearray(b"".join(page_of("half", number) for number in range(1024)))
     discards = ((PAGE_BYTES, PAGE_BYTES), (100, 50), (100, 5000), (4000, 9000), (512, 3 * MIB), (0, 4 * MIB))
     try:
@@ -166,7 +160,7 @@ def test_discards_of_any_place_and_size_read_as_zeros(relay: Place) -> None:
             for offset, length in discards:
                 os.pwrite(fd, model, 0)
                 if on_disk:
-                    relay.write("shrink", "all")
+                    place.write("shrink", "all")
                 assert fallocate(fd, PUNCH, offset, length) == 0
                 expected = model[:offset] + bytes(length) + model[offset + length :]
                 assert os.pread(fd, len(model), 0) == expected, (on_disk, offset, length)
@@ -174,31 +168,31 @@ def test_discards_of_any_place_and_size_read_as_zeros(relay: Place) -> None:
         os.close(fd)
 
 
-def test_discarding_everything_gives_ram_and_disk_back(relay: Place) -> None:
-    fd = os.open(relay.image, os.O_RDWR)
+def test_discarding_everything_gives_ram_and_disk_back(place: Place) -> None:
+    fd = os.open(place.image, os.O_RDWR)
     try:
         for first in range(0, 4096, 64):
             os.pwrite(fd, b"".join(page_of("raw", number) for number in range(first, first + 64)), first * PAGE_BYTES)
-        relay.write("shrink", "8M")
-        assert relay.backing.stat().st_blocks * 512 >= 8 * MIB
+        place.write("shrink", "8M")
+        assert place.backing.stat().st_blocks * 512 >= 8 * MIB
         assert fallocate(fd, PUNCH, 0, 256 * MIB) == 0
-        relay.write("pool.high", "max")  # the hole is punched in the background; anything that takes a turn will do
-        stat = relay.flat()
+        place.write("pool.high", "max")  # the hole is punched in the background; anything that takes a turn will do
+        stat = place.flat()
         assert (stat["pages_stored"], stat["compressed_bytes"]) == ("0", "0")
         assert int(stat["pool_used"]) <= 2 * MIB
     finally:
         os.close(fd)
-    relay_settles(relay)
+    settles(place)
 
 
-def relay_settles(place: Place) -> None:
+def settles(place: Place) -> None:
     """Everything that was given up is back at the system: at most reserve, buffers and the open segments are left."""
     wait_until(lambda: place.number("pool_resident") <= 8 * MIB)
     wait_until(lambda: place.backing.stat().st_blocks * 512 <= BACKING_HEADER_BYTES + MIB)
 
 
-def test_other_kinds_of_fallocate_are_not_supported(relay: Place) -> None:
-    fd = os.open(relay.image, os.O_RDWR)
+def test_other_kinds_of_fallocate_are_not_supported(place: Place) -> None:
+    fd = os.open(place.image, os.O_RDWR)
     try:
         assert fallocate(fd, 0, 0, PAGE_BYTES) == errno.EOPNOTSUPP
     finally:
@@ -246,20 +240,20 @@ def test_a_damaged_extent_fails_its_loads_and_nothing_else(place: Place, image: 
     assert os.pread(image, PAGE_BYTES, failed[0] * PAGE_BYTES) == page_of("raw", 5)
 
 
-def test_a_single_page_load_reads_two_blocks_at_most(relay: Place) -> None:
+def test_a_single_page_load_reads_two_blocks_at_most(place: Place) -> None:
     pages = RealPages(3)
-    fd = os.open(relay.image, os.O_RDWR)
+    fd = os.open(place.image, os.O_RDWR)
     try:
         for first in range(0, 8192, 64):
             os.pwrite(fd, b"".join(pages.page(number) for number in range(first, first + 64)), first * PAGE_BYTES)
-        relay.write("shrink", "all")
+        place.write("shrink", "all")
         for slot in random.Random(1).sample(range(8192), 200):
-            before = relay.number("disk_read_bytes")
+            before = place.number("disk_read_bytes")
             assert os.pread(fd, PAGE_BYTES, slot * PAGE_BYTES) == pages.page(slot)
-            read = relay.number("disk_read_bytes") - before
+            read = place.number("disk_read_bytes") - before
             assert 0 < read <= 2 * PAGE_BYTES and not read % SECTOR_BYTES
         for slot in range(8192):  # enough for the mean to be that of all
             assert os.pread(fd, PAGE_BYTES, slot * PAGE_BYTES) == pages.page(slot)
-        assert relay.number("disk_read_bytes") / relay.number("disk_reads") < 1.5 * PAGE_BYTES
+        assert place.number("disk_read_bytes") / place.number("disk_reads") < 1.5 * PAGE_BYTES
     finally:
         os.close(fd)

@@ -40,9 +40,9 @@ CAPABILITIES: Final = (0x0200_0000).to_bytes(4, "little") + bytes(16)
 Act = Callable[[Place], object]
 
 
-@pytest.fixture(scope="module", params=["relay", "pyfuse3"])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with directory_for_all() as directory, mounted(directory, "--datapath", request.param) as place:
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    with directory_for_all() as directory, mounted(directory) as place:
         with opened(place, os.O_WRONLY) as fd:
             os.pwrite(fd, b"".join(page_of("half", slot) for slot in range(SLOTS)), 0)
             os.pwrite(fd, page_of("half", 99), SIZE - PAGE_BYTES)

@@ -32,7 +32,7 @@ def ready():
 
 {injected}
 try:
-    daemon.serve(Options(Path(sys.argv[1]), 64 << 20, "16M", datapath=sys.argv[2]), ready)
+    daemon.serve(Options(Path(sys.argv[1]), 64 << 20, "16M"), ready)
     print("ended")
 except TmemfsError as error:
     print("refused:", error)
@@ -41,16 +41,16 @@ except Exception as error:
 """
 
 
-def start(mountpoint: Path, datapath: str, injected: str) -> subprocess.Popen[str]:
+def start(mountpoint: Path, injected: str) -> subprocess.Popen[str]:
     """A daemon that does `injected` first."""
     mountpoint.mkdir(exist_ok=True)
-    program = [sys.executable, "-c", _PROGRAM.format(injected=injected), str(mountpoint), datapath]
+    program = [sys.executable, "-c", _PROGRAM.format(injected=injected), str(mountpoint)]
     return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def said(mountpoint: Path, datapath: str, injected: str) -> str:
+def said(mountpoint: Path, injected: str) -> str:
     """What a daemon said at its end; nothing is mounted then."""
-    daemon = start(mountpoint, datapath, injected)
+    daemon = start(mountpoint, injected)
     try:
         text = daemon.communicate(timeout=60)[0]
     finally:
@@ -62,9 +62,8 @@ def said(mountpoint: Path, datapath: str, injected: str) -> str:
     return text
 
 
-@pytest.mark.parametrize("datapath", ["relay", "pyfuse3"])
 @pytest.mark.parametrize("allowed", [0, 1, 10])
-def test_a_daemon_that_cannot_have_its_threads_says_so(tmp_path: Path, datapath: str, allowed: int) -> None:
+def test_a_daemon_that_cannot_have_its_threads_says_so(tmp_path: Path, allowed: int) -> None:
     injected = f"""
 start, left = threading.Thread.start, [{allowed}]
 def limited(self):
@@ -74,22 +73,18 @@ def limited(self):
     start(self)
 threading.Thread.start = limited
 """
-    assert "refused: not enough threads can be created" in said(tmp_path / "mnt", datapath, injected)
+    assert "refused: not enough threads can be created" in said(tmp_path / "mnt", injected)
 
 
-@pytest.mark.parametrize("datapath", ["relay", "pyfuse3"])
 @pytest.mark.parametrize(
     "what", ["daemon.Relay", "pyfuse3.init", "daemon.Pager.warm", "daemon.log_in_background", "daemon.trio.run"]
 )
-def test_a_failure_before_the_mount_answers_leaves_no_mount(tmp_path: Path, datapath: str, what: str) -> None:
-    if (datapath, what) == ("pyfuse3", "daemon.Relay"):
-        pytest.skip("this data path has no relay")
-    assert "failed: Injected('injected')" in said(tmp_path / "mnt", datapath, f"{what} = fail")
+def test_a_failure_before_the_mount_answers_leaves_no_mount(tmp_path: Path, what: str) -> None:
+    assert "failed: Injected('injected')" in said(tmp_path / "mnt", f"{what} = fail")
 
 
-@pytest.mark.parametrize("datapath", ["relay", "pyfuse3"])
 @pytest.mark.parametrize("attempt", range(2))
-def test_a_signal_before_the_mount_answers_ends_the_daemon(tmp_path: Path, datapath: str, attempt: int) -> None:
+def test_a_signal_before_the_mount_answers_ends_the_daemon(tmp_path: Path, attempt: int) -> None:
     injected = """
 warm = daemon.Pager.warm
 def told(*arguments):
@@ -97,14 +92,13 @@ def told(*arguments):
     warm(*arguments)
 daemon.Pager.warm = told
 """
-    text = said(tmp_path / "mnt", datapath, injected)
+    text = said(tmp_path / "mnt", injected)
     assert "Traceback" not in text and "failed" not in text
 
 
-@pytest.mark.parametrize("datapath", ["relay", "pyfuse3"])
-def test_a_daemon_stays_when_nobody_waits_for_its_readiness_any_more(tmp_path: Path, datapath: str) -> None:
+def test_a_daemon_stays_when_nobody_waits_for_its_readiness_any_more(tmp_path: Path) -> None:
     mountpoint = tmp_path / "mnt"
-    daemon = start(mountpoint, datapath, "def ready():\n    print('there', flush=True)\n    raise BrokenPipeError(32, 'gone')")
+    daemon = start(mountpoint, "def ready():\n    print('there', flush=True)\n    raise BrokenPipeError(32, 'gone')")
     try:
         wait_until(lambda: daemon.poll() is not None or (mountpoint / "control/state").exists())
         assert daemon.poll() is None
@@ -127,7 +121,7 @@ def wait(self):
         time.sleep(0.01)
 Shrinker._fill_reserve = wait  # a job that cannot be cancelled
 """
-    daemon = start(mountpoint, "relay", injected)
+    daemon = start(mountpoint, injected)
     try:
         wait_until((mountpoint / "control").exists)
         swapdev.unmount(mountpoint)
@@ -150,7 +144,7 @@ def late(*arguments):
     return run(*arguments)
 daemon.trio.run = late
 """
-    text = said(tmp_path / "mnt", "relay", injected)
+    text = said(tmp_path / "mnt", injected)
     assert "ended\n" in text or "was it unmounted meanwhile?" in text
 
 
@@ -163,5 +157,5 @@ lowest = os.open("/dev/null", os.O_RDONLY)
 os.close(lowest)
 resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + {spare},) * 2)
 """
-    text = said(tmp_path / "mnt", "relay", injected)
+    text = said(tmp_path / "mnt", injected)
     assert "refused:" in text and "not enough files can be opened" in text

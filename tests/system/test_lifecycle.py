@@ -126,11 +126,11 @@ def consistent(place: Place, why: object) -> None:
 
 def test_an_up_with_other_options_is_refused_and_names_them(tmp_path: Path) -> None:
     with swap_up(tmp_path, "--codec", "lz4", size="1G", pool_max="64M") as place:
-        same = ["--size", "1024M", "--pool-max", "64M", "--codec", "lz4", "--backing-max", "max", "--datapath", "relay"]
+        same = ["--size", "1024M", "--pool-max", "64M", "--codec", "lz4", "--backing-max", "max"]
         assert "already up" in tmemfs("up", *place.options, *same, "--priority", "100").stdout
         files = {"backing none": place.backing, "log /x": place.log}
         figures = {"size 4K": "1 GiB", "pool-max 1G": "64 MiB", "priority 3": "100", "backing-max 1G": ""}
-        for expected in (files, figures, {"codec zstd": "lz4", "datapath pyfuse3": "relay"}):
+        for expected in (files, figures, {"codec zstd": "lz4"}):
             other = [word for given in expected for word in f"--{given}".split()]
             done = tmemfs("up", place.mountpoint, *other, check=False)
             assert done.returncode == 2 and done.stdout == ""

@@ -105,7 +105,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (["up", "--priority", "high"], "argument --priority: 'high' is not a swap priority (-1 to 32767): see 'tmemfs up --help'"),
         (["up", "--priority", "32768"], "argument --priority: '32768' is not a swap priority (-1 to 32767)"),
         (["up", "--priority", "-2"], "argument --priority: '-2' is not a swap priority (-1 to 32767)"),
-        (["mount", "--datapath", "fast"], "argument --datapath: invalid choice: 'fast'"),
+        (["mount", "--kernel-tuning", "fast"], "argument --kernel-tuning: invalid choice: 'fast'"),
         (["mount", "--size", "-5M"], "argument --size: expected one argument: see 'tmemfs mount --help'"),
         (["mount", ""], "argument MOUNTPOINT: '' is not a path: see 'tmemfs mount --help'"),
         (["mount", "--backing", ""], "argument --backing: '' is not a path"),
@@ -260,11 +260,11 @@ def test_a_mount_in_the_foreground_is_served_with_what_was_given(places: Path, m
     served: list[Options] = []
     monkeypatch.setattr(daemon, "serve", lambda options, ready: served.append(options))
     given = ["--size", "8M", "--pool-max", "1G", "--backing", "none", "--backing-max", "50%", "--codec", "zstd:3"]
-    assert cli.main(["mount", "--foreground", *given, "--datapath", "pyfuse3", str(places)]) == 0
+    assert cli.main(["mount", "--foreground", *given, str(places)]) == 0
     assert cli.main(["mount", "--foreground", "--size", "8M"]) == 0
     assert served == [
-        Options(places, 8 << 20, "1G", None, "50%", "zstd:3", "pyfuse3"),
-        Options(places / "mountpoint", 8 << 20, "25%", places / "lib" / "backing", "max", "lz4", "relay"),
+        Options(places, 8 << 20, "1G", None, "50%", "zstd:3"),
+        Options(places / "mountpoint", 8 << 20, "25%", places / "lib" / "backing", "max", "lz4"),
     ]
     assert sorted(path.name for path in places.iterdir()) == ["lib", "mountpoint"]
 

@@ -55,7 +55,7 @@ HOSTILE: Final = (
     "--size=--",
 )  # fmt: skip
 _MOUNT_OPTIONS: Final = (
-    "--size=8M", "--pool-max=64M", "--backing=none", "--backing-max=50%", "--codec=zstd:3", "--datapath=pyfuse3",
+    "--size=8M", "--pool-max=64M", "--backing=none", "--backing-max=50%", "--codec=zstd:3", "--kernel-tuning=off",
     "--kernel-tuning=off", "--log=./log",
 )  # fmt: skip
 #: Options of each command, with words that are right.
@@ -134,7 +134,7 @@ def _fill_control(directory: Path) -> None:
     regions = Regions.new(slots=64, frames=10, extents=10)
     engine = Engine.over(partial(regions.start, 10, 64), FaultyTier(), parse_codec("lz4"))
     outcomes = {"memory_locked": 1, "io_flusher": 1, "oom_score_adj_set": 1, "realtime": 1}
-    services = Services(engine, new_limits(engine, 64 * MIB, 10 * MIB), new_pressure(engine), Jobs(), "none", outcomes)
+    services = Services(engine, new_limits(engine, 64 * MIB, 10 * MIB), new_pressure(engine), Jobs(), outcomes)
     for attribute in ControlDirectory(services).attributes:
         (directory / attribute.name).write_text(attribute.read())
     regions.close()

@@ -33,7 +33,7 @@ RAM: Final = 64 * MIB
 def services() -> Iterator[Services]:
     regions = Regions.new(slots=1024, frames=16, extents=16)
     engine = Engine.over(partial(regions.start, limit=LIMIT // MIB, slots=1024), FaultyTier(), parse_codec("lz4"))
-    yield Services(engine, new_limits(engine, RAM, 16 * MIB), new_pressure(engine), Jobs(), "none")
+    yield Services(engine, new_limits(engine, RAM, 16 * MIB), new_pressure(engine), Jobs())
     regions.close()
 
 

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable, Iterator
-from functools import partial
+from collections.abc import Awaitable
 from types import SimpleNamespace
 from typing import Any
 
 import pyfuse3
 import pytest
 
-from tests.parts import FaultyTier, Regions
 from tmemfs.control import Attribute
 from tmemfs.control_files import ControlFile
-from tmemfs.engine import Engine
 from tmemfs.errors import FellShort, OutOfRange
 from tmemfs.fuse import namespace
 from tmemfs.fuse.namespace import CONTROL, FIRST_ATTRIBUTE, LONGEST_VALUE_BYTES, ROOT, SWAP, Namespace
-from tmemfs.store.codec import parse_codec
 
 ROOTS = SimpleNamespace(uid=0)
 OTHERS = SimpleNamespace(uid=1000)
 VALUE = FIRST_ATTRIBUTE
 BROKEN = FIRST_ATTRIBUTE + 1
+SWAP_BYTES = 16 << 20
 
 
 class Value:
@@ -53,13 +50,10 @@ def value() -> Value:
 
 
 @pytest.fixture
-def tree(value: Value) -> Iterator[Namespace]:
-    regions = Regions.new(slots=4096, frames=32, extents=32)
-    engine = Engine.over(partial(regions.start, limit=16, slots=4096), FaultyTier(), parse_codec("lz4"))
+def tree(value: Value) -> Namespace:
     files = ControlFile("value", "-", "A value.", is_writable=True), ControlFile("broken", "-", "A bug.", is_writable=True)
     attributes = Attribute(files[0], value.read, value.write), Attribute(files[1], broken, broken)
-    yield Namespace(engine.pager, attributes, lambda: (engine.pager.swap_bytes, 0))
-    regions.close()
+    return Namespace(attributes, lambda: (SWAP_BYTES, 0))
 
 
 async def errno_of(doing: Awaitable[Any]) -> int:

@@ -37,7 +37,7 @@ def services() -> Iterator[Services]:
     engine = Engine.over(partial(regions.start, limit=12, slots=1024), FaultyTier(), parse_codec("lz4"))
     engine.tmem.store(0, [encode(page_of("raw", number), parse_codec("lz4")) for number in range(300)])
     outcomes = {"memory_locked": 1, "io_flusher": 0}
-    yield Services(engine, new_limits(engine, 64 * MIB, 16 * MIB), new_pressure(engine), Jobs(), "none", outcomes)
+    yield Services(engine, new_limits(engine, 64 * MIB, 16 * MIB), new_pressure(engine), Jobs(), outcomes)
     regions.close()
 
 
@@ -75,7 +75,7 @@ def test_what_stat_and_events_count_is_a_metric_of_prometheus() -> None:
     keyed: tuple[Output, ...] = ("stat", "events")
     numbers = {metric.name for output in keyed for metric in shown_in(output) if metric.kind != "info"}
     assert numbers <= shown
-    assert shown - numbers == {"version", "datapath", "codec", "healthy"}
+    assert shown - numbers == {"version", "codec", "healthy"}
 
 
 def test_every_protection_that_is_tried_is_shown() -> None:
@@ -110,7 +110,7 @@ def test_metrics_are_valid_for_prometheus(services: Services) -> None:
     assert found["tmemfs_stores_total"] == ("counter", "300")
     assert found["tmemfs_healthy"] == ("gauge", "1")
     assert found["tmemfs_cleaner_budget_left"] == ("gauge", "+Inf")
-    assert 'tmemfs_info{version="' in text and 'datapath="none",codec="lz4"} 1' in text
+    assert 'tmemfs_info{version="' in text and '",codec="lz4"} 1' in text
     assert "tmemfs_min_free_bytes" not in found and "tmemfs_requests_total" not in found  # they do not apply
 
 

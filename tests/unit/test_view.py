@@ -203,7 +203,7 @@ def test_what_a_daemon_says_can_be_shown(tmp_path: Path, capsys: pytest.CaptureF
     engine = Engine.over(partial(regions.start, 10, 64), FaultyTier(), parse_codec("lz4"))
     engine.tmem.store(0, [encode(page_of("text", 1), parse_codec("lz4"))])
     outcomes = {"memory_locked": 1, "io_flusher": 1, "oom_score_adj_set": 1, "realtime": 1}
-    services = Services(engine, new_limits(engine, 64 * MIB, 10 * MIB), new_pressure(engine), Jobs(), "none", outcomes)
+    services = Services(engine, new_limits(engine, 64 * MIB, 10 * MIB), new_pressure(engine), Jobs(), outcomes)
     (tmp_path / "control").mkdir()
     for attribute in ControlDirectory(services).attributes:
         (tmp_path / "control" / attribute.name).write_text(attribute.read())

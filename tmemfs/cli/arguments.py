@@ -134,7 +134,6 @@ def _add_mount_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--backing-max", default="max", help="most disk: a size, N%% of what is free there, or max")
     command.add_argument("--codec", default="lz4", help="lz4, zstd, zstd:LEVEL or none (lz4)")
-    command.add_argument("--datapath", choices=("relay", "pyfuse3"), default="relay", help="who serves the pages (relay)")
     command.add_argument("--kernel-tuning", choices=("auto", "off"), default="auto",
                          help="change the kernel's settings while the swap is on (auto)")  # fmt: skip
     command.add_argument("--log", type=_path, default=defaults.LOG, help=f"the daemon's log ({defaults.LOG})")

@@ -59,11 +59,6 @@ def _codec(target: Target, text: str) -> str | None:
     return None if parse_codec(text).name == now else now
 
 
-def _datapath(target: Target, text: str) -> str | None:
-    now = str(read_stat(target.places[0])["datapath"])
-    return None if text == now else now
-
-
 def _kernel_tuning(target: Target, text: str) -> str | None:
     now = next(word[1:-1] for word in read_control(target.places[0], "kernel.tuning").split() if word.startswith("["))
     return None if text == now else now
@@ -93,7 +88,6 @@ _COMPARES: Final[dict[str, _Compare]] = {
     "backing": _path("backing"),
     "backing-max": _backing_max,
     "codec": _codec,
-    "datapath": _datapath,
     "kernel-tuning": _kernel_tuning,
     "log": _path("log"),
     "priority": _priority,

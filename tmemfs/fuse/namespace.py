@@ -2,8 +2,8 @@
 
     1 /            2 swap            3 control/            4... control/<attribute>, in the table's order
 
-Beside the relay it never sees a page; with `--datapath pyfuse3` its read and write handlers serve the image from the same
-pager. (pyfuse3 has no fallocate handler, so no discards arrive there.)
+It never sees a page: the relay answers the reads and writes of the image itself. What pyfuse3 is asked about the image is its
+attributes, and to open and close it.
 
 What is read of an attribute comes from `texts`. A write is one whole value. If it is refused, what is read next by the same handle
 is the reason, one line, until a value is taken.
@@ -36,8 +36,6 @@ from tmemfs.fuse.contain import contain
 from tmemfs.fuse.interrupts import Interrupts
 from tmemfs.fuse.library import pyfuse3
 from tmemfs.fuse.texts import Texts
-from tmemfs.jobs.executor import Executor
-from tmemfs.pages.pager import Deferred, Pager
 from tmemfs.units import PAGE_BYTES
 
 log = logging.getLogger(__name__)
@@ -62,21 +60,19 @@ Space = Callable[[], tuple[int, int]]
 
 
 class Namespace(pyfuse3.Operations):
-    """Operations over `attributes` and, for the plain data path, `pager`. `space` gives total and free bytes."""
+    """Operations over `attributes`. `space` gives the size of the image, and how much of it is free, in bytes."""
 
     supports_dot_lookup = True
     enable_writeback_cache = False
 
-    def __init__(self, pager: Pager, attributes: tuple[Attribute, ...], space: Space, interrupts: Interrupts | None = None) -> None:
+    def __init__(self, attributes: tuple[Attribute, ...], space: Space, interrupts: Interrupts | None = None) -> None:
         super().__init__()
         # constant after construction
-        self._pager = pager
         self._space = space
         self._attributes = {FIRST_ATTRIBUTE + at: attribute for at, attribute in enumerate(attributes)}
         self._inodes = {attribute.name: inode for inode, attribute in self._attributes.items()}
         self._born_ns = time.time_ns()
         self._entries = {inode: self._fixed_entry(inode) for inode in (*_DIRECTORIES, *self._attributes)}
-        self._loads, self._stores = Executor("loads", threads=4), Executor("stores")
         self._interrupts = interrupts or Interrupts()
         # of trio's thread
         self._texts = Texts(time.monotonic)
@@ -85,11 +81,6 @@ class Namespace(pyfuse3.Operations):
         self._open_by_others = 0
         self._writing: dict[int, set[trio.CancelScope]] = {}
         contain(self)
-
-    def start(self) -> None:
-        """Start the threads of the plain data path."""
-        self._loads.start()
-        self._stores.start()
 
     async def lookup(self, parent: int, name: bytes, ctx: Any) -> Any:
         """The entry of `name`."""
@@ -113,7 +104,7 @@ class Namespace(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EPERM)
         if inode in self._attributes and self._attributes[inode].write is None:
             raise pyfuse3.FUSEError(errno.EACCES)
-        if attr.st_size != (self._pager.swap_bytes if inode == SWAP else 0):
+        if attr.st_size != (self._space()[0] if inode == SWAP else 0):
             raise pyfuse3.FUSEError(errno.EINVAL)
         return entry
 
@@ -169,21 +160,15 @@ class Namespace(pyfuse3.Operations):
         return self._opened << _SERIAL_SHIFT | (flags & os.O_APPEND and _APPENDS) | (is_root and _BY_ROOT) | inode
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        """Part of an attribute's text, or of the image on the plain data path."""
-        inode = fh & _INODE_MASK
-        if inode == SWAP:
-            return await self._finish(lambda: self._pager.read(off, size)) or b""
+        """Part of an attribute's text."""
+        inode = inode_of(fh)
         if (reason := self._reasons.get(fh)) is not None:
             return reason[off : off + size]
         return self._texts.read(fh, inode, bool(fh & _BY_ROOT), partial(_render, self._attribute(inode)), off, size)
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        """One value of an attribute, or part of the image on the plain data path."""
-        inode = fh & _INODE_MASK
-        if inode == SWAP:
-            await self._finish(lambda: self._pager.write(off, memoryview(buf)))
-            return len(buf)
-        attribute = self._attribute(inode)
+        """One value of an attribute."""
+        attribute = self._attribute(inode_of(fh))
         try:
             assert attribute.write is not None
             # the end of a file that has no size is where it was last written
@@ -278,15 +263,6 @@ class Namespace(pyfuse3.Operations):
         """Not offered."""
         raise pyfuse3.FUSEError(errno.EPERM)
 
-    async def _finish(self, begin: Callable[[], bytes | Deferred | None]) -> bytes | None:
-        """What the pager gives, at once or after a wait in a thread."""
-        result = begin()
-        if not isinstance(result, Deferred):
-            return result
-        if result.lane != "store":
-            return await self._loads.run(result.run)
-        return await self._stores.run(result.run)
-
     def _attribute(self, inode: int) -> Attribute:
         attribute = self._attributes.get(inode)
         if attribute is None:
@@ -322,7 +298,7 @@ class Namespace(pyfuse3.Operations):
         total, free = self._space()
         entry = self._new_entry(SWAP)
         entry.attr_timeout = 0
-        entry.st_mode, entry.st_size, entry.st_blocks = stat.S_IFREG | 0o600, self._pager.swap_bytes, (total - free) // 512
+        entry.st_mode, entry.st_size, entry.st_blocks = stat.S_IFREG | 0o600, total, (total - free) // 512
         return entry
 
     def _new_entry(self, inode: int) -> Any:
@@ -333,6 +309,11 @@ class Namespace(pyfuse3.Operations):
         entry.st_blksize = PAGE_BYTES
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._born_ns
         return entry
+
+
+def inode_of(handle: int) -> int:
+    """The inode that `handle` was opened for."""
+    return handle & _INODE_MASK
 
 
 def _render(attribute: Attribute) -> bytes:

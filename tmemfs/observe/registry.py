@@ -25,7 +25,6 @@ _METRICS: Final[frozenset[Output]] = frozenset(("metrics",))
 _DAEMON: Final = Section("The daemon", (
     Metric("version", "info", "-", "Version of the daemon.", lambda s: s.version),
     Metric("daemon_pid", "info", "-", "Process id of the daemon.", lambda s: s.pid, STAT_ONLY),
-    Metric("datapath", "info", "-", "What serves the pages: relay or pyfuse3.", lambda s: s.services.datapath),
     Metric("codec", "info", "-", "How pages are compressed that are stored from now on.", lambda s: s.codec),
     Metric("compiled", "gauge", "0/1", "1: stores go through compiled functions.", lambda s: s.is_compiled),
     Metric("swap_size", "gauge", "bytes", "Logical size of the swap image.", lambda s: s.swap_bytes),

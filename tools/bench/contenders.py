@@ -1,6 +1,7 @@
 """The swaps that are compared. Each is turned on alone, and removed at the end in any case.
 
-    tmemfs        the command, its relay, its own backing file; tmemfs-pyfuse3 with the other data path
+    tmemfs        the command, its relay, its own backing file
+    tmemfs-pyfuse3    the same store, its image served by pyfuse3 (plain_fuse.py)
     zram-NAME     a device of its own, for each compressor that the kernel offers
     zswap-NAME    in front of a plain swap file, for each compressor that the kernel offers
     plain         a swap file
@@ -14,7 +15,6 @@ an exception, or a signal that tools.interrupts turns into one, leaves nothing b
 from __future__ import annotations
 
 import os
-import select
 import shutil
 import subprocess
 import sys
@@ -28,8 +28,9 @@ from typing import Final, Protocol
 from tmemfs.errors import Refused
 from tmemfs.system import swapdev
 from tmemfs.system.proctext import SwapEntry
+from tools.bench import plain_fuse
 from tools.bench.accounts import cpu_s, disk_of, parse_flat, parse_mm_stat
-from tools.bench.mounts import processes_with, take_down
+from tools.bench.mounts import end_server, processes_with, take_down, unmount, wait_ready
 from tools.bench.native import FLOOR, compiled
 from tools.interrupts import uninterrupted
 
@@ -55,6 +56,12 @@ class Limits:
 
     swap_bytes: int
     pool_percent: int | None = None
+
+    @property
+    def pool_max(self) -> str:
+        """The limit as tmemfs is told it."""
+        # more than any workload stores: without a percentage, pages stay in RAM
+        return "8G" if self.pool_percent is None else f"{self.pool_percent}%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +119,6 @@ def turned_on(contender: Contender, directory: Path, limits: Limits, swap: bool 
 class Tmemfs:
     """tmemfs as `tmemfs up` starts it."""
 
-    datapath: str = "relay"
     name: str = "tmemfs"
     kind: str = "tmemfs"
     sources: tuple[str, ...] = ("ram", "disk")
@@ -121,25 +127,47 @@ class Tmemfs:
         """See Contender."""
         mountpoint = directory / "mnt"
         mountpoint.mkdir()
-        # more than any workload stores: without a percentage, pages stay in RAM
-        pool = "8G" if limits.pool_percent is None else f"{limits.pool_percent}%"
-        options = ["--size", str(limits.swap_bytes), "--pool-max", pool, "--datapath", self.datapath,
+        options = ["--size", str(limits.swap_bytes), "--pool-max", limits.pool_max,
                    "--backing", str(directory / "backing"), "--log", str(directory / "log")]  # fmt: skip
         # before the mount: an interrupt may come while the daemon starts
         undo.callback(take_down, mountpoint)
         _run(sys.executable, "-m", "tmemfs", "mount", str(mountpoint), *options)
-        device = _attach(undo, mountpoint / "swap")
-        if swap:
-            _swap_on(undo, device, discard=True)
-        control = mountpoint / "control"
-        pids = processes_with(os.fspath(mountpoint))
-        return Swap(
-            device,
-            pids,
-            disk_of(directory),
-            lambda: parse_flat((control / "stat").read_text()),
-            lambda: _written(control / "shrink", "all"),
-        )
+        return _tmemfs_swap(undo, directory, processes_with(os.fspath(mountpoint)), swap, discard=True)
+
+
+@dataclass(frozen=True, slots=True)
+class PlainFuse:
+    """tmemfs without its relay. No discards arrive."""
+
+    name: str = "tmemfs-pyfuse3"
+    kind: str = "tmemfs"
+    sources: tuple[str, ...] = ("ram", "disk")
+
+    def on(self, undo: ExitStack, directory: Path, limits: Limits, swap: bool) -> Swap:
+        """See Contender."""
+        mountpoint = directory / "mnt"
+        mountpoint.mkdir()
+        # an interrupt between the two would leave the server
+        with uninterrupted():
+            server = plain_fuse.start(mountpoint, limits.swap_bytes, limits.pool_max, directory / "backing")
+            undo.callback(end_server, server)
+        undo.callback(unmount, mountpoint)
+        wait_ready(server)
+        return _tmemfs_swap(undo, directory, (server.pid,), swap, discard=False)
+
+
+def _tmemfs_swap(undo: ExitStack, directory: Path, pids: tuple[int, ...], swap: bool, discard: bool) -> Swap:
+    control = directory / "mnt" / "control"
+    device = _attach(undo, directory / "mnt" / "swap")
+    if swap:
+        _swap_on(undo, device, discard)
+    return Swap(
+        device,
+        pids,
+        disk_of(directory),
+        lambda: parse_flat((control / "stat").read_text()),
+        lambda: _written(control / "shrink", "all"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,9 +259,9 @@ class Floor:
         command = [str(compiled(FLOOR)), self.mode, str(mountpoint), str(limits.swap_bytes)]
         with uninterrupted():
             server = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
-            undo.callback(_end_server, server)
-        undo.callback(_unmount, mountpoint)
-        _wait_ready(server)
+            undo.callback(end_server, server)
+        undo.callback(unmount, mountpoint)
+        wait_ready(server)
         device = _attach(undo, mountpoint / "swap")
         if swap:
             _swap_on(undo, device, discard=True)
@@ -242,7 +270,7 @@ class Floor:
 
 def all_contenders() -> tuple[list[Contender], dict[str, str]]:
     """What this kernel offers, and the reasons for what is left out."""
-    found: list[Contender] = [Tmemfs(), Tmemfs("pyfuse3", "tmemfs-pyfuse3")]
+    found: list[Contender] = [Tmemfs(), PlainFuse()]
     missing = {}
     zram, zswap = zram_compressors(), zswap_compressors()
     found += [Zram(name) for name in zram]
@@ -330,33 +358,6 @@ def _zswap_bytes() -> dict[str, int]:
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     kib = {fields[0].rstrip(":"): int(fields[1]) for fields in lines}
     return {"ram_bytes": kib.get("Zswap", 0) << 10, "original_bytes": kib.get("Zswapped", 0) << 10}
-
-
-def _wait_ready(server: subprocess.Popen[bytes]) -> None:
-    assert server.stdout
-    ready, _, _ = select.select([server.stdout], [], [], 30)
-    if not ready or server.stdout.readline() != b"ready\n":
-        raise Refused("the floor's server did not start: see what it printed")
-
-
-def _end_server(server: subprocess.Popen[bytes]) -> None:
-    """Wait until the null server, which is unmounted, has ended."""
-    try:
-        server.wait(10)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
-    if server.stdout:
-        server.stdout.close()
-
-
-def _unmount(mountpoint: Path) -> None:
-    # the loop device closes the file some time after it is detached
-    deadline = time.monotonic() + 10
-    while swapdev.is_mounted(mountpoint):
-        with suppress(OSError):
-            swapdev.unmount(mountpoint, lazy=time.monotonic() > deadline)
-        time.sleep(0.02)
 
 
 def _run(*command: str) -> str:

@@ -17,6 +17,7 @@ from typing import Final
 
 from tmemfs.cli.real_pages import RealPages
 from tmemfs.units import PAGE_BYTES
+from tools.bench import plain_fuse
 from tools.bench.mounts import Mount, mounted
 
 _BATCH: Final = 64
@@ -83,10 +84,12 @@ def shrinks(directory: Path, pool_bytes: int, rounds: int) -> tuple[list[Shrink]
 
 
 def datapaths(directory: Path, rounds: int) -> dict[str, Datapath]:
-    """Relay and plain pyfuse3, both mounted and read alternately."""
+    """The relay, and the image served by pyfuse3, mounted at once and read alternately."""
     pages, count, reads = RealPages(), 8192, 1000
-    options = ("--size", "256M", "--pool-max", "256M")
-    with mounted(directory, "relay", *options) as relay, mounted(directory, "plain", *options, "--datapath", "pyfuse3") as plain:
+    with (
+        mounted(directory, "relay", "--size", "256M", "--pool-max", "256M") as relay,
+        plain_fuse.mounted(directory, "plain", 256 << 20, "256M") as plain,
+    ):
         contenders = {"relay": relay, "pyfuse3": plain}
         seen: dict[str, list[Datapath]] = {name: [] for name in contenders}
         for mount in contenders.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tmemfs.errors import Refused
 from tmemfs.system import swapdev
 
 _COMMAND = (sys.executable, "-m", "tmemfs")
@@ -73,6 +75,35 @@ def take_down(mountpoint: Path) -> None:
             print(f"bench: {mountpoint} is left behind: {done.stderr.strip() or done.stdout.strip()}", file=sys.stderr)
             return
         time.sleep(_POLL_S)
+
+
+def wait_ready(server: subprocess.Popen[bytes]) -> None:
+    """Wait until a server of a mount says 'ready'. Raises Refused."""
+    assert server.stdout
+    ready, _, _ = select.select([server.stdout], [], [], 30)
+    if not ready or server.stdout.readline() != b"ready\n":
+        raise Refused("the server did not start: see what it printed")
+
+
+def end_server(server: subprocess.Popen[bytes]) -> None:
+    """Wait until it has ended, as it does by itself once it is unmounted."""
+    try:
+        server.wait(10)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+    if server.stdout:
+        server.stdout.close()
+
+
+def unmount(mountpoint: Path) -> None:
+    """Unmount what is mounted, detached if it stays in use."""
+    # the loop device closes the file some time after it is detached
+    deadline = time.monotonic() + 10
+    while swapdev.is_mounted(mountpoint):
+        with suppress(OSError):
+            swapdev.unmount(mountpoint, lazy=time.monotonic() > deadline)
+        time.sleep(0.02)
 
 
 def processes_with(argument: str) -> tuple[int, ...]:
