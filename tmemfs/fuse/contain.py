@@ -1,7 +1,7 @@
-"""One place for every error of a FUSE handler: any exception but a FUSEError ends pyfuse3's main loop, and so the mount.
+"""One place for every error of a FUSE handler: any exception but a FUSEError ends pyfuse3's main loop, and so the namespace.
 
-`contain` wraps all handlers of an object. A TmemfsError becomes its errno. Anything else is a bug in tmemfs: it becomes EIO, and is
-logged once for each place in the code, so that nobody fills the log by asking again.
+`contain` wraps all handlers of an object. A TmemfsError becomes its errno (errnos.py). Any other exception is a bug in tmemfs: it
+becomes EIO, and is logged (bugs.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Handler = Callable[..., Awaitable[Any]]
 
 #: Every handler that pyfuse3 may call and await.
 HANDLERS: Final = tuple(name for name, _ in inspect.getmembers(pyfuse3.Operations, inspect.iscoroutinefunction))
-#: It has no reply, so no error either.
+#: A request without a reply, and so without an error.
 _NO_REPLY: Final = "forget"
 
 
@@ -45,7 +45,8 @@ def _contained(handler: Handler, bugs: Bugs, has_reply: bool) -> Handler:
         except TmemfsError as error:
             if has_reply:
                 raise pyfuse3.FUSEError(errno_of(error)) from error
-        except trio.Cancelled:  # the event loop has failed; pyfuse3 replies before its next checkpoint, where it is cancelled
+        except trio.Cancelled:
+            # The event loop has failed. pyfuse3 replies before its next checkpoint, where it is cancelled itself.
             if has_reply:
                 raise pyfuse3.FUSEError(errno.EIO) from None
             raise

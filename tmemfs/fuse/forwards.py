@@ -1,16 +1,16 @@
-"""The requests that wait for pyfuse3: root's at once, those of everybody else at a pace, in turn by user.
+"""The requests that wait for pyfuse3: root's are passed on at once, those of other users at a limited rate, fair between users.
 
 pyfuse3 and what it calls hold the interpreter's lock while they answer, and the page path needs that lock for each page. So all
-other users together get a share of it: one request per BUSY_GAP_S while pages are asked for, one per IDLE_GAP_S while they are
-not, and up to BURST_S worth of requests at once. A process that asks for more waits in the kernel, and takes no CPU meanwhile.
-Users take turns, so one with a thousand processes delays another by no more than one with a single process does.
+users but root share a limit: one request per BUSY_GAP_S while there are requests for pages, one per IDLE_GAP_S while there are
+none, and up to BURST_S worth of requests at once. A process that asks for more waits in the kernel, and takes no CPU meanwhile.
+The users are served round-robin: one with a thousand processes delays another user no more than one with a single process does.
 
-A RELEASE has the user id 0, whatever user closed the file. It was answered before it comes here (relay.py), and nobody waits for
-it. One of them may go after each request that went, so they keep up with the opens, also with root's. The rest goes when nobody
-else waits, at the same pace: a process that closes thousands of files does not take the interpreter for all of them at once.
+A RELEASE has the user id 0, whatever user closed the file. It was answered before it comes here (namespace_link.py), and nobody
+waits for it. One RELEASE may follow each request, so they keep up with the opens, also with root's. The others are passed on when
+no request waits, at the same rate: a process that closes thousands of files does not take the interpreter for all of them at once.
 
-What waits here is bounded by the kernel: one request for each thread that waits for an answer, and a RELEASE for each file that was
-open at once.
+The kernel bounds what waits here: one request for each thread that waits for an answer, and a RELEASE for each file that was open
+at the same time.
 
 Thread-safety: `put` from any thread, `get` from one.
 """
@@ -30,13 +30,13 @@ from tmemfs.fuse import wire
 BUSY_GAP_S: Final = 0.004
 IDLE_GAP_S: Final = 0.0005
 BURST_S: Final = 0.1
-#: Pages were asked for as long ago at most: 'busy'.
+#: After a request for a page, this long counts as busy.
 _BUSY_S: Final = 0.1
 _ROOT: Final = 0
 
 
 class Pace:
-    """When the next request may go. `page_requests` counts those of the page path."""
+    """When the next request may be passed on. `page_requests` counts those of the page path."""
 
     def __init__(self, page_requests: Callable[[], int], now: float) -> None:
         self._page_requests = page_requests
@@ -45,25 +45,26 @@ class Pace:
         self._next = now
 
     def wait_s(self, now: float) -> float:
-        """Seconds until the next request may go."""
+        """Seconds until the next request may be passed on."""
         return max(self._next - now, 0.0)
 
     def spend(self, now: float) -> None:
-        """A request goes now."""
+        """A request is passed on now."""
         count = self._page_requests()
         if count != self._seen:
             self._seen = count
             self._busy_until = now + _BUSY_S
+        # Time in which nothing was passed on is credit, up to BURST_S of it.
         self._next = max(self._next, now - BURST_S) + (BUSY_GAP_S if now < self._busy_until else IDLE_GAP_S)
 
 
 class Forwards:
-    """Requests for pyfuse3 in the order in which they go there; `now` gives seconds."""
+    """Requests for pyfuse3, in the order in which they are passed on; `now` gives seconds."""
 
     def __init__(self, page_requests: Callable[[], int], now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._arrivals: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        # of the one thread that gets
+        # of the one thread that calls `get`
         self._pace = Pace(page_requests, now())
         self._waiting: OrderedDict[int, deque[bytes]] = OrderedDict()
         self._releases: deque[bytes] = deque()
@@ -74,22 +75,24 @@ class Forwards:
         self._arrivals.put(request)
 
     def get(self) -> bytes | None:
-        """The next request, when it may go; None at the end, whatever waits then."""
+        """The next request, once it may be passed on; None at the end, whatever waits then."""
         while True:
             if self._may_release and self._releases:
                 self._may_release = False
                 return self._releases.popleft()
+            # Nothing waits: sleep until a request arrives.
             wait_s = self._pace.wait_s(self._now()) if self._waiting or self._releases else None
             try:
                 request = self._arrivals.get(timeout=wait_s)
             except queue.Empty:
                 return self._take()
             if request is None or not self._keep(request):
+                # Root's requests allow a RELEASE as others do, or a root that opens and closes would let them pile up.
                 self._may_release = True
                 return request
 
     def _keep(self, request: bytes) -> bool:
-        """Keep `request` until its turn; False: it need not wait."""
+        """Keep `request` until it may be passed on; False: it need not wait."""
         _, opcode, *_ = wire.HEADER.unpack_from(request)
         (user,) = wire.USER.unpack_from(request, wire.USER_AT)
         try:
@@ -102,11 +105,11 @@ class Forwards:
             else:
                 self._waiting[user] = deque((request,))
         except MemoryError:
-            return False  # sooner than it should go, but it must not be lost: somebody waits for the answer
+            return False  # sooner than it should be, but it must not be lost: a process waits for the answer
         return True
 
     def _take(self) -> bytes:
-        """The first request of the user whose turn it is, who is the last one then; a RELEASE if there is none."""
+        """The first request of the user who has waited longest, and is the last one afterwards; a RELEASE if there is none."""
         self._pace.spend(self._now())
         if not self._waiting:
             return self._releases.popleft()

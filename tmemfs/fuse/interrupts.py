@@ -1,15 +1,15 @@
-"""Interrupts: which writes of control files nobody waits for any more.
+"""Interrupts: which writes of control files no process waits for any more.
 
-A process that is sent a signal while it waits for the reply to a FUSE request has the kernel send INTERRUPT, with the request's
-`unique`, and waits on: also one that is killed. So what takes long has to end then. pyfuse3 hands neither INTERRUPT nor `unique`
-out; the relay sees both pass, and knows a write by the handle that it writes to.
+If a process gets a signal while it waits for the reply to a FUSE request, the kernel sends INTERRUPT with the request's `unique`,
+and the process waits on, also if it is killed. So a write that takes long has to end then. pyfuse3 passes on neither INTERRUPT nor
+`unique`. The relay sees both, and knows a write by the handle that it writes to.
 
-    relay   a write is handed to pyfuse3       began(unique, handle)
-            INTERRUPT                          interrupt(unique), then `tell` the namespace, by way of trio
+    relay   a write is passed on to pyfuse3    began(unique, handle)
+            INTERRUPT                          interrupt(unique), then `tell` the namespace, in trio's thread
             the reply                          ended(unique)
     trio    a write begins                     is_interrupted(handle): INTERRUPT may have come before it did
 
-Of two writes to one handle at once both end when one is interrupted.
+If two writes to one handle are under way, both end when one is interrupted: a handle does not tell them apart.
 
 Thread-safety: any method from any thread.
 """
@@ -39,19 +39,19 @@ class Interrupts:
             self._handles[unique] = handle
 
     def ended(self, unique: int) -> None:
-        """Request `unique` is answered; nothing, if it is no write."""
+        """Request `unique` is answered; no effect if it is not a write."""
         with self._lock:
             self._handles.pop(unique, None)
             self._interrupted.discard(unique)
 
     def interrupt(self, unique: int) -> None:
-        """Nobody waits for request `unique` any more; nothing, if it is no write that is under way."""
+        """No process waits for request `unique` any more; no effect if it is not a write that is under way."""
         with self._lock:
             handle = self._handles.get(unique)
             if handle is not None:
                 self._interrupted.add(unique)
         if handle is not None:
-            self._tell(handle)
+            self._tell(handle)  # without the lock: it may ask `is_interrupted` at once
 
     def is_interrupted(self, handle: int) -> bool:
         """Whether a write to `handle` that is under way was interrupted."""

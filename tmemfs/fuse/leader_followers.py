@@ -55,7 +55,7 @@ class LeaderFollowers:
         self._most_busy = threads - 1
         self._has_requests = has_requests
         self._watch_period_s = watch_period_s
-        # Held while there is a leader. Whoever hands the role over, or takes it away, releases it, and that promotes a follower.
+        # Held while there is a leader. To hand the role over, or to take it away, is to release it: that promotes a follower.
         self._role = threading.Lock()
         self._lock = threading.Lock()
         # Released to wake the watch.

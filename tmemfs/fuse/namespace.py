@@ -5,15 +5,15 @@
 It never sees a page: the relay answers the reads and writes of the image itself. What pyfuse3 is asked about the image is its
 attributes, and to open and close it.
 
-What is read of an attribute comes from `texts`. A write is one whole value. If it is refused, what is read next by the same handle
-is the reason, one line, until a value is taken.
+Reads of an attribute are answered from `texts`. A write is one whole value. If it is refused, the next reads of the same handle
+give the reason, one line, until a value is accepted.
 
-A handle's number holds all that is known when a file is opened, so an open file takes no memory here:
+A handle's number encodes all that is known when a file is opened, so an open file takes no memory here:
 
     serial number, 44 bits | appends, 1 bit | opened by root, 1 bit | 0, 2 bits | inode, 16 bits
 
-The tree is fixed: what would create, remove, rename or link something is refused with EPERM, and so is what would change the image
-or its attributes by other ways than a write. What handlers raise is turned into an errno in one place (contain.py).
+The tree is fixed: to create, remove, rename or link something is refused with EPERM, and so is to change the image or its
+attributes in any way but a write. What handlers raise becomes an errno in one place (contain.py).
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ SWAP: Final = 2
 CONTROL: Final = 3
 FIRST_ATTRIBUTE: Final = 4
 LONGEST_VALUE_BYTES: Final = 4096
-#: Open files of all users but root. Of one that was read a number is remembered, and the kernel tells of each that is closed in the
-#: same queue as its requests for pages: closing 20,000 at once delayed loads by 44 ms.
+#: Open files of all users but root. One number is kept for each that was read, and the kernel tells of each close in the queue of
+#: its requests for pages: closing 20,000 at once delayed loads by 44 ms.
 MOST_OPEN_BY_OTHERS: Final = 32768
 _LONGEST_REASON: Final = 1000
 _DIRECTORIES: Final = (ROOT, CONTROL)
@@ -99,6 +99,7 @@ class Namespace(pyfuse3.Operations):
 
     async def setattr(self, inode: int, attr: Any, fields: Any, fh: Any, ctx: Any) -> Any:
         """Only the truncation to the size that a file has, which is 0 for a control file."""
+        # A shell truncates a control file when it redirects its output there.
         entry = self._entry(inode)
         if fields.update_mode or fields.update_uid or fields.update_gid or not fields.update_size:
             raise pyfuse3.FUSEError(errno.EPERM)
@@ -126,12 +127,10 @@ class Namespace(pyfuse3.Operations):
         return True
 
     async def statfs(self, ctx: Any) -> Any:
-        """Logical size and what is free of it; without a block size the loop device would turn discard off.
-
-        No inodes: they are not what runs out here, and 'df -i' would show 100% of any number.
-        """
+        """The logical size, and how much of it is free. No inodes: of any number, 'df -i' would show that 100% are used."""
         total, free = self._space()
         answer = pyfuse3.StatvfsData()
+        # Without a block size the loop device would turn discard off.
         answer.f_bsize = answer.f_frsize = PAGE_BYTES
         answer.f_blocks = total // PAGE_BYTES
         answer.f_bfree = answer.f_bavail = free // PAGE_BYTES
@@ -143,7 +142,8 @@ class Namespace(pyfuse3.Operations):
         """Open the image or an attribute, in a mode that it has."""
         if inode in _DIRECTORIES:
             raise pyfuse3.FUSEError(errno.EISDIR)
-        if inode == SWAP and flags & os.O_TRUNC:  # the kernel would take the image for empty, and the loop device read nothing
+        if inode == SWAP and flags & os.O_TRUNC:
+            # The kernel would take the image for empty, and the loop device would read nothing.
             raise pyfuse3.FUSEError(errno.EPERM)
         if inode != SWAP:
             attribute = self._attribute(inode)
@@ -171,7 +171,7 @@ class Namespace(pyfuse3.Operations):
         attribute = self._attribute(inode_of(fh))
         try:
             assert attribute.write is not None
-            # the end of a file that has no size is where it was last written
+            # With O_APPEND the kernel writes at the end, which it takes to be where a file without a size was last written.
             value = _value(0 if fh & _APPENDS else off, buf)
             await self._write_unless_interrupted(fh, partial(attribute.write, value))
         except TmemfsError as error:
@@ -182,15 +182,16 @@ class Namespace(pyfuse3.Operations):
             self._reasons[fh] = _one_line("bug in tmemfs: the daemon's log has the details")
             raise
         finally:
-            self._texts.forget_shared()
+            self._texts.forget_shared()  # also after a refusal: a shrink that fell short has freed something
         self._reasons.pop(fh, None)
         return len(buf)
 
     def obey_interrupts(self) -> None:
-        """End writes that nobody waits for any more, from now on. In trio's thread."""
+        """From now on, end writes that no process waits for any more. In trio's thread."""
         token = trio.lowlevel.current_trio_token()
 
         def tell(handle: int) -> None:
+            # The event loop may have failed; the one that is started then calls this method again.
             with suppress(trio.RunFinishedError):
                 token.run_sync_soon(self._interrupt, handle)
 
@@ -201,11 +202,11 @@ class Namespace(pyfuse3.Operations):
             scope.cancel()
 
     async def _write_unless_interrupted(self, fh: int, write: Callable[[], Awaitable[None]]) -> None:
-        """Have `write` done; raises FellShort if it was interrupted before its end."""
+        """Call `write`; raises FellShort if it was interrupted before its end."""
         with trio.CancelScope() as scope:
             scopes = self._writing.setdefault(fh, set())
             scopes.add(scope)
-            if self._interrupts.is_interrupted(fh):  # before this task was there to be told
+            if self._interrupts.is_interrupted(fh):  # INTERRUPT may have come before this task could be told
                 scope.cancel()
             try:
                 await write()
@@ -217,11 +218,11 @@ class Namespace(pyfuse3.Operations):
             raise FellShort("interrupted: what was done so far stays; the file says how far it came")
 
     async def flush(self, fh: int) -> None:
-        """Nothing is held back: the kernel need not ask again."""
+        """Not offered: no write is buffered. ENOSYS tells the kernel not to ask again."""
         raise pyfuse3.FUSEError(errno.ENOSYS)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
-        """Nothing is held back, for swap contents do not outlive the daemon: the kernel need not ask again."""
+        """Not offered: swap contents do not outlive the daemon. ENOSYS tells the kernel not to ask again."""
         raise pyfuse3.FUSEError(errno.ENOSYS)
 
     async def release(self, fh: int) -> None:
@@ -285,7 +286,7 @@ class Namespace(pyfuse3.Operations):
         return entry
 
     def _fixed_entry(self, inode: int) -> Any:
-        """The entry of what never changes: the kernel may keep that, too."""
+        """The entry of a file whose attributes never change: the kernel may keep them."""
         entry = self._new_entry(inode)
         entry.attr_timeout = _TTL_S
         if inode in _DIRECTORIES:
@@ -297,7 +298,7 @@ class Namespace(pyfuse3.Operations):
     def _swap_entry(self) -> Any:
         total, free = self._space()
         entry = self._new_entry(SWAP)
-        entry.attr_timeout = 0
+        entry.attr_timeout = 0  # the number of blocks changes with every store
         entry.st_mode, entry.st_size, entry.st_blocks = stat.S_IFREG | 0o600, total, (total - free) // 512
         return entry
 

@@ -46,7 +46,7 @@ READERS: Final = 4
 _REPLY_AT: Final = PAGE_BYTES
 _DATA_AT: Final = 3 * PAGE_BYTES
 _SERVED: Final = frozenset((wire.READ, wire.WRITE, wire.FALLOCATE))
-#: ENOENT: the request was given up between the poll in the kernel and our read.
+#: ENOENT: the request was interrupted while it was read; libfuse takes it so, too.
 _TRY_AGAIN: Final = frozenset((errno.EINTR, errno.EAGAIN, errno.ENOENT))
 
 
@@ -88,11 +88,12 @@ class PagePath:
         self._counts = counts
 
     def lead(self) -> bool:
-        """Answer requests at once where that is possible; whether it is over. Returns once the thread is not the leader any more.
+        """Answer requests, until the file system is unmounted (True) or this thread is not the leader any more (False).
 
         A load of one page from RAM is written out here: through `_serve`, `_read`, Pager.read and Replies.send it takes 21 us of
         CPU instead of 15, two system calls included (median of interleaved runs, fed as by tools/bench/anatomy.py).
         """
+        # Local names are looked up once per leader, and not once per page.
         device, inode, counts = self._device, self._swap_inode, self._counts
         readv, write, unpack = os.readv, os.write, wire.IO.unpack_from
         load_page, pack_reply, load = self._pager.load_page, wire.REPLY.pack_into, self._load
@@ -109,7 +110,7 @@ class PagePath:
                 count = readv(device, into)
             except OSError as error:
                 if error.errno in _TRY_AGAIN:
-                    continue
+                    continue  # without a pause: that is no failure
                 if error.errno in GONE:
                     return True
                 self._bugs.note(error)
@@ -131,6 +132,7 @@ class PagePath:
                         except OSError as error:
                             self._replies.note_refusal(error)
                         continue
+                    # The tier is asked by `_load` alone, after LeaderFollowers has seen to it that this thread may block.
                     counts.deferred += 1
                     work: Work | None = partial(load, unique, offset >> 12)
                 else:
@@ -145,6 +147,8 @@ class PagePath:
     def _load(self, unique: int, slot: int) -> None:
         """Reply with a page that a tier holds, or held a moment ago. Never raises."""
         try:
+            # It finds the page again: a store or a discard may have come since the leader looked. They are concurrent with this
+            # load, which is not answered yet, so the old page and the new one are both right.
             page = self._pager.read_page(slot)
             self._replies.send(wire.REPLY.pack(wire.REPLY_BYTES + PAGE_BYTES, 0, unique), page)
         except Exception as error:
@@ -196,6 +200,7 @@ class PagePath:
     def _defer(self, unique: int, rest: Deferred, written_bytes: int = 0) -> Work | None:
         """Queue the rest of a request for the thread `stores`, or give it back as work for LeaderFollowers."""
         self._counts.deferred += 1
+        # It holds what it needs (invariant 3): the next request overwrites the buffers.
         work = partial(self._finish, unique, rest.run, written_bytes)
         if rest.lane != "store":
             return work

@@ -74,7 +74,7 @@ class Relay:
     def join(self, timeout_s: float = 5.0) -> None:
         """Wait for the threads that could be started; they end when the file system is unmounted."""
         for thread in self._threads:
-            if thread.ident is not None:
+            if thread.ident is not None:  # it was started: `start` may have failed half-way
                 thread.join(timeout_s)
 
     def close(self) -> None:
@@ -123,6 +123,7 @@ class Relay:
         return is_over
 
     def _end(self) -> None:
+        # First, and without trio: the event loop asks for it, and may be between two runs.
         self._is_over = True
         os.eventfd_write(self._ended, 1)
         self.pages.end()

@@ -1,18 +1,18 @@
 """The texts that readers of control files are given: rendered when they are read, shared, and bounded in memory.
 
-A text is rendered by the first read of a handle and by each read at offset 0, never by an open. Root always gets a new one. The
-others share one: an attribute is rendered for them once in SHARED_S, so what a rendering costs is paid that often, however many
-read. A write ends the sharing, so nobody is shown the value of before.
+The first read of a handle and each read at offset 0 render a text; an open does not. Root always gets a new one. The other users
+share one: an attribute is rendered for them once per SHARED_S, so the cost of rendering does not grow with the number of readers. A
+write ends the sharing, so no reader is shown the value before it.
 
-What a handle reads after that comes from the same text, so that pieces fit together. Texts are kept for the handles that read last,
-up to a limit for root and one for all others: a handle that was idle while others read falls out, and the rest of what it reads
-comes from a newer text. What stays of it is a number, where its text ended: without it the read that should find the end would
+Later reads of the handle come from the same text, so that the pieces fit together. Texts are kept for the handles that read last,
+up to one limit for root and one for all other users. A handle that was idle while others read loses its text, and the rest of what
+it reads comes from a newer one. One number of the old text is kept, its length: without it, the read that should find the end would
 find what a newer text has there.
 
 Invariants:
-1. The texts kept for the others take at most OTHERS_BYTES and one text for each attribute. Those kept for root take ROOT_BYTES, or
-   one text if that is larger.
-2. Of a handle that was released nothing is kept, and with the last one go the shared texts.
+1. The texts kept for other users take at most OTHERS_BYTES and one text per attribute. Those kept for root take ROOT_BYTES, or one
+   text if that is larger.
+2. Nothing is kept of a handle that was released, and no shared texts once the last handle is released.
 
 Knows nothing of FUSE. Thread-safety: one thread.
 """
@@ -23,7 +23,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-#: To render every file once takes 0.9 ms, `metrics` alone 0.4: with readers of all of them that is 1% of one core.
+#: To render every file once takes 0.9 ms, `metrics` alone 0.4. With readers of all files that is 1% of one core.
 SHARED_S: Final = 0.1
 OTHERS_BYTES: Final = 256 << 10
 ROOT_BYTES: Final = 4 << 20
@@ -32,7 +32,7 @@ Render = Callable[[], bytes]
 
 
 class _Kept:
-    """Texts by handle, those that were read last, of `limit_bytes` in all or one."""
+    """Texts by handle: those that were read last, of `limit_bytes` in all, but at least one."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -71,6 +71,7 @@ class Texts:
         kept = self._roots if is_root else self._others
         text = kept.get(handle) if offset else None
         if text is None:
+            # The text was dropped, but its end is known: this read must find it, or the reader would never be done.
             if offset and offset >= self._ends.get(handle, offset + 1):
                 return b""
             text = render() if is_root else self._share(attribute, render)
@@ -79,16 +80,16 @@ class Texts:
         return text[offset : offset + size]
 
     def forget_shared(self) -> None:
-        """What was rendered up to now is old."""
+        """Have the next read render a new text: a value has changed."""
         self._shared.clear()
 
     def release(self, handle: int) -> None:
-        """Nobody reads by `handle` any more."""
+        """`handle` is closed."""
         self._roots.drop(handle)
         self._others.drop(handle)
         self._ends.pop(handle, None)
         if not self._ends:
-            self._ends.clear()  # gives its table back, which grew with the most handles there ever were
+            self._ends.clear()  # frees its table, which has grown with the largest number of handles
             self._shared.clear()
 
     def _share(self, attribute: int, render: Render) -> bytes:

@@ -29,13 +29,13 @@ INTERRUPT: Final = 36
 BATCH_FORGET: Final = 42
 FALLOCATE: Final = 43
 
-#: The kernel sends these in the background, and nobody waits for them.
+#: The kernel sends these in the background, and no process waits for them.
 RELEASES: Final = frozenset((RELEASE, RELEASEDIR))
 
 #: Header of a request, and of READ, WRITE and FALLOCATE their first fields too.
 HEADER: Final = Struct("<IIQQ")
 IO: Final = Struct("<IIQQ24xQI")
-#: The first field of INTERRUPT: `unique` of the request that nobody waits for any more.
+#: The first field of INTERRUPT: `unique` of the request that no process waits for any more.
 INTERRUPTED: Final = Struct("<40xQ")
 #: Unique and handle of a WRITE.
 WRITTEN_TO: Final = Struct("<8xQ24xQ")
@@ -52,11 +52,12 @@ WRITTEN: Final = Struct("<IiQII")
 PUNCH_HOLE: Final = 0x03
 ZERO_RANGE: Final = 0x11
 
-#: A request's pages at most: how many stores a load waits for when one request stands before it.
+#: The largest request, in pages: so many stores a load waits for at most if one request is before it.
 REQUEST_PAGES: Final = 64
 REQUEST_BYTES: Final = REQUEST_PAGES * 4096
-#: Requests the kernel may have under way at once, waiting stores included: what bounds the memory those take, 2 MiB, which is
-#: there from the start. (With 64, a guest whose memory was gone stood still: the heap had to grow for stores that waited.)
+#: Requests that the kernel may have under way at once, waiting stores included. It bounds the memory that those take: 2 MiB, which
+#: is there from the start (Pager.warm). With 64, swap stalled in a guest without free memory: the heap had to grow for waiting
+#: stores.
 REQUESTS_UNDER_WAY: Final = 8
 
 _INIT_LIMITS: Final = Struct("<HHIIH")
@@ -65,21 +66,23 @@ _INIT_REPLY_BYTES: Final = REPLY_BYTES + 64
 _OLD_INIT_REPLY_BYTES: Final = REPLY_BYTES + 24
 _MINOR: Final = Struct("<I")
 _MINOR_AT: Final = REQUEST_HEADER_BYTES + 4
-#: Of the protocol: from 14 on libfuse splices requests into a pipe, and the kernel wants pages for that (fuse_lowlevel.c).
+#: Minor version of the protocol. From 14 on libfuse splices requests into a pipe, and the kernel allocates pages for that
+#: (fuse_lowlevel.c).
 _MINOR_WITHOUT_SPLICE: Final = 13
 
 
 def decline_splice(request: memoryview) -> None:
-    """Have libfuse read its requests with read(2): in the request INIT, say that the kernel knows splicing no better."""
+    """Have libfuse read its requests with read(2): INIT says that the kernel is too old for splicing."""
     (minor,) = _MINOR.unpack_from(request, _MINOR_AT)
     _MINOR.pack_into(request, _MINOR_AT, min(minor, _MINOR_WITHOUT_SPLICE))
 
 
 def limit_requests(reply: bytearray) -> None:
-    """Set our limits in libfuse's reply to INIT, made as long as it is today; an error reply is left as it is."""
+    """Set our limits in libfuse's reply to INIT, extended to today's length; an error reply is left as it is."""
     _, error, unique = REPLY.unpack_from(reply)
     if error or len(reply) < _OLD_INIT_REPLY_BYTES:
         return
+    # libfuse answers an old minor version (`decline_splice`) with the short reply, which has no place for `max pages`.
     if len(reply) < _INIT_REPLY_BYTES:
         reply.extend(bytes(_INIT_REPLY_BYTES - len(reply)))
         REPLY.pack_into(reply, 0, len(reply), 0, unique)

@@ -1,19 +1,19 @@
-"""The pager: reads, writes and discards of the swap image, any offset and any length, in terms of pages.
+"""The pager: reads, writes and discards of the swap image, at any offset and of any length, in terms of pages.
 
-What can be answered from RAM is answered at once, in the caller's thread. What needs a tier or room in the pool comes back as a
-`Deferred`, to be run where blocking is allowed: "load" ones, and "long" ones, by any of several threads, "store" ones in order of
-arrival by one thread. So neither a slow disk nor stores that wait hold up a RAM hit for long.
+A request that needs RAM alone is done at once, in the caller's thread. What needs a tier or a free frame comes back as a
+`Deferred`, to be run where blocking is allowed: "load" and "long" ones by any of several threads, "store" ones by one thread, in
+order of arrival. So neither a slow disk nor a store that waits holds up a load from RAM for long.
 
-While the pool is full and nothing can be written back, a store is refused in the caller's thread, before it is encoded: the
-kernel writes each refused page tens of times until its OOM killer acts.
+While the pool is full and nothing can be written back, a store is refused in the caller's thread, before it is encoded: the kernel
+writes each refused page tens of times until its OOM killer acts, so a refusal must be cheap.
 
-A waiting store holds its pages encoded and no request buffer. Parts of pages are patched into what the page holds at that
-moment: the page's version is compared when it is stored, and the patch made anew if it changed meanwhile.
+A store that waits holds its pages encoded, and no request buffer. Part of a page is patched into what the page holds at that
+moment. The page's version is compared when the patch is stored, and the patch is made again if the page changed meanwhile.
 
 Invariants:
 1. A request is answered with success only when all of it is stored.
-2. Where a whole page is refused or fails, its old content is forgotten (frontswap's contract: no stale page is ever loaded);
-   where a part of a page is refused, the page is as it was. A write past the end of the image changes nothing.
+2. If a whole page is refused or fails, its old content is forgotten (frontswap's contract: no stale page is ever loaded). If part
+   of a page is refused, the page is as it was. A write past the end of the image changes nothing.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from tmemfs.store.record import EMPTY
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import PAGE_BYTES
 
-#: Slots one discard forgets at once on the page path; more of them are forgotten in steps of this size by a thread.
+#: Slots that a discard forgets at once on the page path. A longer discard is done in steps of this size, by a thread.
 DISCARD_SLOTS: Final = 2048
 
-#: More than what is compressed at once (store/compiled.pyx).
+#: More than the number of pages that are compressed at once (store/compiled.pyx).
 _WARM_PAGES: Final = 16
 
 Lane = Literal["load", "long", "store"]
@@ -83,7 +83,8 @@ class Pager:
         self._tmem = tmem
         self._reader = reader
         self._free_frames = free_frames
-        #: Guards `refused` and `_waiting`, which page path and store thread change; looked at without it, for a hint.
+        #: Guards `refused` and `_waiting`, which the page path and the store thread change. The page path reads them without it:
+        #: it alone adds to `_waiting`, so it never misses a store that waits.
         self._lock = threading.Lock()
         self._waiting = 0
 
@@ -92,16 +93,21 @@ class Pager:
         self.codec = codec
 
     def warm(self, requests: int, pages: int) -> None:
-        """Use the heap once as much as so many stores that wait, of so many pages, do: so that it is there when memory is short."""
+        """Use the heap once as much as `requests` waiting stores of `pages` pages each do.
+
+        So it need not grow when memory is short. What is freed stays in the heap (memory.heap_settings).
+        """
+        # Noise does not compress, so its payloads are the largest; the half-filled pages go through the compressor's success.
         noise = memoryview(os.urandom(PAGE_BYTES) * pages)
         half = memoryview((os.urandom(PAGE_BYTES // 2) + bytes(PAGE_BYTES // 2)) * pages)
+        # All at once, as when they wait: one after another they would use the same memory.
         waiting = [encode_pages(noise, self.codec) for _ in range(requests)]
         waiting[-1] += encode_pages(half, self.codec)
         for packed in waiting:
             b"".join(decode(tag, payload) for tag, payload in packed)
 
     def warm_thread(self) -> None:
-        """Have the calling thread do once what it will do, so that it has its stack and its buffer."""
+        """Have the calling thread do once what it will do: its stack and its buffer are faulted in before memory is short."""
         half = os.urandom(PAGE_BYTES // 2) + bytes(PAGE_BYTES // 2)
         encode_pages(memoryview(half * _WARM_PAGES + os.urandom(PAGE_BYTES)), self.codec)
         self._reader.warm()
@@ -124,17 +130,19 @@ class Pager:
         if offset + len(data) > self.swap_bytes:
             raise NoSpace(f"the swap image ends at {self.swap_bytes} bytes: mount it with a larger --size")
         stuck = self._free_frames.stuck
-        # a free frame is looked for here and not only by the shrinker: refusals end with the first one
+        # Not `stuck` alone, which the shrinker resets at its next attempt: refusals end with the first frame that becomes free.
         if stuck is not None and not self._tmem.arena.has_free_frame and not _is_zero(data):
             self._refuse(offset, len(data), stuck)
+        # Whole pages are all that swap writes: they are encoded as one batch and stored under one lock.
         if not (offset | len(data)) % PAGE_BYTES:
             return self._store(offset // PAGE_BYTES, encode_pages(data, self.codec))
         steps = self._steps(offset, data)
         try:
+            # While a store waits this one queues behind it: an older write to the same page must not win.
             while steps and not self._waiting and self._apply(steps[0]):
                 del steps[0]
         except Exception:
-            self._give_up(steps)
+            self._give_up(steps)  # invariant 2
             raise
         if not steps:
             return None
@@ -143,8 +151,8 @@ class Pager:
     def _refuse(self, offset: int, size: int, reason: str) -> NoReturn:
         """Refuse a write, and forget the whole pages that it replaces (invariant 2). Raises NoSpace.
 
-        It does not queue behind stores that wait. Those are not answered yet, so a write of the same page that comes now is
-        concurrent with them, and either order is right.
+        It does not queue behind stores that wait. They are not answered yet, so this write is concurrent with them, and either
+        order is right.
         """
         first, end = -(-offset // PAGE_BYTES), (offset + size) // PAGE_BYTES
         if first < end:
@@ -155,15 +163,16 @@ class Pager:
 
     def _store(self, first: int, packed: list[Packed]) -> Deferred | None:
         """Store whole pages: what swap-out is."""
+        # As in `write`: no store passes one that waits.
         stored = 0 if self._waiting else self._tmem.store(first, packed)
         return None if stored == len(packed) else self._wait_with([_Run(first, packed, stored)])
 
     def _wait_with(self, steps: list[_Run | _Patch]) -> Deferred:
-        self._wait(1)
+        self._wait(1)  # here and not in the thread that runs it: the next write must know already
         return Deferred("store", partial(self._finish, steps))
 
     def _wait(self, more: int) -> None:
-        """So many `more` stores wait."""
+        """`more` stores wait than before; negative: fewer."""
         with self._lock:
             self._waiting += more
 
@@ -171,19 +180,22 @@ class Pager:
         """Forget [offset, offset + length): it reads as zeros from now on."""
         end = min(offset + length, self.swap_bytes)
         first, last = -(-offset // PAGE_BYTES), end // PAGE_BYTES
+        # An empty slot reads as zeros as it is; a patch would store a page of zeros there.
         edges = [edge for edge in self._edges(offset, end) if self._tmem.slots.handles[edge.slot] != EMPTY]
+        # The leader does this, and holds the store's lock meanwhile: that is what DISCARD_SLOTS bounds.
         if first < last and last - first <= DISCARD_SLOTS:
             self._tmem.invalidate(first, last - first)
             last = first
         while edges and not self._waiting and self._apply(edges[0]):
             del edges[0]
+        # Edges that wait are stores, and keep the order of stores. The thread for stores then forgets the whole pages as well.
         if edges:
             self._wait(1)
             return Deferred("store", partial(self._finish_discard, first, last, edges))
         return Deferred("long", partial(self._forget, first, last)) if first < last else None
 
     def _steps(self, offset: int, data: memoryview) -> list[_Run | _Patch]:
-        """`data` cut into whole pages, encoded, and parts of pages, copied."""
+        """`data` cut into whole pages, encoded, and parts of pages, copied: nothing borrows the request buffer."""
         end = offset + len(data)
         steps: list[_Run | _Patch] = []
         at = offset
@@ -208,24 +220,26 @@ class Pager:
         return pieces
 
     def _apply(self, step: _Run | _Patch, may_block: bool = False) -> bool:
-        """Do `step` as far as it goes now; whether it is finished."""
+        """Do `step` as far as is possible now; whether it is finished."""
         if isinstance(step, _Run):
             step.stored = self._tmem.store(step.first, step.packed, step.stored)
             return step.stored == len(step.packed)
         while True:
+            # The version first: a store or discard after this line makes `store_if` refuse, so nothing is lost.
             version = self._tmem.version(step.slot)
             page = self._tmem.load(step.slot)
             if page is None:
                 if not may_block:
                     return False
-                page = self._reader.perform(self._tmem.plan_read(step.slot, 1))[0]
+                page = self._reader.load(step.slot)
+            # Patched and encoded without the store's lock, which loads from RAM need.
             patched = page[: step.at] + step.data + page[step.at + len(step.data) :]
             stored = self._tmem.store_if(step.slot, version, encode(patched, self.codec))
             if stored is not False:
-                return bool(stored)
+                return bool(stored)  # None: there is no free frame
 
     def _finish(self, steps: list[_Run | _Patch]) -> None:
-        """Do `steps`, waiting for the tier and for room as long as it takes."""
+        """Do `steps`, waiting for the tier and for free frames as long as it takes."""
         try:
             for step in steps:
                 self._free_frames.wait_until(partial(self._apply, step, may_block=True))
@@ -235,6 +249,7 @@ class Pager:
             self._give_up(steps)
             raise
         finally:
+            # Only now may later stores be done directly: these pages are stored, or forgotten.
             self._wait(-1)
 
     def _give_up(self, steps: list[_Run | _Patch]) -> None:
@@ -248,10 +263,12 @@ class Pager:
         self._finish(list(edges))
 
     def _forget(self, first: int, last: int) -> None:
+        # In steps: others get the store's lock in between.
         for start in range(first, last, DISCARD_SLOTS):
             self._tmem.invalidate(start, min(DISCARD_SLOTS, last - start))
 
 
 def _is_zero(data: memoryview) -> bool:
     """Whether `data` is all zeros: such pages take no memory in the pool, so they are stored also when it is full."""
+    # The cheapest test first: nearly all that is not zero is found by its first byte or its first page.
     return not data[0] and not bytes(data[:PAGE_BYTES]).strip(b"\0") and not bytes(data).strip(b"\0")
