@@ -10,7 +10,7 @@ The least of them is the arena's limit, whatever order they change in. The backg
 pool.low, or the ceiling of the pressure controller where that is lower.
 
 The limit of the daemon's cgroup has no row of its own: it is part of the headroom that the ceiling is made of (system/signals.py,
-docs/decisions/0015).
+docs/decisions/0017).
 
 Called in trio's thread, except for what any thread may read: properties. Knows nothing of who shrinks the pool.
 
