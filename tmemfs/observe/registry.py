@@ -28,8 +28,8 @@ _DAEMON: Final = Section("The daemon", (
     Metric("codec", "info", "-", "How pages are compressed that are stored from now on.", lambda s: s.codec),
     Metric("compiled", "gauge", "0/1", "1: stores go through compiled functions.", lambda s: s.is_compiled),
     Metric("swap_size", "gauge", "bytes", "Logical size of the swap image.", lambda s: s.swap_bytes),
-    Metric("requests", "counter", "requests", "Requests for the image; relay only.", lambda s: s.request_count("requests")),
-    Metric("deferred", "counter", "requests", "Requests that needed the disk or waited for a free frame; relay only.",
+    Metric("requests", "counter", "requests", "Requests for the image.", lambda s: s.request_count("requests")),
+    Metric("deferred", "counter", "requests", "Requests that needed the disk or waited for a free frame.",
         lambda s: s.request_count("deferred")),
     Metric("healthy", "gauge", "0/1", "1 while control/state says running.", lambda s: int(s.is_healthy), _METRICS),
 ))  # fmt: skip

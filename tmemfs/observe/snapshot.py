@@ -179,7 +179,7 @@ class Snapshot:
         return self.services.outcomes.get(name)
 
     def request_count(self, name: str) -> int | None:
-        """Requests on the page path; None where the data path does not count them: pyfuse3 reads them there."""
+        """A counter of the page path; None where no relay runs, as in tests of the services alone."""
         return self._requests.get(name)
 
     @cached_property
