@@ -14,10 +14,11 @@ from tmemfs.errors import TierError
 from tmemfs.jobs.kernel_tuning import KernelTuning
 from tmemfs.jobs.limits import Limits
 from tmemfs.jobs.pressure import Pressure
+from tmemfs.store.extents import Extents
 from tmemfs.store.frames import Arena
-from tmemfs.store.merges import Copied, Merge
+from tmemfs.store.merge_plans import Copied, Merge
 from tmemfs.store.region import Region
-from tmemfs.store.segments import RECORD_BYTES, Extents, SegmentTable
+from tmemfs.store.segments import RECORD_BYTES, SegmentTable
 from tmemfs.store.slots import SLOT_BYTES, SlotTable
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.kernel_settings import Change

@@ -50,8 +50,9 @@ from tmemfs.pages.pager import Pager
 from tmemfs.services import Services
 from tmemfs.shutdown import Shutdown
 from tmemfs.store.codec import parse_codec
+from tmemfs.store.extents import CLEANING_RESERVE_BYTES, Extents
 from tmemfs.store.frames import KEPT_FRAMES, SPARE_FRAMES, Arena
-from tmemfs.store.segments import CLEANING_RESERVE_BYTES, Extents, SegmentTable
+from tmemfs.store.segments import SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem
 from tmemfs.system import memory

@@ -9,7 +9,7 @@ from tmemfs.engine import Engine
 from tmemfs.jobs.limits import Limits
 from tmemfs.jobs.pressure import Pressure
 from tmemfs.jobs.supervision import Jobs
-from tmemfs.store.consistency import TmemStatistics, statistics
+from tmemfs.store.statistics import TmemStatistics, statistics
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from tmemfs.pages.pager import Deferred
 from tmemfs.services import Services
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.consistency import check
-from tmemfs.store.merges import Merges
+from tmemfs.store.merge_copy import RecordCopier
 from tmemfs.tiers.in_memory import MemoryTier
 from tmemfs.tiers.tier import Tier
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
@@ -157,7 +157,7 @@ async def test_a_merge_in_ram_that_an_error_interrupted_is_undone(services: Serv
             tmem.invalidate(slot, 1)
     held = len(tmem.arena.used)
     with monkeypatch.context() as patch:
-        patch.setattr(Merges, "copy", fail)
+        patch.setattr(RecordCopier, "copy", fail)
         await expect_failure(partial(services.engine.cleaner.compact, CompactRequest(1.1)))
     assert len(tmem.arena.used) == held
     answer = await services.engine.cleaner.compact(CompactRequest(1.1))

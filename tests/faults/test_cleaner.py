@@ -19,10 +19,11 @@ from tmemfs.jobs.shrink_request import ShrinkRequest
 from tmemfs.pages.pager import Deferred
 from tmemfs.policy.budget import Budget
 from tmemfs.store.codec import parse_codec
-from tmemfs.store.consistency import check, segment_lines
+from tmemfs.store.consistency import check
 from tmemfs.store.dictionary import Encoder
 from tmemfs.store.recompression import Recompression
 from tmemfs.store.record import handle_offset, handle_segment
+from tmemfs.store.statistics import segment_lines
 from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES
 
 SLOTS = 8192
@@ -110,7 +111,7 @@ async def test_what_a_shrink_writes_is_dense_and_in_order_of_age() -> None:
     place = Place()
     place.store(0, 8 * FULL)
     place.forget(*(slot for slot in range(8 * FULL) if slot % 8 >= 5))
-    live = place.tmem.live_bytes
+    live = place.tmem.ledger.totals().live_bytes
     answer = await place.engine.shrinker.shrink(ALL)
     assert answer.reason is None and answer.written * 0.95 <= live
     await place.verify()
@@ -254,10 +255,10 @@ async def test_a_full_backing_is_cleaned_and_stores_go_on() -> None:
     await place.on_tier(6, live_of_8=3)
     place.store(4000, 6 * FULL)
     place.fill_reserve()
-    live = place.tmem.live_bytes
+    live = place.tmem.ledger.totals().live_bytes
     answer = await place.engine.shrinker.shrink(ShrinkRequest(2 * SEGMENT_BYTES))
     assert answer.reason is None and answer.freed >= 2 * SEGMENT_BYTES
-    assert place.tmem.merges.counts.cleanings >= 1 and place.tmem.live_bytes == live
+    assert place.tmem.merges.counts.cleanings >= 1 and place.tmem.ledger.totals().live_bytes == live
     assert place.tmem.extents.held_bytes <= 8 * SEGMENT_BYTES
     await place.verify()
 
@@ -415,7 +416,7 @@ async def test_a_cleaning_whose_gaps_take_what_it_would_gain_is_not_written() ->
             place.engine.pager.write(slot * PAGE_BYTES, memoryview(place.pages[slot]))
         assert (await place.engine.shrinker.shrink(ALL)).reason is None
         first += count
-    assert place.tmem.merges.space().occupied == 206 * BLOCK_BYTES and place.tmem.live_bytes == 205 * BLOCK_BYTES
+    assert place.tmem.merges.space().occupied == 206 * BLOCK_BYTES and place.tmem.ledger.totals().live_bytes == 205 * BLOCK_BYTES
     place.tier.before["write"] = only_smaller(place)
     answer = await place.engine.cleaner.compact(CompactRequest(1.0001))
     assert (answer.written, answer.reason) == (0, "nothing more can be gained")

@@ -15,7 +15,7 @@ from tmemfs.engine import Engine
 from tmemfs.errors import NoSpace
 from tmemfs.pages.pager import Deferred
 from tmemfs.store.codec import parse_codec
-from tmemfs.store.merges import Copied
+from tmemfs.store.merge_plans import Copied
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
 THREADS = 6

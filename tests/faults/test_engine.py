@@ -23,7 +23,8 @@ from tmemfs.jobs.supervision import Jobs
 from tmemfs.pages.pager import Deferred
 from tmemfs.services import Services
 from tmemfs.store.codec import parse_codec
-from tmemfs.store.consistency import check, statistics
+from tmemfs.store.consistency import check
+from tmemfs.store.statistics import statistics
 from tmemfs.system.memory import populate
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 

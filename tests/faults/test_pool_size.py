@@ -21,8 +21,9 @@ from tmemfs.pages.pager import Deferred
 from tmemfs.policy.pressure_controller import Settings
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.consistency import check
+from tmemfs.store.extents import CLEANING_RESERVE_BYTES, Extents
 from tmemfs.store.frames import KEPT_FRAMES, SPARE_FRAMES, Arena
-from tmemfs.store.segments import CLEANING_RESERVE_BYTES, Extents, SegmentTable
+from tmemfs.store.segments import SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import MIB, PAGE_BYTES, SEGMENT_BYTES

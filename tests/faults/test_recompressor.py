@@ -19,10 +19,11 @@ from tmemfs.jobs.recompressor import DEFAULT_LEVEL, parse_recompress
 from tmemfs.jobs.shrink_request import ShrinkRequest
 from tmemfs.pages.pager import Deferred
 from tmemfs.store.codec import decode, parse_codec
-from tmemfs.store.consistency import check, statistics
+from tmemfs.store.consistency import check
 from tmemfs.store.dictionary import Encoder
 from tmemfs.store.recompression import SAMPLES, Recompression, Use
 from tmemfs.store.record import handle_offset, handle_segment
+from tmemfs.store.statistics import statistics
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
 SLOTS = 16384

@@ -16,11 +16,12 @@ from tests.parts import KINDS, FaultyTier, Kind, Regions, copy_for, merge, page_
 from tmemfs.errors import BackingFull, TierError
 from tmemfs.pages.reader import Reader
 from tmemfs.store.codec import ZERO_PAGE, encode, encode_pages, parse_codec
-from tmemfs.store.consistency import check, statistics
+from tmemfs.store.consistency import check
 from tmemfs.store.dictionary import Encoder
-from tmemfs.store.merges import Copied, Merge
+from tmemfs.store.merge_plans import Copied, Merge
 from tmemfs.store.plans import Discard, Populate, ReadPlan, Release, WriteBack
-from tmemfs.store.recompression import Recompression, encode_anew
+from tmemfs.store.recompression import Recompression, reencode
+from tmemfs.store.statistics import statistics
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
@@ -206,7 +207,7 @@ class TmemMachine(RuleBasedStateMachine):
         recompression.look(None)
         encoder = Encoder(self.tmem.dictionaries.add(dictionary), level)
         if plan := recompression.plan(recompression.look(encoder), encoder):
-            copied = self.tmem.merges.copy_in_ram(plan, recode=partial(encode_anew, encoder))
+            copied = self.tmem.merges.copy_in_ram(plan, recode=partial(reencode, encoder))
             assert not copied.damaged
             self.copied.append((plan, copied))
 

@@ -17,7 +17,7 @@ from tests.parts import new_tmem, page_of
 from tmemfs.engine import Engine
 from tmemfs.jobs.shrink_request import ShrinkRequest
 from tmemfs.store.codec import parse_codec
-from tmemfs.store.consistency import statistics
+from tmemfs.store.statistics import statistics
 from tmemfs.tiers.file import FileTier
 from tmemfs.units import MIB, PAGE_BYTES
 

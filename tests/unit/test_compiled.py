@@ -19,7 +19,8 @@ from tmemfs.store import codec
 from tmemfs.store import native as hot
 from tmemfs.store.append import Appender
 from tmemfs.store.codec import LARGEST_COMPRESSED_BYTES, LZ4, RAW, ZERO_PAGE, Packed, decode, encode, parse_codec
-from tmemfs.store.consistency import check, statistics
+from tmemfs.store.consistency import check
+from tmemfs.store.statistics import statistics
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import PAGE_BYTES
 
@@ -99,7 +100,7 @@ def test_other_codecs_are_encoded_in_python() -> None:
 def test_the_regions_and_counts_are_those_of_python(runs: list[tuple[int, int, str, int, int]], limit: int) -> None:
     """Runs of pages over each other, with room and without, forgotten and written back between."""
     ours, theirs = _Store(limit), _Store(limit)
-    theirs.tmem._appender = Appender(theirs.tmem)
+    theirs.tmem._appender = Appender(theirs.tmem.slots, theirs.tmem.transitions)
     try:
         for first, count, kind, seed, then in runs:
             packed = [encoded(kind, seed + n) for n in range(min(count, SLOTS - first))]
@@ -136,9 +137,10 @@ class _Store:
         """Regions, derived tables and counters."""
         tmem = self.tmem
         regions = (bytes(region.view) for region in (self.regions.slots, self.regions.segments, self.regions.arena))
-        tables = (tmem.segments.live, tmem.segments.pages, tmem.segments.base, tmem.occupancy.floor)
+        ledger = tmem.ledger
+        tables = (ledger.live, ledger.pages, tmem.segments.base, ledger.occupancy.floor)
         lanes = [(lane.is_open, lane.segment, lane.base, lane.fill, lane.seed, [*lane.sealed]) for lane in tmem.lanes]
-        return (*regions, *map(bytes, tables), lanes, statistics(tmem), tmem.counts, tmem.live_bytes, tmem.disk_pages)
+        return (*regions, *map(bytes, tables), lanes, statistics(tmem), ledger.counters)
 
 
 def test_what_is_no_page_is_refused_and_nothing_is_lost() -> None:

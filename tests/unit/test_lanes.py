@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from tmemfs.store.frames import Frame
 from tmemfs.store.lanes import Lane
-from tmemfs.store.occupancy import OccupancyIndex
 from tmemfs.store.record import SegmentId, segment_seed
 from tmemfs.store.segments import LANE_RAW
 from tmemfs.units import SEGMENT_BYTES
 
 
 def new_lane() -> Lane:
-    return Lane(LANE_RAW, OccupancyIndex(10))
+    return Lane(LANE_RAW)
 
 
 def test_nothing_fits_into_a_lane_without_an_open_segment() -> None:
@@ -29,7 +28,7 @@ def test_an_open_segment_is_empty_and_knows_its_frame_and_seed() -> None:
 def test_a_closed_lane_is_as_a_new_one_but_for_its_sealed_segments() -> None:
     lane = new_lane()
     lane.start(SegmentId(7), Frame(3), sequence=9)
-    lane.append(SegmentId(7), 1)
+    lane.append(SegmentId(7))
     lane.close()
     assert (lane.is_open, lane.segment, lane.base, lane.fill, lane.seed) == (False, 0, 0, SEGMENT_BYTES, 0)
     assert lane.oldest == 7
@@ -38,22 +37,12 @@ def test_a_closed_lane_is_as_a_new_one_but_for_its_sealed_segments() -> None:
 def test_the_oldest_is_next_unless_another_one_failed_to_be_written() -> None:
     lane = new_lane()
     for segment in map(SegmentId, (4, 2, 9)):
-        lane.append(segment, 1)
+        lane.append(segment)
     assert lane.oldest == 4
     lane.remove(SegmentId(4))
     assert lane.oldest == 2
-    lane.to_front(SegmentId(4), 1)
+    lane.to_front(SegmentId(4))
     assert list(lane.sealed) == [4, 2, 9]
     lane.remove(SegmentId(9))
-    lane.to_front(SegmentId(9), 1)
+    lane.to_front(SegmentId(9))
     assert list(lane.sealed) == [9, 4, 2]
-
-
-def test_what_is_in_line_is_filed_by_its_live_share_and_nothing_else() -> None:
-    occupancy = OccupancyIndex(10)
-    lane = Lane(LANE_RAW, occupancy)
-    lane.append(SegmentId(4), SEGMENT_BYTES // 2)
-    lane.append(SegmentId(2), SEGMENT_BYTES // 8)
-    assert list(occupancy.emptiest(LANE_RAW, 1.0)) == [2, 4]
-    lane.remove(SegmentId(2))
-    assert list(occupancy.emptiest(LANE_RAW, 1.0)) == [4]

@@ -88,7 +88,7 @@ def test_no_metric_scans_slots_or_segments(services: Services, monkeypatch: pyte
     def scan(*_: object) -> None:
         raise AssertionError("a metric scans")
 
-    for table, names in ((SlotTable, ("occupied",)), (SegmentTable, ("in_use", "dictionaries", "pages_by_lane", "state", "fill"))):
+    for table, names in ((SlotTable, ("occupied",)), (SegmentTable, ("in_use", "dictionaries", "lane", "state", "fill"))):
         for name in names:
             monkeypatch.setattr(table, name, scan)
     assert report.figures(services, output)

@@ -15,10 +15,29 @@ from tmemfs.pages.reader import Reader
 from tmemfs.store import record as record_module
 from tmemfs.store.append import Appender
 from tmemfs.store.codec import LZ4, RAW, ZERO_PAGE, Packed, encode, parse_codec
-from tmemfs.store.consistency import census, check, segment_lines, statistics
+from tmemfs.store.consistency import check
+from tmemfs.store.ledger import (
+    COLD_PAGES,
+    COLD_RAW_PAGES,
+    COMPRESSED_BYTES,
+    LIVE_BYTES,
+    ONLY_POOL,
+    TIER_LIVE_BYTES,
+    TIER_PAGES,
+)
 from tmemfs.store.plans import WriteBack
-from tmemfs.store.record import RECORD_HEADER_BYTES, handle_length, handle_of, handle_offset, handle_segment, whole_blocks
-from tmemfs.store.segments import FREE, ON_TIER, OPEN, SEALED, WRITING
+from tmemfs.store.record import (
+    RECORD_HEADER_BYTES,
+    ZERO_HANDLE,
+    handle_length,
+    handle_of,
+    handle_offset,
+    handle_segment,
+    whole_blocks,
+)
+from tmemfs.store.recovery import recount
+from tmemfs.store.segments import FREE, LANES, ON_TIER, OPEN, SEALED, WRITING
+from tmemfs.store.statistics import segment_lines, statistics
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
@@ -300,9 +319,9 @@ def test_a_full_backing_is_said_and_the_victim_waits(place: Place) -> None:
     place.verify()
 
 
-def test_the_engine_is_told_when_a_segment_is_opened_and_when_one_goes(tmem: Tmem) -> None:
-    told = []
-    tmem.notice = lambda: told.append(len(told))
+def test_the_jobs_are_told_when_a_segment_is_opened_and_when_one_is_written_or_emptied() -> None:
+    told = list[int]()
+    tmem = new_tmem(notice=lambda: told.append(len(told)))
     tmem.store(0, packed(halves(0, 2)))
     assert len(told) == 1
     tmem.commit_write_back(planned(tmem))
@@ -313,12 +332,13 @@ def test_the_engine_is_told_when_a_segment_is_opened_and_when_one_goes(tmem: Tme
     assert len(told) == 4
 
 
-def test_the_engine_is_told_that_the_pool_is_full(tmem: Tmem) -> None:
+def test_the_jobs_are_told_that_the_pool_is_full() -> None:
+    told = list[int]()
+    tmem = new_tmem(notice=lambda: told.append(len(told)))
     tmem.limit_pool(0)
-    told = []
-    tmem.notice = lambda: told.append("full")
+    assert told == []
     tmem.store(0, packed(raw(0, 1)))
-    assert told == ["full"]
+    assert told == [0]
 
 
 # ---- loads ---------------------------------------------------------------------------------------------------------
@@ -540,15 +560,24 @@ def test_statistics_are_of_the_pages_that_are_live(place: Place) -> None:
     assert (found.pages_in_ram, found.pages_on_disk, found.segments_on_disk) == (2, 1, 1)
 
 
+def count(tmem: Tmem, counter: int, value: int) -> None:
+    """Have the ledger say something else."""
+    tmem.ledger.counters[ONLY_POOL][counter] = value
+
+
 @pytest.mark.parametrize(
     ("name", "tamper"),
     [
-        ("live bytes of segment 0", lambda tmem: tmem.segments.live.__setitem__(0, 1)),
-        ("pages of segment 0", lambda tmem: tmem.segments.pages.__setitem__(0, 1)),
+        ("live bytes of segment 0", lambda tmem: tmem.ledger.live.__setitem__(0, 1)),
+        ("pages of segment 0", lambda tmem: tmem.ledger.pages.__setitem__(0, 1)),
         ("base of segment 0", lambda tmem: tmem.segments.base.__setitem__(0, -1)),
-        ("pages by tag", lambda tmem: tmem.pages_by_tag.__setitem__(LZ4, 0)),
-        ("compressed bytes", lambda tmem: setattr(tmem, "compressed_bytes", 0)),
-        ("pages on the tier", lambda tmem: setattr(tmem, "disk_pages", 1)),
+        ("pages by tag of pool 0", lambda tmem: count(tmem, LZ4, 0)),
+        ("compressed bytes of pool 0", lambda tmem: count(tmem, COMPRESSED_BYTES, 0)),
+        ("live bytes of pool 0", lambda tmem: count(tmem, LIVE_BYTES, 0)),
+        ("tier pages of pool 0", lambda tmem: count(tmem, TIER_PAGES, 1)),
+        ("tier live bytes of pool 0", lambda tmem: count(tmem, TIER_LIVE_BYTES, 1)),
+        ("cold pages of pool 0", lambda tmem: count(tmem, COLD_PAGES, 1)),
+        ("cold raw pages of pool 0", lambda tmem: count(tmem, COLD_RAW_PAGES, 1)),
         ("frames in use", lambda tmem: tmem.arena.used.clear()),
         ("bytes held on the tier", lambda tmem: setattr(tmem.extents, "held_bytes", 1)),
         ("record of slot 2", lambda tmem: tmem.arena.view.__setitem__(8, 9)),
@@ -568,13 +597,13 @@ def test_a_scan_calls_a_handle_that_refers_to_no_record_a_bug(place: Place, segm
     handle = place.tmem.slots.handles[0]
     place.tmem.slots.handles[9] = handle_of(LZ4, handle_length(handle), handle_offset(handle) | 1 << 16, segment)
     with pytest.raises(TmemfsError, match="bug in tmemfs: the handle of slot 9 refers to no record; please report it"):
-        census(place.tmem.slots, place.tmem.segments)
+        recount((place.tmem.slots,), place.tmem.segments)
 
 
 def test_a_scan_calls_a_handle_outside_of_the_table_a_bug(place: Place) -> None:
     place.tmem.slots.handles[9] = handle_of(LZ4, 100, 0, 1 << 29)
     with pytest.raises(TmemfsError):
-        census(place.tmem.slots, place.tmem.segments)
+        recount((place.tmem.slots,), place.tmem.segments)
 
 
 # ---- a kill at any point -------------------------------------------------------------------------------------------
@@ -606,7 +635,7 @@ def furnish(place: Place) -> None:
 
 def in_python(place: Place) -> None:
     """Store with Appender in Python, whose steps can be told apart; test_compiled.py kills the other one."""
-    place.tmem._appender = Appender(place.tmem)
+    place.tmem._appender = Appender(place.tmem.slots, place.tmem.transitions)
 
 
 def go_on(place: Place) -> None:
@@ -664,7 +693,7 @@ def test_a_store_killed_behind_its_handle_leaves_the_new_page(place: Place, monk
     furnish(place)
     in_python(place)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill(patch, place.tmem, "drop")
+        kill(patch, place.tmem.ledger, "drop")
         place.tmem.store(400, packed(halves(9000, 1)))
     place.pages[400] = page_of("half", 9000)
     go_on(place)
@@ -696,9 +725,9 @@ def test_a_write_back_killed_while_it_writes_leaves_the_pages_in_ram(place: Plac
     furnish(place)
     plan = planned(place.tmem)
     place.tier.write(plan.extent, plan.data[: int(len(plan.data) * written)])
-    on_disk = place.tmem.disk_pages
+    on_disk = place.tmem.ledger.totals().tier_pages
     place.start()
-    assert place.tmem.disk_pages == on_disk
+    assert place.tmem.ledger.totals().tier_pages == on_disk
     go_on(place)
 
 
@@ -726,7 +755,7 @@ def test_a_write_back_killed_while_it_fails_loses_nothing(place: Place, monkeypa
 def test_an_invalidate_killed_within_forgets_the_first_pages_only(place: Place, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     furnish(place)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill(patch, place.tmem, "drop", call=call)
+        kill(patch, place.tmem.ledger, "drop", call=call)
         place.tmem.invalidate(900, FULL)
     for slot in range(900, 900 + call):
         del place.pages[slot]
@@ -812,9 +841,18 @@ def test_segments_are_listed_a_few_at_a_time_so_that_loads_come_between(monkeypa
     assert lock.times == -(-33 // 8)
 
 
-def test_pages_by_lane_are_those_of_a_scan_after_cleaning_and_dying(place: Place) -> None:
+def pages_by_lane(tmem: Tmem) -> tuple[int, ...]:
+    """What a scan of the slots finds."""
+    pages = [0] * len(LANES)
+    for slot in tmem.slots.occupied(0, SLOTS):
+        if (handle := tmem.slots.handles[slot]) != ZERO_HANDLE:
+            pages[tmem.segments.lane(handle_segment(handle))] += 1
+    return tuple(pages)
+
+
+def test_pages_by_lane_are_those_of_a_scan_after_cleaning_and_dropping(place: Place) -> None:
     furnish(place)
     tmem = place.tmem
-    assert tmem.lane_pages == tmem.segments.pages_by_lane() and sum(tmem.lane_pages) > 0
+    assert statistics(tmem).lane_pages == pages_by_lane(tmem) and sum(pages_by_lane(tmem)) > 0
     tmem.invalidate(0, SLOTS)
-    assert tmem.lane_pages == tmem.segments.pages_by_lane() == (0, 0, 0)
+    assert statistics(tmem).lane_pages == pages_by_lane(tmem) == (0, 0, 0)

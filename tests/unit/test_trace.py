@@ -186,6 +186,7 @@ def test_what_is_asked_is_recorded_and_answered_as_by_any_pager(asks: list[Ask])
     for what in asks:
         assert recorded.ask(what) == plain.ask(what)
     assert recorded.tmem.counts == plain.tmem.counts
+    assert recorded.tmem.ledger.counters == plain.tmem.ledger.counters
     assert asked(recording) == [expected(what) for what in asks if what[0] != "shrink"]
     assert list(recording.columns.times_us) == sorted(recording.columns.times_us)
     assert recording.left_out == 0

@@ -23,8 +23,9 @@ from tmemfs.jobs.shrink_request import ShrinkRequest
 from tmemfs.pages.pager import Deferred
 from tmemfs.store.codec import Codec
 from tmemfs.store.consistency import check
+from tmemfs.store.extents import Extents
 from tmemfs.store.frames import RESERVE_FRAMES, Arena
-from tmemfs.store.segments import Extents, SegmentTable
+from tmemfs.store.segments import SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.memory import available_ram_bytes

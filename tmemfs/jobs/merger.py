@@ -30,7 +30,8 @@ from tmemfs.jobs.stop import Stop
 from tmemfs.jobs.throttle import Throttle
 from tmemfs.pages.reader import Reader
 from tmemfs.policy.budget import Budget
-from tmemfs.store.merges import LEAST_GAIN_BYTES, Copied, Merge, Pause, no_pause
+from tmemfs.store.merge_plans import Copied, Merge, Pause, no_pause
+from tmemfs.store.merges import LEAST_GAIN_BYTES
 from tmemfs.store.tmem import Tmem
 from tmemfs.tiers.tier import Tier
 from tmemfs.units import SEGMENT_BYTES

@@ -22,7 +22,7 @@ from tmemfs.jobs.executor import Executor
 from tmemfs.jobs.throttle import Throttle
 from tmemfs.store.codec import ZSTD_LEVELS, parse_level
 from tmemfs.store.dictionary import Encoder, train
-from tmemfs.store.recompression import Recompression, Use, encode_anew
+from tmemfs.store.recompression import Recompression, Use, reencode
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.memory import ordinary_thread
 
@@ -99,7 +99,7 @@ class Recompressor:
         if plan is None:
             return
         try:
-            copied = self._tmem.merges.copy_in_ram(plan, self._throttle, partial(encode_anew, encoder))
+            copied = self._tmem.merges.copy_in_ram(plan, self._throttle, partial(reencode, encoder))
         except BaseException:  # also for a bug: a plan that nobody ends keeps its segments out of every list
             self._tmem.merges.abort(plan)
             raise

@@ -12,7 +12,7 @@ from tmemfs.observe.prometheus import exposition
 from tmemfs.observe.registry import shown_in
 from tmemfs.observe.snapshot import Snapshot
 from tmemfs.services import Services
-from tmemfs.store.consistency import segment_lines
+from tmemfs.store.statistics import segment_lines
 from tmemfs.units import SEGMENT_BYTES
 
 

@@ -24,10 +24,10 @@ from tmemfs.jobs.shrinker import ShrinkCounts
 from tmemfs.observe.metric import whole
 from tmemfs.pages.reader import ReadCounts
 from tmemfs.services import Services
-from tmemfs.store.consistency import TmemStatistics
-from tmemfs.store.merges import MergeCounts
+from tmemfs.store.merge_plans import MergeCounts
 from tmemfs.store.native import IS_COMPILED
 from tmemfs.store.recompression import RecompressionCounts
+from tmemfs.store.statistics import TmemStatistics
 from tmemfs.store.tmem import Counts
 from tmemfs.system.kernel_settings import Change
 from tmemfs.system.memory import Resident, resident_bytes

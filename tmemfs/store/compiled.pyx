@@ -119,7 +119,7 @@ cdef struct Open:
     uint64_t seed
 
 
-#: What a call has changed and the store has not been told of yet.
+#: What a call has changed and the ledger's counters do not say yet: all of them but those of the tier.
 cdef struct Changes:
     Open lanes[LANES]
     int64_t by_tag[TAGS]
@@ -129,29 +129,80 @@ cdef struct Changes:
     int64_t raw_stores
 
 
-cdef class Appender:
-    """Stores encoded pages in `tmem`. Guarded by its lock."""
+cdef class Ledger:
+    """The compiled half of ledger.Ledger: shares its arrays, and does to them what its `add` and the plain case of `drop` do."""
 
-    cdef object _tmem
+    cdef list _counters
+    cdef int32_t[::1] _live
+    cdef int32_t[::1] _pages
+    cdef int32_t[::1] _floor
+    cdef int64_t[::1] _base
+
+    def __init__(self, ledger, segments):
+        self._counters = ledger.counters[0]
+        self._live = ledger.live
+        self._pages = ledger.pages
+        self._floor = ledger.occupancy.floor
+        self._base = segments.base
+
+    cdef inline void append(self, Changes *changes, int tag, uint64_t length, uint64_t size, uint64_t segment) noexcept:
+        """A record was appended to `segment`, which is open."""
+        self._live[segment] += <int32_t>size
+        self._pages[segment] += 1
+        changes.live_bytes += size
+        changes.compressed_bytes += length
+        changes.stored_bytes += length
+        changes.raw_stores += tag == RAW
+
+    cdef inline bint drop(self, Changes *changes, uint64_t old) noexcept:
+        """A slot does not refer to the record of `old` any more; False, and nothing done, where that has consequences."""
+        cdef uint64_t length = old >> LENGTH_SHIFT & LENGTH_MASK, segment = old >> SEGMENT_SHIFT
+        cdef int tag = old & TAG_MASK
+        cdef int32_t size = <int32_t>record_bytes(length)
+        if tag != ZERO:
+            # On the tier, the last of its segment, or in one that belongs to a lower level of the index then.
+            if self._base[segment] < 0 or self._live[segment] == size or self._live[segment] - size < self._floor[segment]:
+                return False
+            self._live[segment] -= size
+            self._pages[segment] -= 1
+            changes.live_bytes -= size
+            changes.compressed_bytes -= length
+        changes.by_tag[tag] -= 1
+        return True
+
+    cdef int add(self, Changes *changes, Py_ssize_t stores) except -1:
+        """Add `changes` to the counters: once for a batch, since each of them is an object of Python."""
+        cdef list counters = self._counters
+        cdef int tag
+        for tag in range(TAGS):
+            if changes.by_tag[tag]:
+                counters[tag] += changes.by_tag[tag]
+        counters[COMPRESSED_BYTES] += changes.compressed_bytes
+        counters[LIVE_BYTES] += changes.live_bytes
+        counters[STORED_BYTES] += changes.stored_bytes
+        counters[STORES] += stores
+        if changes.raw_stores:
+            counters[RAW_STORES] += changes.raw_stores
+        return 0
+
+
+cdef class Appender:
+    """Appends encoded pages to the open segments of `transitions`, for `slots`. Guarded by the store's lock."""
+
+    cdef object _transitions
+    cdef Ledger _ledger
     cdef uint64_t _slots
     cdef uint64_t[::1] _handles
     cdef uint64_t[::1] _words
     cdef unsigned char[::1] _arena
-    cdef int64_t[::1] _base
-    cdef int32_t[::1] _live
-    cdef int32_t[::1] _pages
-    cdef int32_t[::1] _floor
 
-    def __init__(self, tmem):
-        self._tmem = tmem
-        self._slots = tmem.slots.count
-        self._handles = tmem.slots.handles
-        self._words = tmem.segments.words
-        self._arena = tmem.arena.view
-        self._base = tmem.segments.base
-        self._live = tmem.segments.live
-        self._pages = tmem.segments.pages
-        self._floor = tmem.occupancy.floor
+    def __init__(self, slots, transitions):
+        self._transitions = transitions
+        self._ledger = Ledger(transitions.ledger, transitions.segments)
+        self._slots = slots.count
+        self._handles = slots.handles
+        self._words = transitions.segments.words
+        self._arena = transitions.arena.view
 
     def append(self, uint64_t first, list packed not None, Py_ssize_t start=0):
         """Store entries of `packed` from `start` on, for slots first+start, ...; gives how many entries are stored now."""
@@ -172,7 +223,8 @@ cdef class Appender:
                     break
                 number += 1
         finally:
-            self._note(&changes, number - start)
+            self._advance(&changes)
+            self._ledger.add(&changes, number - start)
         return number
 
     cdef bint _store(self, Changes *changes, uint64_t slot, int tag, bytes payload) except -1:
@@ -196,39 +248,18 @@ cdef class Appender:
             size = record_bytes(length)
             lane.fill = at + size
             store_release(&self._words[lane.segment * WORDS_PER_SEGMENT + FILL_WORD], lane.fill)
-            self._live[lane.segment] += <int32_t>size
-            self._pages[lane.segment] += 1
-            changes.live_bytes += size
-            changes.compressed_bytes += length
-            changes.stored_bytes += length
-            changes.raw_stores += tag == RAW
+            self._ledger.append(changes, tag, length, size, lane.segment)
             handle = handle_of(tag, length, at, lane.segment)
         cdef uint64_t old = self._handles[slot]
         store_release(&self._handles[slot], handle)
         changes.by_tag[tag] += 1
-        if old:
-            self._drop(changes, old)
+        if old and not self._ledger.drop(changes, old):
+            self._transitions.drop(old)
         return True
-
-    cdef int _drop(self, Changes *changes, uint64_t old) except -1:
-        """A slot does not refer to the record of `old` any more; what has consequences is left to Tmem.drop."""
-        cdef uint64_t length = old >> LENGTH_SHIFT & LENGTH_MASK, segment = old >> SEGMENT_SHIFT
-        cdef int tag = old & TAG_MASK
-        cdef int32_t size = <int32_t>record_bytes(length)
-        if tag != ZERO:
-            if self._base[segment] < 0 or self._live[segment] == size or self._live[segment] - size < self._floor[segment]:
-                self._tmem.drop(old)
-                return 0
-            self._live[segment] -= size
-            self._pages[segment] -= 1
-            changes.live_bytes -= size
-            changes.compressed_bytes -= length
-        changes.by_tag[tag] -= 1
-        return 0
 
     cdef int _know(self, Open *lane, int index) except -1:
         """Take over where the lane's open segment is."""
-        python = self._tmem.lanes[index]
+        python = self._transitions.lanes[index]
         lane.segment = python.segment
         lane.base = python.base
         lane.fill = python.fill
@@ -238,28 +269,18 @@ cdef class Appender:
 
     cdef bint _open_next(self, Open *lane, int index) except -1:
         """Have the lane open another segment; False if there is no frame."""
-        python = self._tmem.lanes[index]
-        python.fill = lane.fill
+        python = self._transitions.lanes[index]
+        python.advance(lane.fill)
         lane.is_known = False
-        if not self._tmem.open_next(python):
+        if not self._transitions.open_next(python):
             return False
         self._know(lane, index)
         return True
 
-    cdef int _note(self, Changes *changes, Py_ssize_t stores) except -1:
-        """Tell the store what has changed."""
-        tmem, counts = self._tmem, self._tmem.counts
+    cdef int _advance(self, Changes *changes) except -1:
+        """Tell the lanes how far their open segments are filled."""
         cdef int index
         for index in range(LANES):
             if changes.lanes[index].is_known:
-                tmem.lanes[index].fill = changes.lanes[index].fill
-        pages_by_tag = tmem.pages_by_tag
-        for index in range(TAGS):
-            if changes.by_tag[index]:
-                pages_by_tag[index] += changes.by_tag[index]
-        tmem.compressed_bytes += changes.compressed_bytes
-        tmem.live_bytes += changes.live_bytes
-        counts.stored_bytes += changes.stored_bytes
-        counts.raw_stores += changes.raw_stores
-        counts.stores += stores
+                self._transitions.lanes[index].advance(changes.lanes[index].fill)
         return 0

@@ -106,6 +106,10 @@ class Arena:
     def _has_cold(self) -> bool:
         return bool(self._cold) or self._untouched < self.frames
 
+    def set_limit(self, limit: int) -> None:
+        """At most `limit` frames held from now on, or all there are; the caller has to shrink what is above."""
+        self.limit = min(limit, self.frames)
+
     def adopt(self, frames: set[Frame]) -> None:
         """Count `frames` as used by segments that were found in the table."""
         self.used = set(frames)

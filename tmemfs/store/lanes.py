@@ -2,9 +2,8 @@
 
 Packed and raw records have lanes of their own, because raw ones gain nothing from staying in RAM. Guarded by the store's lock.
 
-Invariants:
-1. `sealed` holds the lane's segments in state SEALED, in order of age; what failed to be written is in front again.
-2. The same segments are filed in `occupancy`, in the lane's group.
+Invariant:
+1. `sealed` holds the lane's segments in state SEALED, in order of age; one that could not be written is in front again.
 """
 
 from __future__ import annotations
@@ -12,22 +11,20 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from tmemfs.store.frames import Frame
-from tmemfs.store.occupancy import OccupancyIndex
 from tmemfs.store.record import SegmentId, segment_seed
 from tmemfs.units import SEGMENT_BYTES
 
 
 class Lane:
-    """Lane `index`, filed in `occupancy`. While no segment is open, `fill` is SEGMENT_BYTES, so that nothing fits.
+    """Lane `index`. While no segment is open, `fill` is SEGMENT_BYTES, so that nothing fits.
 
     `base` is the arena offset of the open segment's frame, `seed` what its sequence adds to its records' checksums.
     """
 
-    __slots__ = ("_occupancy", "base", "fill", "index", "is_open", "sealed", "seed", "segment")
+    __slots__ = ("base", "fill", "index", "is_open", "sealed", "seed", "segment")
 
-    def __init__(self, index: int, occupancy: OccupancyIndex) -> None:
+    def __init__(self, index: int) -> None:
         self.index = index
-        self._occupancy = occupancy
         self.sealed: OrderedDict[SegmentId, None] = OrderedDict()
         self.close()
 
@@ -39,6 +36,10 @@ class Lane:
         self.fill = 0
         self.seed = segment_seed(sequence)
 
+    def advance(self, fill: int) -> None:
+        """Records were appended to the open segment, up to `fill`."""
+        self.fill = fill
+
     def close(self) -> None:
         """No segment is open."""
         self.is_open = False
@@ -47,20 +48,18 @@ class Lane:
         self.fill = SEGMENT_BYTES
         self.seed = 0
 
-    def append(self, segment: SegmentId, live_bytes: int) -> None:
+    def append(self, segment: SegmentId) -> None:
         """`segment` was sealed: it is the last in line."""
         self.sealed[segment] = None
-        self._occupancy.add(self.index, segment, live_bytes, SEGMENT_BYTES)
 
-    def to_front(self, segment: SegmentId, live_bytes: int) -> None:
+    def to_front(self, segment: SegmentId) -> None:
         """`segment` is next in line."""
-        self.append(segment, live_bytes)
+        self.sealed[segment] = None
         self.sealed.move_to_end(segment, last=False)
 
     def remove(self, segment: SegmentId) -> None:
         """`segment` is not in line any more."""
         del self.sealed[segment]
-        self._occupancy.remove(segment)
 
     @property
     def oldest(self) -> SegmentId | None:

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from tmemfs.store import codec
 from tmemfs.store.append import Appender
 from tmemfs.store.codec import LZ4, Codec, Packed
-
-if TYPE_CHECKING:
-    from tmemfs.store.tmem import Tmem
+from tmemfs.store.slots import SlotTable
+from tmemfs.store.transitions import Transitions
 
 try:
     from tmemfs.store import compiled
@@ -40,6 +39,6 @@ def encode_pages(pages: memoryview, chosen: Codec) -> list[Packed]:
     return codec.encode_pages(pages, chosen)
 
 
-def appender(tmem: Tmem) -> AppendsPages:
-    """What stores pages in `tmem`, under its lock."""
-    return compiled.Appender(tmem) if IS_COMPILED else Appender(tmem)
+def appender(slots: SlotTable, transitions: Transitions) -> AppendsPages:
+    """What appends pages of `slots`, under the store's lock."""
+    return compiled.Appender(slots, transitions) if IS_COMPILED else Appender(slots, transitions)

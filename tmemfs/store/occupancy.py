@@ -2,8 +2,8 @@
 
 LEVELS lists for each of these groups, each in order of arrival, so that victims are found by looking at a few segments a level,
 however many there are; a dropped record moves its segment only when that falls to a lower level. A segment from which nothing
-can be gained is set aside: it is no candidate before the next of its records dies. Derived from slots and segments; guarded by the
-store's lock.
+can be gained is set aside: it is no candidate before the next of its records dies. The ledger alone
+writes it; guarded by the store's lock.
 
 Invariant: 1. `live[s] >= floor[s]` for every segment s that is filed.
 """
@@ -62,7 +62,12 @@ class OccupancyIndex:
             self.floor[segment] = 0
 
     def refile(self, segment: SegmentId, live_bytes: int) -> bool:
-        """Fewer than `floor` bytes of `segment` live; whether that is less than half of it now, for the first time."""
+        """Fewer than `floor` bytes of `segment` live; whether that is less than half of it now, for the first time.
+
+        Nothing, if it is not filed: an open segment has fewer live bytes than none while a batch is appended (ledger.py).
+        """
+        if self._list_of[segment] < 0:
+            return False
         group, before = divmod(self._list_of[segment] % _ASIDE, LEVELS)
         self.remove(segment)
         self.add(group, segment, live_bytes, self._size[segment])

@@ -1,74 +1,77 @@
-"""Reclaim: what frames and extents need besides pages going in and out: memory given back, holes punched, the reserve filled.
+"""Reclaim: what frames and extents need beside pages going in and out: memory released, holes punched, the reserve filled.
 
-Plans like those of the store: whoever performs one commits or aborts it. Takes the store's lock itself.
+Plans like those of the store: the caller performs one, then commits or aborts it. Takes the store's lock itself.
 
-Invariant: 1. A frame's memory is given back, and an extent whose hole is being punched used again, only after the end of that plan.
+Invariant: 1. A frame whose memory is being released, and an extent whose hole is being punched, is used again only after the end of
+that plan.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+from typing import Final
 
+from tmemfs.store.extents import Extents
+from tmemfs.store.frames import Arena
 from tmemfs.store.plans import Discard, Populate, Release
-
-if TYPE_CHECKING:
-    from tmemfs.store.tmem import Tmem
 
 
 class Reclaim:
-    """Plans the upkeep of `tmem`'s arena and extents."""
+    """Plans what is reclaimed of `arena` and `extents`, under `lock`."""
 
-    def __init__(self, tmem: Tmem) -> None:
-        self._tmem = tmem
+    def __init__(self, lock: threading.Lock, arena: Arena, extents: Extents) -> None:
+        self._lock: Final = lock
+        self._arena: Final = arena
+        self._extents: Final = extents
 
     def plan_release(self, most: int = 16) -> Release | None:
-        """Up to `most` frames whose memory can go back to the system."""
-        with self._tmem.lock:
-            frames = self._tmem.arena.take_releasing(most)
+        """Up to `most` frames whose memory can be released to the system."""
+        with self._lock:
+            frames = self._arena.take_releasing(most)
         return Release(frames) if frames else None
 
     def commit_release(self, plan: Release) -> None:
-        """The memory has gone."""
-        with self._tmem.lock:
-            self._tmem.arena.released(plan.frames)
+        """The memory is released."""
+        with self._lock:
+            self._arena.released(plan.frames)
 
     def abort_release(self, plan: Release) -> None:
-        """The memory could not be given back; it stays counted and is tried again."""
-        with self._tmem.lock:
-            self._tmem.arena.keep(plan.frames)
+        """The memory could not be released; it stays counted and is tried again."""
+        with self._lock:
+            self._arena.keep(plan.frames)
 
     def plan_discard(self, most: int = 64) -> Discard | None:
         """Up to `most` extents whose holes are to be punched."""
-        with self._tmem.lock:
-            extents = self._tmem.extents.take_retired(most)
+        with self._lock:
+            extents = self._extents.take_retired(most)
         return Discard(extents) if extents else None
 
     def commit_discard(self, plan: Discard) -> None:
         """The holes are punched: the extents are free."""
-        with self._tmem.lock:
-            self._tmem.extents.discarded(plan.extents, ok=True)
+        with self._lock:
+            self._extents.discarded(plan.extents, ok=True)
 
     def abort_discard(self, plan: Discard) -> None:
         """The holes could not be punched; the extents are written again, and those that are not are tried again later."""
-        with self._tmem.lock:
-            self._tmem.extents.discarded(plan.extents, ok=False)
+        with self._lock:
+            self._extents.discarded(plan.extents, ok=False)
 
     def punch_again(self) -> None:
         """Holes that could not be punched are to be tried again."""
-        with self._tmem.lock:
-            self._tmem.extents.punch_again()
+        with self._lock:
+            self._extents.punch_again()
 
     def punch_none(self) -> None:
         """The tier cannot discard: extents are free as soon as they are empty."""
-        with self._tmem.lock:
-            self._tmem.extents.punch_none()
+        with self._lock:
+            self._extents.punch_none()
 
     def plan_populate(self) -> Populate | None:
         """A frame to fault in for the reserve, if that is short and the limit allows it."""
-        with self._tmem.lock:
-            return Populate(self._tmem.arena.take_cold()) if self._tmem.arena.wants_populating else None
+        with self._lock:
+            return Populate(self._arena.take_cold()) if self._arena.wants_populating else None
 
     def commit_populate(self, plan: Populate, ok: bool = True) -> None:
         """The frame is faulted in; not `ok`: the kernel had no memory for it."""
-        with self._tmem.lock:
-            self._tmem.arena.populated(plan.frame, ok)
+        with self._lock:
+            self._arena.populated(plan.frame, ok)

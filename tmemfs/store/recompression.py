@@ -17,20 +17,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from struct import error as StructError
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from tmemfs.errors import Corrupt
 from tmemfs.policy.cleaning import saves_enough
 from tmemfs.store.codec import LZ4, ZSTD_DICT, decode
 from tmemfs.store.dictionary import Encoder
 from tmemfs.store.frames import Frame
-from tmemfs.store.merges import Copied, Merge
+from tmemfs.store.merge_plans import Copied, Merge
 from tmemfs.store.record import SegmentId, handle_of, handle_record_bytes, read_record, scan, segment_seed
 from tmemfs.store.segments import LANE_PACKED, SEALED
+from tmemfs.store.tmem import Tmem
 from tmemfs.units import SEGMENT_BYTES
-
-if TYPE_CHECKING:
-    from tmemfs.store.tmem import Tmem
 
 #: Live bytes taken for one merge: they fill its segment if a quarter is left of them; what does not fit stays for the next.
 _AT_ONCE_BYTES: Final = 4 * SEGMENT_BYTES
@@ -111,7 +109,7 @@ class Recompression:
                 segment, _ = use = uses.popleft()
                 if self._is_in_line(use) and self._may_gain(use):
                     chosen.append(segment)
-                    live += self._tmem.segments.live[segment]
+                    live += self._tmem.ledger.live[segment]
             return self._tmem.merges.plan_merge(self._lane, chosen, encoder.dictionary.number) if chosen else None
 
     def commit(self, plan: Merge, copied: Copied) -> bool:
@@ -156,7 +154,7 @@ class Recompression:
         handles, seed = self._tmem.slots.handles, segment_seed(sequence)
         slots = len(handles)
         pages: list[bytes] = []
-        step = max(self._tmem.segments.pages[segment] // most, 1)
+        step = max(self._tmem.ledger.pages[segment] // most, 1)
         for offset, slot, tag, length in islice(_records(data), 0, None, step):
             if len(pages) < most and tag == LZ4 and slot < slots and handles[slot] == handle_of(tag, length, offset, segment):
                 try:
@@ -172,7 +170,7 @@ def _records(data: memoryview) -> Iterator[tuple[int, int, int, int]]:
         yield from scan(data, len(data))
 
 
-def encode_anew(encoder: Encoder, tag: int, payload: memoryview) -> tuple[int, bytes | memoryview]:
+def reencode(encoder: Encoder, tag: int, payload: memoryview) -> tuple[int, bytes | memoryview]:
     """A record of lz4 with the dictionary of `encoder`, if that makes it shorter; others as they are. Raises Corrupt."""
     if tag == LZ4:
         shorter = encoder.encode(decode(tag, payload))

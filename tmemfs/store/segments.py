@@ -28,15 +28,12 @@ Invariants:
 
 from __future__ import annotations
 
-import heapq
 from array import array
-from itertools import islice
 from typing import Final
 
 from tmemfs.errors import TmemfsError
 from tmemfs.store.record import SegmentId
 from tmemfs.store.region import Region
-from tmemfs.tiers.tier import Extent
 from tmemfs.units import SEGMENT_BYTES
 
 FREE: Final = 0
@@ -86,8 +83,6 @@ class SegmentTable:
         self.region = region or Region("segments", count * RECORD_BYTES)
         self.words = self.region.words()
         self.base = array("q", [-1]) * count
-        self.live = array("i", [0]) * count
-        self.pages = array("i", [0]) * count
         self.loaded = bytearray(count)
         #: Whether its lane is LANE_COLD: what a dropped page asks, for less than the lane itself costs.
         self.is_cold = bytearray(count)
@@ -98,7 +93,7 @@ class SegmentTable:
         self._free: list[SegmentId] = []
 
     def state(self, segment: SegmentId) -> int:
-        """FREE, OPEN, SEALED, WRITING or ON_TIER."""
+        """FREE, OPEN, SEALED, WRITING, ON_TIER or MERGING."""
         return self.words[segment * _WORDS + _PLACE] & 0xFF
 
     def lane(self, segment: SegmentId) -> int:
@@ -197,13 +192,6 @@ class SegmentTable:
         """Numbers of the dictionaries that segments in use begin with."""
         return {self.dictionary(segment) for segment in map(SegmentId, range(self.touched)) if self.state(segment) != FREE} - {0}
 
-    def pages_by_lane(self) -> tuple[int, ...]:
-        """Live pages in segments of each of LANES, in RAM and on the tier."""
-        totals = [0] * len(LANES)
-        for place, pages in zip(self.words[: self.touched * _WORDS : _WORDS], self.pages, strict=False):
-            totals[place >> 8 & 0xFF] += pages
-        return tuple(totals)
-
     def recover(self) -> list[SegmentId]:
         """Rebuild free list, bases and the next sequence from the region; what was open or being written is sealed."""
         self.touched = self.count
@@ -224,145 +212,3 @@ class SegmentTable:
         taken = set(used)
         self._free = [SegmentId(s) for s in reversed(range(self.touched)) if s not in taken]
         return sorted(used, key=self.age)
-
-
-#: Tier that only cleaning may use: one segment being written, and one whose sources' holes are still to be punched.
-CLEANING_RESERVE_BYTES: Final = 2 * SEGMENT_BYTES
-
-
-class Extents:
-    """Which extents of the tier are free, lowest first, so that the backing stays short.
-
-    An extent is free, out (it holds a segment or is being written), retired (its hole is to be punched) or stale (its hole could
-    not be punched: what is in it is dead, and the next segment is written over it). What is not free takes the whole blocks of its
-    fill. What is out or retired takes at most `limit_bytes`, and at most `count` extents; stale ones are taken before free ones, so
-    they never keep a segment away, and the disk they take does not grow. The last `reserve_bytes` of both limits are for cleaning
-    alone, so that it makes progress on a tier that is full.
-
-    On a tier that cannot discard an extent is free as soon as nothing in it is needed.
-
-    Guarded by the store's lock.
-    """
-
-    def __init__(self, count: int, limit_bytes: int | None = None, reserve_bytes: int = 0) -> None:
-        self.reserve_bytes = reserve_bytes
-        self.count_bytes = count * SEGMENT_BYTES
-        self.limit_bytes = count * SEGMENT_BYTES if limit_bytes is None else limit_bytes
-        self.held_bytes = 0
-        #: Of `held_bytes`, those whose holes are still to be punched.
-        self.retired_bytes = 0
-        self.out: dict[Extent, int] = {}
-        self._are_punched = True
-        self._retired: dict[Extent, int] = {}
-        self._stale: dict[Extent, int] = {}
-        self._stale_bytes = 0
-        self._discarding: dict[Extent, int] = {}
-        self._free: list[Extent] = []
-        self._untouched = 0
-
-    @property
-    def has_retired(self) -> bool:
-        """Whether holes are to be punched now."""
-        return bool(self._retired)
-
-    @property
-    def has_stale(self) -> bool:
-        """Whether there are holes that could not be punched."""
-        return bool(self._stale)
-
-    @property
-    def free_bytes(self) -> int:
-        """What segments may still take, before the cleaner's reserve."""
-        return min(self.limit_bytes - self._needed_bytes, self.count_bytes - self._taken * SEGMENT_BYTES) - self.reserve_bytes
-
-    @property
-    def _needed_bytes(self) -> int:
-        return self.held_bytes - self._stale_bytes
-
-    @property
-    def _taken(self) -> int:
-        """Extents that are out or retired."""
-        return self._untouched - len(self._free) - len(self._stale)
-
-    def take(self, size_bytes: int, for_cleaning: bool = False) -> Extent | None:
-        """A stale extent or the lowest free one for `size_bytes`; None at the limit, which is nearer for what is not cleaning."""
-        reserve = 0 if for_cleaning else self.reserve_bytes
-        if (
-            self._needed_bytes + size_bytes + reserve > self.limit_bytes
-            or self._taken * SEGMENT_BYTES + reserve >= self.count_bytes
-        ):
-            return None
-        if self._stale:
-            extent = next(iter(self._stale))
-            self._unstale(extent)
-        elif self._free:
-            extent = heapq.heappop(self._free)
-        else:
-            extent = Extent(self._untouched)
-            self._untouched += 1
-        self.out[extent] = size_bytes
-        self.held_bytes += size_bytes
-        return extent
-
-    def resize(self, extent: Extent, size_bytes: int) -> None:
-        """`extent` turned out to need only `size_bytes`."""
-        self.held_bytes -= self.out[extent] - size_bytes
-        self.out[extent] = size_bytes
-
-    def adopt(self, extents: dict[Extent, int]) -> None:
-        """Count `extents`, with their bytes, as out: segments in the table lie there."""
-        self.out = dict(extents)
-        self.held_bytes = sum(extents.values())
-        self._untouched = max(extents, default=-1) + 1
-        self._free = [Extent(index) for index in range(self._untouched) if index not in extents]
-
-    def retire(self, extent: Extent) -> None:
-        """Nothing in `extent` is needed any more: queue its hole, or free it where there are no holes."""
-        size_bytes = self.out.pop(extent)
-        self.retired_bytes += size_bytes
-        if self._are_punched:
-            self._retired[extent] = size_bytes
-        else:
-            self._free_one(extent, size_bytes)
-
-    def take_retired(self, most: int) -> tuple[Extent, ...]:
-        """Up to `most` extents whose holes are to be punched now, those that died first, in order."""
-        taken = tuple(sorted(islice(self._retired, most)))
-        for extent in taken:
-            self._discarding[extent] = self._retired.pop(extent)
-        return taken
-
-    def discarded(self, extents: tuple[Extent, ...], ok: bool) -> None:
-        """The holes of `extents` are punched, or could not be: then they are stale."""
-        for extent in extents:
-            size_bytes = self._discarding.pop(extent)
-            if ok or not self._are_punched:
-                self._free_one(extent, size_bytes)
-            else:
-                self._stale[extent] = size_bytes
-                self._stale_bytes += size_bytes
-
-    def punch_again(self) -> None:
-        """Queue the holes of stale extents."""
-        self._retired.update(self._stale)
-        self._stale.clear()
-        self._stale_bytes = 0
-
-    def punch_none(self) -> None:
-        """The tier cannot discard: what is retired or stale is free, and what dies from now on is so at once."""
-        self._are_punched = False
-        self.punch_again()
-        while self._retired:
-            self._free_one(*self._retired.popitem())
-
-    def _free_one(self, extent: Extent, size_bytes: int) -> None:
-        self.held_bytes -= size_bytes
-        self.retired_bytes -= size_bytes
-        heapq.heappush(self._free, extent)
-
-    def _unstale(self, extent: Extent) -> None:
-        """A segment is written over `extent`."""
-        size_bytes = self._stale.pop(extent)
-        self._stale_bytes -= size_bytes
-        self.held_bytes -= size_bytes
-        self.retired_bytes -= size_bytes

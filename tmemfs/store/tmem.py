@@ -22,20 +22,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 import lz4.block
 
 from tmemfs.errors import BackingFull, Corrupt, TmemfsError
+from tmemfs.policy.cleaning import benefit_per_cost
 from tmemfs.policy.victims import next_victim
-from tmemfs.store.codec import LZ4, RAW, ZERO, ZERO_PAGE, ZSTD_DICT, Packed, decode
-from tmemfs.store.consistency import recover
+from tmemfs.store.codec import LZ4, ZERO_PAGE, ZSTD_DICT, Packed, decode
 from tmemfs.store.dictionary import Dictionaries, Dictionary, read_dictionary
+from tmemfs.store.extents import Extents
 from tmemfs.store.frames import Arena, Frame
 from tmemfs.store.lanes import Lane
-from tmemfs.store.merges import Merge, Merges
+from tmemfs.store.ledger import COMPRESSED_BYTES, RAW_STORES, STORED_BYTES, STORES, Ledger
+from tmemfs.store.merge_plans import Merge
+from tmemfs.store.merges import Merges
 from tmemfs.store.native import appender
-from tmemfs.store.occupancy import TIER, OccupancyIndex
 from tmemfs.store.plans import ReadPlan, RecordAt, WriteBack
 from tmemfs.store.reclaim import Reclaim
 from tmemfs.store.record import (
@@ -47,10 +50,8 @@ from tmemfs.store.record import (
     RECORD_HEADER_BYTES,
     SEGMENT_SHIFT,
     TAG_MASK,
-    TAGS,
     ZERO_HANDLE,
     SegmentId,
-    handle_accounts,
     handle_length,
     handle_offset,
     handle_segment,
@@ -58,17 +59,10 @@ from tmemfs.store.record import (
     segment_seed,
     whole_blocks,
 )
-from tmemfs.store.segments import (
-    FREE,
-    LANE_PACKED,
-    LANE_RAW,
-    ON_TIER,
-    SEALED,
-    WRITING,
-    Extents,
-    SegmentTable,
-)
+from tmemfs.store.recovery import recover
+from tmemfs.store.segments import FREE, ON_TIER, WRITING, SegmentTable
 from tmemfs.store.slots import SlotTable
+from tmemfs.store.transitions import Transitions
 from tmemfs.tiers.tier import Extent
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
@@ -79,21 +73,35 @@ _decompress = lz4.block.decompress
 
 @dataclass(slots=True)
 class Counts:
-    """What was done since the start, in pages. Guarded by the lock."""
+    """What was done since the start, in pages. Guarded by the lock. What was stored is counted by `ledger`."""
 
-    stores: int = 0
+    ledger: Ledger = field(compare=False, repr=False)
     loads_ram: int = 0
     loads_disk: int = 0
     invalidates: int = 0
-    raw_stores: int = 0
-    stored_bytes: int = 0
     damaged_in_ram: int = 0
+
+    @property
+    def stores(self) -> int:
+        """Pages stored."""
+        return self.ledger.sum_of(STORES)
+
+    @property
+    def raw_stores(self) -> int:
+        """Those of them that were stored as they are."""
+        return self.ledger.sum_of(RAW_STORES)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all their payloads."""
+        return self.ledger.sum_of(STORED_BYTES)
 
 
 class Tmem:
     """Pages by swap slot, over the regions of `slots`, `segments` and `arena`; extents are numbered by `extents`.
 
-    `notice` is called, under the lock, when there may be work for the jobs: it must return at once.
+    `notice` is called, under the lock, when there may be work for the jobs: it must return at once. `score` ranks the victims of
+    cleaning (merges.py).
     """
 
     def __init__(
@@ -103,30 +111,26 @@ class Tmem:
         arena: Arena,
         extents: Extents,
         notice: Callable[[], None] = lambda: None,
+        score: Callable[[float, float], float] = benefit_per_cost,
     ) -> None:
         # constant after construction
-        self.lock = threading.Lock()
-        self.slots = slots
-        self.segments = segments
-        self.arena = arena
-        self.extents = extents
-        self.notice = notice
+        self.lock: Final = threading.Lock()
+        self.slots: Final = slots
+        self.segments: Final = segments
+        self.arena: Final = arena
+        self.extents: Final = extents
+        self.notice: Final = notice
         # guarded by the lock
-        self.occupancy = OccupancyIndex(segments.count)
-        self.lanes = (Lane(LANE_PACKED, self.occupancy), Lane(LANE_RAW, self.occupancy))
-        self.pages_by_tag = [0] * TAGS
-        self.compressed_bytes = 0
-        self.disk_pages = 0
-        self.cold_pages = 0
-        self.cold_raw_pages = 0
-        self.live_bytes = 0
-        self.tier_live_bytes = 0
-        self.counts = Counts()
-        self.dictionaries = Dictionaries()
-        self.merges = Merges(self)
-        self.reclaim = Reclaim(self)
-        recover(self)
-        self._appender = appender(self)
+        self.ledger: Final = Ledger(segments)
+        self.transitions: Final = Transitions(segments, self.ledger, arena, extents, notice)
+        self.lanes: Final = self.transitions.lanes
+        self.counts: Final = Counts(self.ledger)
+        self.dictionaries: Final = Dictionaries()
+        recover((slots,), self.transitions, self.dictionaries)
+        # take the lock themselves
+        self.merges: Final = Merges(self.lock, slots, self.transitions, self.dictionaries, score)
+        self.reclaim: Final = Reclaim(self.lock, arena, extents)
+        self._appender = appender(slots, self.transitions)
 
     # ---- pages -----------------------------------------------------------------------------------------------------
 
@@ -181,13 +185,14 @@ class Tmem:
 
     def invalidate(self, first: int, count: int) -> None:
         """Forget the pages of slots [first, first + count)."""
-        handles = self.slots.handles
+        handles, drop = self.slots.handles, self.ledger.drop
         with self.lock:
             for slot in self.slots.occupied(first, first + count):
                 old = handles[slot]
                 handles[slot] = EMPTY
                 self.counts.invalidates += 1
-                self.drop(old)
+                if outcome := drop(old):
+                    self.transitions.dropped(old, outcome)
 
     # ---- plans -----------------------------------------------------------------------------------------------------
 
@@ -235,8 +240,7 @@ class Tmem:
         with self.lock:
             self.counts.loads_disk += len(records)
             for record in records:
-                if self.segments.unpin(record.segment) and not self.segments.live[record.segment]:
-                    self.emptied(record.segment)
+                self.transitions.unpin(record.segment)
 
     def plan_merge_before_write(self, include_open: bool = False) -> Merge | None:
         """Merge the next victim with its neighbours; None if it is dense enough to be written as it is, or if there is none."""
@@ -263,11 +267,11 @@ class Tmem:
             extent = self.extents.take(whole)
             if extent is None:
                 raise BackingFull("the backing is full: raise backing.max or give it more space")
-            lane.remove(segment)
+            self.transitions.withdraw(segment)
             frame = Frame(self.segments.index(segment))
             self.segments.move(segment, WRITING, frame)
             view = self.arena.frame_view(frame, whole)
-            return WriteBack(segment, frame, extent, view, self.segments.pages[segment])
+            return WriteBack(segment, frame, extent, view, self.ledger.pages[segment])
 
     def commit_write_back(self, plan: WriteBack) -> bool:
         """The data of `plan` is on the tier: flip the segment's place and give its frame back; loads go to the tier now.
@@ -275,27 +279,24 @@ class Tmem:
         Whether the frame's memory goes back to the system; if not, the reserve was short and keeps it.
         """
         with self.lock:
-            if self.segments.live[plan.segment]:
+            if self.ledger.live[plan.segment]:
                 self.segments.move(plan.segment, ON_TIER, plan.extent)
-                self.disk_pages += self.segments.pages[plan.segment]
-                self.file_on_tier(plan.segment)
+                self.ledger.written_back(plan.segment)
             else:
                 self.segments.move(plan.segment, FREE, 0)
                 self.extents.retire(plan.extent)
-            goes = self.arena.give_back(plan.frame)
+            is_released = self.arena.give_back(plan.frame)
             self.notice()
-            return goes
+            return is_released
 
     def abort_write_back(self, plan: WriteBack) -> None:
         """The data of `plan` is not on the tier: the segment stays in RAM, next in line; its extent will be punched."""
         with self.lock:
             self.extents.retire(plan.extent)
-            if self.segments.live[plan.segment]:
-                self.segments.move(plan.segment, SEALED, plan.frame)
-                self.to_front(plan.segment)
+            if self.ledger.live[plan.segment]:
+                self.transitions.keep_in_ram(plan.segment, plan.frame)
             else:
-                self.segments.move(plan.segment, FREE, 0)
-                self.arena.give_back(plan.frame)
+                self.transitions.free_in_ram(plan.segment, plan.frame)
             self.notice()
 
     # ---- limits ----------------------------------------------------------------------------------------------------
@@ -303,14 +304,15 @@ class Tmem:
     def limit_pool(self, limit_bytes: int) -> None:
         """At most `limit_bytes` of RAM from now on; what is above has to be shrunk by the caller."""
         with self.lock:
-            before, self.arena.limit = self.arena.limit, min(limit_bytes // SEGMENT_BYTES, self.arena.frames)
+            before = self.arena.limit
+            self.arena.set_limit(limit_bytes // SEGMENT_BYTES)
             if self.arena.shed_ready() or (self.arena.limit > before and self.arena.wants_populating):
                 self.notice()
 
     def limit_backing(self, limit_bytes: int) -> None:
         """At most `limit_bytes` of extents from now on; those above it are not taken back."""
         with self.lock:
-            self.extents.limit_bytes = limit_bytes
+            self.extents.set_limit(limit_bytes)
 
     @property
     def has_victims(self) -> bool:
@@ -324,18 +326,14 @@ class Tmem:
             return len(self.arena.used) > sum(len(lane.sealed) + lane.is_open for lane in self.lanes)
 
     @property
-    def lane_pages(self) -> tuple[int, int, int]:
-        """Live pages in segments of each of LANES, in RAM and on the tier. Under the lock or outdated.
-
-        Lanes in RAM are told from the tag, so only pages that were cleaned, which have left their lane, are counted by themselves.
-        """
-        raw = self.pages_by_tag[RAW] - self.cold_raw_pages
-        return sum(self.pages_by_tag) - self.pages_by_tag[ZERO] - self.cold_pages - raw, raw, self.cold_pages
-
-    @property
     def pages_stored(self) -> int:
         """Live pages, zero pages included."""
-        return sum(self.pages_by_tag)
+        return sum(self.ledger.totals().pages_by_tag)
+
+    @property
+    def compressed_bytes(self) -> int:
+        """Bytes of the payloads of all live pages."""
+        return self.ledger.sum_of(COMPRESSED_BYTES)
 
     @property
     def pool_bytes(self) -> int:
@@ -348,73 +346,12 @@ class Tmem:
         handle = self.slots.handles[slot]
         return handle, self.segments.sequence(handle_segment(handle)) if handle > ZERO_HANDLE else 0
 
-    def open_next(self, lane: Lane) -> bool:
-        """Seal the lane's segment and open another; False, and the lane as it was, if there is no frame."""
-        if not self.arena.has_free_frame:
-            self.notice()
-            return False
-        self._seal(lane)
-        frame = self.arena.take()
-        assert frame is not None
-        segment = self.segments.take()
-        lane.start(segment, frame, self.segments.open(segment, lane.index, frame))
-        self.notice()
-        return True
-
-    def _seal(self, lane: Lane) -> None:
-        """Close the lane's segment, if it has one; its records become a candidate for write-back."""
-        if lane.is_open:
-            segment = lane.segment
-            lane.close()
-            self.segments.move(segment, SEALED, self.segments.index(segment))
-            lane.append(segment, self.segments.live[segment])
-            if not self.segments.live[segment]:
-                self.emptied(segment)
-
-    def drop(self, handle: int) -> None:
-        """A slot does not refer to the record of `handle` any more."""
-        segment, tag, length, size = handle_accounts(handle)
-        self.pages_by_tag[tag] -= 1
-        if tag == ZERO:
-            return
-        self.compressed_bytes -= length
-        segments = self.segments
-        segments.pages[segment] -= 1
-        live = segments.live[segment] = segments.live[segment] - size
-        self.live_bytes -= size
-        if segments.base[segment] < 0:
-            self.disk_pages -= 1
-            self.tier_live_bytes -= size
-            if segments.is_cold[segment]:
-                self.cold_pages -= 1
-                self.cold_raw_pages -= tag == RAW
-        if not live:
-            self.emptied(segment)
-        elif live < self.occupancy.floor[segment] and self.occupancy.refile(segment, live):
-            self.notice()
-
-    def emptied(self, segment: SegmentId) -> None:
-        """No slot refers to `segment`: free it, unless it is open, being written or pinned (then that frees it later)."""
-        state = self.segments.state(segment)
-        if state == SEALED:
-            self.lane_of(segment).remove(segment)
-            frame = Frame(self.segments.index(segment))
-            self.segments.move(segment, FREE, 0)
-            self.arena.give_back(frame)
-            self.notice()
-        elif state == ON_TIER and segment not in self.segments.pins:
-            extent = Extent(self.segments.index(segment))
-            self.occupancy.remove(segment)
-            self.segments.move(segment, FREE, 0)
-            self.extents.retire(extent)
-            self.notice()
-
     def _lane_to_shrink(self, include_open: bool) -> Lane:
         """The lane whose segments leave RAM next: raw ones gain nothing there."""
         if include_open and not self.has_victims:
             for lane in self.lanes:
                 if lane.fill:
-                    self._seal(lane)
+                    self.transitions.seal(lane)
         packed, raw = self.lanes
         return raw if raw.sealed else packed
 
@@ -428,16 +365,6 @@ class Tmem:
         for segment in passed:
             self.segments.loaded[segment] = 0
 
-    def file_on_tier(self, segment: SegmentId) -> None:
-        """`segment` lies on the tier now, and may be cleaned when enough of it has died."""
-        live = self.segments.live[segment]
-        self.tier_live_bytes += live
-        self.occupancy.add(TIER, segment, live, whole_blocks(self.segments.fill(segment)))
-
-    def to_front(self, segment: SegmentId) -> None:
-        """`segment` is sealed, in RAM, and the next in line of its lane."""
-        self.lane_of(segment).to_front(segment, self.segments.live[segment])
-
     def dictionary_in_ram(self, segment: SegmentId) -> Dictionary:
         """What the records of `segment`, which is in RAM, were encoded with. Raises Corrupt."""
         number = self.segments.dictionary(segment)
@@ -447,6 +374,3 @@ class Tmem:
             data = read_dictionary(frame, segment_seed(self.segments.sequence(segment)))
             found = self.dictionaries.adopt(number, data)
         return found
-
-    def lane_of(self, segment: SegmentId) -> Lane:
-        return self.lanes[self.segments.lane(segment)]

@@ -29,8 +29,9 @@ from tmemfs.fuse import wire
 from tmemfs.fuse.relay import Relay
 from tmemfs.pages.pager import Deferred, Pager
 from tmemfs.store.codec import parse_codec
+from tmemfs.store.extents import Extents
 from tmemfs.store.frames import Arena
-from tmemfs.store.segments import Extents, SegmentTable
+from tmemfs.store.segments import SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.memory import heap_settings

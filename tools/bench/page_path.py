@@ -17,8 +17,9 @@ import lz4.block
 from tmemfs.cli.real_pages import RealPages
 from tmemfs.engine import Engine
 from tmemfs.store.codec import parse_codec
+from tmemfs.store.extents import Extents
 from tmemfs.store.frames import Arena
-from tmemfs.store.segments import Extents, SegmentTable
+from tmemfs.store.segments import SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.memory import heap_settings

@@ -20,9 +20,10 @@ from tmemfs.errors import BackingFull, TierError
 from tmemfs.pages.reader import Reader
 from tmemfs.store.codec import ZERO_PAGE, Packed, encode, parse_codec
 from tmemfs.store.consistency import check
+from tmemfs.store.extents import CLEANING_RESERVE_BYTES, Extents
 from tmemfs.store.frames import SPARE_FRAMES, Arena
-from tmemfs.store.merges import Copied, Merge
-from tmemfs.store.segments import CLEANING_RESERVE_BYTES, Extents, SegmentTable
+from tmemfs.store.merge_plans import Copied, Merge
+from tmemfs.store.segments import SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem
 from tmemfs.tiers.tier import Extent, Tier
@@ -95,8 +96,8 @@ class Drive:
             SegmentTable(frames + 2 * extents),
             Arena(frames, frames, spare=SPARE_FRAMES),
             Extents(2 * extents, tier_bytes + CLEANING_RESERVE_BYTES, CLEANING_RESERVE_BYTES),
+            score=score,
         )
-        self.tmem.merges.score = score
         self.tier: Tier = tier or MemorySegments()
         self.slots = slots
         self._reader = Reader(self.tmem, self.tier)

@@ -1,0 +1,95 @@
+"""Recovery: derives the state of the store from its regions, at every start, by one scan of slots and segments.
+
+New regions are empty, so a first start is the recovery of nothing. `recount` is the scan. It also is what `consistency.check`
+compares the ledger with, so it uses nothing of the ledger.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tmemfs.errors import TmemfsError
+from tmemfs.store.codec import RAW, ZERO
+from tmemfs.store.dictionary import Dictionaries
+from tmemfs.store.frames import Frame
+from tmemfs.store.ledger import Totals
+from tmemfs.store.record import (
+    TAGS,
+    SegmentId,
+    handle_length,
+    handle_offset,
+    handle_record_bytes,
+    handle_segment,
+    handle_tag,
+    whole_blocks,
+)
+from tmemfs.store.segments import FREE, LANE_COLD, ON_TIER, SEALED, SegmentTable
+from tmemfs.store.slots import SlotTable
+from tmemfs.store.transitions import Transitions
+from tmemfs.tiers.tier import Extent
+
+
+@dataclass(slots=True)
+class Recount:
+    """What one scan has found: live bytes and pages by segment, totals by pool."""
+
+    live: dict[SegmentId, int] = field(default_factory=lambda: defaultdict(int))
+    pages: dict[SegmentId, int] = field(default_factory=lambda: defaultdict(int))
+    pools: list[Totals] = field(default_factory=list)
+
+
+def recount(pools: Sequence[SlotTable], segments: SegmentTable) -> Recount:
+    """Scan the slots of every pool once. Raises TmemfsError where a handle refers to nothing."""
+    found = Recount()
+    for slots in pools:
+        found.pools.append(_recount_pool(slots, segments, found))
+    return found
+
+
+def _recount_pool(slots: SlotTable, segments: SegmentTable, found: Recount) -> Totals:
+    by_tag = [0] * TAGS
+    compressed = live = tier_pages = tier_live = cold = cold_raw = 0
+    for slot in slots.occupied(0, slots.count):
+        handle = slots.handles[slot]
+        tag, size = handle_tag(handle), handle_record_bytes(handle)
+        by_tag[tag] += 1
+        if tag == ZERO:
+            continue
+        segment = handle_segment(handle)
+        if segment >= segments.count or segments.state(segment) == FREE or handle_offset(handle) + size > segments.fill(segment):
+            raise TmemfsError(f"bug in tmemfs: the handle of slot {slot} refers to no record; please report it")
+        found.live[segment] += size
+        found.pages[segment] += 1
+        compressed += handle_length(handle)
+        live += size
+        if segments.state(segment) == ON_TIER:
+            tier_pages += 1
+            tier_live += size
+            if segments.lane(segment) == LANE_COLD:
+                cold += 1
+                cold_raw += tag == RAW
+    return Totals(tuple(by_tag), compressed, live, tier_pages, tier_live, cold, cold_raw)
+
+
+def recover(pools: Sequence[SlotTable], transitions: Transitions, dictionaries: Dictionaries) -> None:
+    """Derive free lists, lanes, ledger and index from the regions."""
+    segments, ledger = transitions.segments, transitions.ledger
+    used = segments.recover()
+    dictionaries.number_above(max(segments.dictionaries(), default=0))
+    on_tier = [segment for segment in used if segments.state(segment) == ON_TIER]
+    transitions.arena.adopt({Frame(segments.index(segment)) for segment in used if segments.state(segment) != ON_TIER})
+    transitions.extents.adopt({Extent(segments.index(segment)): whole_blocks(segments.fill(segment)) for segment in on_tier})
+    found = recount(pools, segments)
+    ledger.adopt(found.live, found.pages, found.pools)
+    # By age, so that the lanes are in order again.
+    for segment in used:
+        if segments.state(segment) == SEALED:
+            transitions.queue(segment)
+        elif ledger.live[segment]:
+            ledger.file(segment)
+    # A crash may have come between a segment's last record being dropped and the segment being freed.
+    for segment in used:
+        if not ledger.live[segment]:
+            transitions.emptied(segment)

@@ -1,0 +1,127 @@
+"""The transitions of a segment, with all that goes along with each change: its lane, its frame or extent, the ledger, the notice.
+
+The segment table (segments.py) says which transitions are legal. This module makes them in the order that a crash and a load
+need: first the segment's place, in one 8-byte write, then what becomes free by it. So a frame or an extent that is given back is
+always one that nothing refers to, in this process and in the regions.
+
+Guarded by the store's lock: callers hold it.
+
+Invariants:
+1. A segment is in line of its lane, and filed in the ledger's index, while it is sealed, and neither while it is written or merged.
+2. A frame is given back only after its segment lies on the tier or is empty; an extent is retired only after its segment is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from tmemfs.store.extents import Extents
+from tmemfs.store.frames import Arena, Frame
+from tmemfs.store.lanes import Lane
+from tmemfs.store.ledger import EMPTIED, Ledger
+from tmemfs.store.record import SegmentId, handle_segment
+from tmemfs.store.segments import FREE, LANE_PACKED, LANE_RAW, MERGING, ON_TIER, SEALED, SegmentTable
+from tmemfs.tiers.tier import Extent
+
+
+class Transitions:
+    """Moves segments of `segments` between `arena` and `extents`.
+
+    `notice` is called when there may be work for others: it must return at once.
+    """
+
+    def __init__(self, segments: SegmentTable, ledger: Ledger, arena: Arena, extents: Extents, notice: Callable[[], None]) -> None:
+        self.segments: Final = segments
+        self.ledger: Final = ledger
+        self.arena: Final = arena
+        self.extents: Final = extents
+        self.notice: Final = notice
+        self.lanes: Final = (Lane(LANE_PACKED), Lane(LANE_RAW))
+
+    def open_next(self, lane: Lane) -> bool:
+        """Seal the lane's segment and open another; False, and the lane as it was, if there is no frame."""
+        if not self.arena.has_free_frame:
+            self.notice()
+            return False
+        # Sealed first: that may free a frame, if nothing of the segment lives.
+        self.seal(lane)
+        frame = self.arena.take()
+        assert frame is not None
+        segment = self.segments.take()
+        lane.start(segment, frame, self.segments.open(segment, lane.index, frame))
+        self.notice()
+        return True
+
+    def seal(self, lane: Lane) -> None:
+        """Close the lane's segment, if it has one; its records become a candidate for write-back."""
+        if lane.is_open:
+            segment = lane.segment
+            lane.close()
+            self.segments.move(segment, SEALED, self.segments.index(segment))
+            self.queue(segment)
+            if not self.ledger.live[segment]:
+                self.emptied(segment)
+
+    def dropped(self, handle: int, outcome: int) -> None:
+        """The ledger's `drop` of `handle` had an `outcome` other than NOTHING."""
+        if outcome == EMPTIED:
+            self.emptied(handle_segment(handle))
+        else:
+            self.notice()
+
+    def drop(self, handle: int) -> None:
+        """A slot does not refer to the record of `handle` any more."""
+        if outcome := self.ledger.drop(handle):
+            self.dropped(handle, outcome)
+
+    def emptied(self, segment: SegmentId) -> None:
+        """No slot refers to `segment`: free it, unless it is open, being written or pinned (then that frees it later)."""
+        state = self.segments.state(segment)
+        if state == SEALED:
+            self.withdraw(segment)
+            self.free_in_ram(segment, Frame(self.segments.index(segment)))
+            self.notice()
+        elif state == ON_TIER and segment not in self.segments.pins:
+            extent = Extent(self.segments.index(segment))
+            self.ledger.withdraw(segment)
+            self.segments.move(segment, FREE, 0)
+            self.extents.retire(extent)
+            self.notice()
+
+    def queue(self, segment: SegmentId) -> None:
+        """`segment` is sealed, in RAM, and the last in line of its lane."""
+        self.lane_of(segment).append(segment)
+        self.ledger.file(segment)
+
+    def keep_in_ram(self, segment: SegmentId, frame: Frame) -> None:
+        """What was to be written or merged stays in `frame`: it is sealed, and the next in line of its lane."""
+        self.segments.move(segment, SEALED, frame)
+        self.lane_of(segment).to_front(segment)
+        self.ledger.file(segment)
+
+    def withdraw(self, segment: SegmentId) -> None:
+        """`segment`, which is sealed, leaves the line of its lane: it is to be written, merged or freed."""
+        self.lane_of(segment).remove(segment)
+        self.ledger.withdraw(segment)
+
+    def begin_merge(self, segment: SegmentId) -> None:
+        """The records of `segment`, which is sealed, are being copied."""
+        self.withdraw(segment)
+        self.segments.move(segment, MERGING, self.segments.index(segment))
+
+    def free_in_ram(self, segment: SegmentId, frame: Frame) -> bool:
+        """Nothing of `segment`, which is in no line, lives; whether its frame's memory is released to the system."""
+        self.segments.move(segment, FREE, 0)
+        return self.arena.give_back(frame)
+
+    def unpin(self, segment: SegmentId) -> bool:
+        """Undo one pin, and free `segment` if it became empty meanwhile; whether it was the last pin."""
+        is_last = self.segments.unpin(segment)
+        if is_last and not self.ledger.live[segment]:
+            self.emptied(segment)
+        return is_last
+
+    def lane_of(self, segment: SegmentId) -> Lane:
+        """The lane of a segment in RAM."""
+        return self.lanes[self.segments.lane(segment)]
