@@ -36,7 +36,7 @@ DICTIONARY = st.sampled_from([b"", b"page 1 of a test. page 2 of a test. " * 9, 
 
 
 class _Killed(Exception):
-    """The worker died here."""
+    """The process was killed here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class TmemMachine(RuleBasedStateMachine):
 
     @rule(first=SLOT, count=st.integers(1, 800), kind=st.sampled_from((*KINDS, "raw")), seed=SEED, codec=CODEC)
     def store(self, first: int, count: int, kind: Kind, seed: int, codec: str) -> None:
-        """Store a run of pages; what finds no room is as it was."""
+        """Store a run of pages; what finds no free frame is as it was."""
         pages = [page_of(kind, seed + number) for number in range(min(count, SLOTS - first))]
         packed = encode_pages(memoryview(b"".join(pages)), parse_codec(codec))
         stored = self.tmem.store(first, packed)
@@ -130,7 +130,7 @@ class TmemMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.readings)
     @rule(which=WHICH)
     def commit_read(self, which: int) -> None:
-        """Finish a read: whatever happened since, it gives the pages of its beginning."""
+        """Finish a read: whatever happened since, it returns the pages of its beginning."""
         reading = self.readings.pop(which % len(self.readings))
         assert self.reader.perform(reading.plan) == reading.expected
 
@@ -202,7 +202,7 @@ class TmemMachine(RuleBasedStateMachine):
 
     @rule(dictionary=DICTIONARY, level=st.integers(1, 3))
     def plan_recompression(self, dictionary: bytes, level: int) -> None:
-        """Begin to encode sealed segments anew, with a new dictionary."""
+        """Begin to re-encode sealed segments with a new dictionary."""
         recompression = Recompression(self.tmem)
         recompression.look(None)
         encoder = Encoder(self.tmem.dictionaries.add(dictionary), level)
@@ -213,7 +213,7 @@ class TmemMachine(RuleBasedStateMachine):
 
     @rule(dictionary=DICTIONARY)
     def recompress_and_shrink(self, dictionary: bytes) -> None:
-        """Seal what is open, encode it anew, and write it back."""
+        """Seal what is open, re-encode it, and write it back."""
         if plan := self._next_write_back(include_open=True):
             self.tmem.abort_write_back(plan)
         self.plan_recompression(dictionary, 1)
@@ -224,7 +224,7 @@ class TmemMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.merges)
     @rule(which=WHICH)
     def copy_merge(self, which: int) -> None:
-        """Copy what lives, and write it to the tier where it came from there."""
+        """Copy live records, and write it to the tier where it came from there."""
         plan = self.merges.pop(which % len(self.merges))
         self.copied.append((plan, copy_for(self.tmem, plan, self.tier)))
 
@@ -255,7 +255,7 @@ class TmemMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.copied)
     @rule(which=WHICH, steps=st.integers(0, 12))
     def crash_in_merge(self, which: int, steps: int) -> None:
-        """The worker dies while a merge moves its handles."""
+        """The process is killed while a merge moves its handles."""
         left = iter(range(steps))
 
         def pause() -> None:
@@ -275,7 +275,7 @@ class TmemMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.releases)
     @rule(ok=st.booleans())
     def finish_release(self, ok: bool) -> None:
-        """The memory goes, or cannot."""
+        """The memory is released, or cannot be."""
         plan = self.releases.pop()
         if ok:
             self._release(plan)
@@ -345,7 +345,7 @@ class TmemMachine(RuleBasedStateMachine):
 
     @rule()
     def crash(self) -> None:
-        """The worker dies: what was under way is forgotten, and another one starts from the regions."""
+        """The process is killed: what was under way is forgotten, and another one starts from the regions."""
         self.start()
 
     @invariant()

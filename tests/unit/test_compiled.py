@@ -98,7 +98,7 @@ def test_other_codecs_are_encoded_in_python() -> None:
 @settings(max_examples=60)
 @given(st.lists(RUN, min_size=1, max_size=25), st.integers(2, FRAMES))
 def test_the_regions_and_counts_are_those_of_python(runs: list[tuple[int, int, str, int, int]], limit: int) -> None:
-    """Runs of pages over each other, with room and without, forgotten and written back between."""
+    """Runs of pages over each other, with free frames and without, invalidated and written back in between."""
     ours, theirs = _Store(limit), _Store(limit)
     theirs.tmem._appender = Appender(theirs.tmem.slots, theirs.tmem.transitions)
     try:
@@ -140,7 +140,7 @@ class _Store:
         ledger = tmem.ledger
         tables = (ledger.live, ledger.pages, tmem.segments.base, ledger.occupancy.floor)
         lanes = [(lane.is_open, lane.segment, lane.base, lane.fill, lane.seed, [*lane.sealed]) for lane in tmem.lanes]
-        return (*regions, *map(bytes, tables), lanes, statistics(tmem), ledger.counters)
+        return (*regions, *map(bytes, tables), lanes, statistics(tmem), tmem.counts, ledger.counters)
 
 
 def test_what_is_no_page_is_refused_and_nothing_is_lost() -> None:
@@ -205,7 +205,7 @@ def _version_of(slot: int, version: int) -> bytes:
 
 
 def _store_for_ever(regions: Regions, batches: list[tuple[int, memoryview]], told: int) -> None:
-    """In the child: store all, tell, and go on; never returns."""
+    """In the child: store all, tell, and repeat; never returns."""
     try:
         tmem = regions.start(FRAMES, SLOTS)
         while True:

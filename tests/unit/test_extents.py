@@ -50,7 +50,7 @@ def test_a_limit_below_what_is_out_takes_nothing_back() -> None:
     assert (extents.held_bytes, extents.out, extents.take(4096)) == (SEGMENT_BYTES, {0: SEGMENT_BYTES}, None)
 
 
-def test_a_dying_extent_is_held_until_its_hole_is_punched() -> None:
+def test_a_retired_extent_is_held_until_its_hole_is_punched() -> None:
     extents = Extents(1)
     extents.take(8192)
     extents.retire(Extent(0))
@@ -106,7 +106,7 @@ def test_without_holes_an_extent_is_free_as_soon_as_it_is_empty() -> None:
     assert [extents.take(4096) for _ in range(4)] == [0, 1, 2, 3]
 
 
-def test_what_died_first_is_punched_first_in_order_and_no_more_than_asked_for() -> None:
+def test_what_was_retired_first_is_punched_first_in_order_and_no_more_than_asked_for() -> None:
     extents = Extents(8)
     for _ in range(5):
         extents.take(4096)
@@ -129,11 +129,11 @@ def test_adopted_extents_are_out_and_the_ones_between_them_free() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["take", "die", "plan", "done", "failed", "limit", "again", "none"]), st.integers(0, 20)),
+        st.tuples(st.sampled_from(["take", "retire", "plan", "done", "failed", "limit", "again", "none"]), st.integers(0, 20)),
         max_size=60,
     )
 )
-def test_every_extent_is_free_out_dying_or_stale_and_counted_until_it_is_free(steps: list[tuple[str, int]]) -> None:
+def test_every_extent_is_free_out_retired_or_stale_and_counted_until_it_is_free(steps: list[tuple[str, int]]) -> None:
     extents = Extents(5)
     out: dict[Extent, int] = {}
     retired: dict[Extent, int] = {}
@@ -149,7 +149,7 @@ def test_every_extent_is_free_out_dying_or_stale_and_counted_until_it_is_free(st
             if extent is not None:
                 stale.pop(extent, None)
                 out[extent] = number * 4096
-        elif step == "die" and out:
+        elif step == "retire" and out:
             extent = sorted(out)[number % len(out)]
             extents.retire(extent)
             size = out.pop(extent)

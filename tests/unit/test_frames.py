@@ -175,7 +175,7 @@ def test_adopted_frames_are_used_and_the_ones_between_them_free(arena: Arena) ->
     assert arena.take() is None
 
 
-def test_adopting_more_than_the_limit_leaves_no_room(arena: Arena) -> None:
+def test_adopting_more_than_the_limit_leaves_no_free_frame(arena: Arena) -> None:
     arena.adopt({Frame(number) for number in range(FRAMES)})
     assert (arena.held, arena.has_free_frame, arena.wants_populating, arena.take()) == (FRAMES, False, False, None)
 
@@ -194,7 +194,7 @@ def test_the_reserve_has_two_frames_a_lane() -> None:
 
 
 class ArenaMachine(RuleBasedStateMachine):
-    """Any sequence of what the store and the engine do with frames. `hands` are the frames out of the arena's own lists."""
+    """Any sequence of what the store and the jobs do with frames. `hands` are the frames out of the arena's own lists."""
 
     @initialize(limit=st.integers(1, FRAMES), reserve=st.integers(0, 4))
     def start(self, limit: int, reserve: int) -> None:
@@ -242,7 +242,7 @@ class ArenaMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.releasing)
     @rule(ok=st.booleans())
     def finish_release(self, ok: bool) -> None:
-        """The memory goes, or cannot."""
+        """The memory is released, or cannot be."""
         frames, held = self.releasing.pop(0), self.arena.held
         (self.arena.released if ok else self.arena.keep)(frames)
         assert self.arena.held == held - len(frames) * ok
@@ -264,7 +264,7 @@ class ArenaMachine(RuleBasedStateMachine):
 
     @rule(limit=st.integers(0, FRAMES))
     def set_limit(self, limit: int) -> None:
-        """A limit that is lowered below what is held lets it be held until it goes."""
+        """A limit that is lowered below what is held lets it be held until it is released."""
         self.arena.limit = limit
         self.arena.shed_ready()
         self.ceiling = max(self.ceiling, limit)

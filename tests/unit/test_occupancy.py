@@ -69,7 +69,7 @@ def test_a_share_is_never_below_its_floor(size: int, shares: list[int]) -> None:
         assert sum(index.histogram(TIER)) == 1
 
 
-def test_a_segment_that_is_set_aside_is_no_candidate_before_something_in_it_dies() -> None:
+def test_a_segment_that_is_set_aside_is_no_candidate_before_something_in_it_is_dropped() -> None:
     index = OccupancyIndex(2)
     index.set_aside(TIER, SegmentId(0), SEGMENT_BYTES, SEGMENT_BYTES)
     index.add(TIER, SegmentId(1), SEGMENT_BYTES, SEGMENT_BYTES)

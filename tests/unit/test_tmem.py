@@ -139,7 +139,7 @@ def test_a_store_stops_at_a_full_pool_and_tells_how_far_it_came(place: Place) ->
     place.verify()
 
 
-def test_a_store_goes_on_from_where_it_stopped(place: Place) -> None:
+def test_a_store_continues_where_it_stopped(place: Place) -> None:
     place.tmem.limit_pool(2 * SEGMENT_BYTES)
     pages = raw(0, 600)
     assert place.store(0, pages) == 510
@@ -150,7 +150,7 @@ def test_a_store_goes_on_from_where_it_stopped(place: Place) -> None:
     assert place.tmem.counts.stores == 600
 
 
-def test_what_found_no_room_has_its_old_page(place: Place) -> None:
+def test_what_found_no_free_frame_has_its_old_page(place: Place) -> None:
     place.store(0, raw(0, 10))
     place.tmem.limit_pool(SEGMENT_BYTES)
     assert place.store(1000, raw(1000, FULL - 10)) == FULL - 10
@@ -159,13 +159,13 @@ def test_what_found_no_room_has_its_old_page(place: Place) -> None:
     place.verify()
 
 
-def test_pages_behind_one_that_found_no_room_are_not_stored_out_of_order(place: Place) -> None:
+def test_pages_behind_one_that_found_no_free_frame_are_not_stored_out_of_order(place: Place) -> None:
     place.tmem.limit_pool(0)
     assert place.store(0, [ZERO_PAGE, ZERO_PAGE, page_of("half", 1), ZERO_PAGE]) == 2
     assert place.tmem.pages_stored == 2
 
 
-def test_zero_pages_need_no_room(place: Place) -> None:
+def test_zero_pages_need_no_frame(place: Place) -> None:
     place.tmem.limit_pool(0)
     assert place.store(0, [ZERO_PAGE] * 100) == 100
     assert (place.tmem.pool_bytes, place.tmem.pages_stored) == (0, 100)
@@ -248,7 +248,7 @@ def test_an_empty_slot_has_a_version_too(tmem: Tmem) -> None:
     assert tmem.store_if(7, version, encode(page_of("half", 3), LZ4_CODEC)) is False
 
 
-def test_a_store_if_unchanged_that_finds_no_room_is_told_from_one_that_came_too_late(place: Place) -> None:
+def test_a_store_if_unchanged_that_finds_no_free_frame_is_told_from_one_that_came_too_late(place: Place) -> None:
     place.tmem.limit_pool(0)
     assert place.tmem.store_if(7, place.tmem.version(7), encode(page_of("half", 2), LZ4_CODEC)) is None
     assert place.tmem.load(7) == ZERO_PAGE
@@ -327,7 +327,7 @@ def test_the_jobs_are_told_when_a_segment_is_opened_and_when_one_is_written_or_e
     tmem.commit_write_back(planned(tmem))
     assert len(told) == 2
     tmem.invalidate(0, 1)
-    assert len(told) == 3  # less than half of it lives
+    assert len(told) == 3  # less than half of it is live
     tmem.invalidate(1, 1)
     assert len(told) == 4
 
@@ -454,7 +454,7 @@ def test_a_record_damaged_in_ram_never_loads_as_less_than_a_page(place: Place) -
     assert lengths == {PAGE_BYTES}
 
 
-# ---- what dies -----------------------------------------------------------------------------------------------------
+# ---- what becomes empty --------------------------------------------------------------------------------------------
 
 
 def test_a_sealed_segment_is_freed_with_its_last_page(place: Place) -> None:
@@ -467,7 +467,7 @@ def test_a_sealed_segment_is_freed_with_its_last_page(place: Place) -> None:
     assert place.tmem.pages_stored == 1
 
 
-def test_an_open_segment_without_a_page_goes_on_being_filled(place: Place) -> None:
+def test_an_open_segment_without_a_page_is_filled_further(place: Place) -> None:
     place.store(0, raw(0, 1))
     place.tmem.invalidate(0, 1)
     [segment] = place.tmem.segments.in_use()
@@ -477,7 +477,7 @@ def test_an_open_segment_without_a_page_goes_on_being_filled(place: Place) -> No
     place.verify()
 
 
-def test_a_segment_that_dies_while_it_is_written_is_freed_by_the_commit(place: Place) -> None:
+def test_a_segment_that_becomes_empty_while_it_is_written_is_freed_by_the_commit(place: Place) -> None:
     place.store(0, raw(0, 2))
     plan = planned(place.tmem)
     place.tmem.invalidate(0, 2)
@@ -488,7 +488,7 @@ def test_a_segment_that_dies_while_it_is_written_is_freed_by_the_commit(place: P
     check(place.tmem)
 
 
-def test_a_segment_that_dies_while_its_write_fails_is_freed_by_the_abort(place: Place) -> None:
+def test_a_segment_that_becomes_empty_while_its_write_fails_is_freed_by_the_abort(place: Place) -> None:
     place.store(0, raw(0, 2))
     plan = planned(place.tmem)
     place.tmem.invalidate(0, 2)
@@ -639,7 +639,7 @@ def in_python(place: Place) -> None:
 
 
 def go_on(place: Place) -> None:
-    """After a kill: every page is there, and storing, writing back and loading go on."""
+    """After a kill: every page is there, and storing, writing back and loading continue."""
     place.start()
     place.verify()
     place.store(1500, halves(7000, 300) + raw(7000, 100))
@@ -671,8 +671,8 @@ OPEN_POINTS: dict[str, Point] = {
 COMMIT_POINTS: dict[str, Point] = {
     "before the place": lambda patch, tmem: kill(patch, tmem.segments, "move"),
     "behind the place": lambda patch, tmem: kill(patch, tmem.segments, "move", after=True),
-    "before the frame goes": lambda patch, tmem: kill(patch, tmem.arena, "give_back"),
-    "when the frame has gone": lambda patch, tmem: kill(patch, tmem.arena, "give_back", after=True),
+    "before the frame is given back": lambda patch, tmem: kill(patch, tmem.arena, "give_back"),
+    "when the frame is given back": lambda patch, tmem: kill(patch, tmem.arena, "give_back", after=True),
 }
 
 

@@ -1,4 +1,4 @@
-"""Transitions: what goes along with each change of a segment's state."""
+"""Transitions: what belongs to each change of a segment's state."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Fixture:
         self.notices += 1
 
     def sealed(self, eighths: int = 8) -> SegmentId:
-        """A segment of which so much lives."""
+        """A sealed segment of which so much is live."""
         assert self.transitions.open_next(self.lane)
         segment = self.lane.segment
         for at in range(eighths * 30):

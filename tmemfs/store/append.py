@@ -26,7 +26,7 @@ class Appender:
         self._pages: Final = [0] * TAGS
 
     def append(self, first: int, packed: list[Packed], start: int = 0) -> int:
-        """Store entries of `packed` from `start` on, for slots first+start, ...; gives how many entries are stored now."""
+        """Store entries of `packed` from `start` on, for slots first+start, ...; returns how many entries are stored now."""
         transitions, handles, pages = self._transitions, self._slots.handles, self._pages
         arena, lanes = transitions.arena.view, transitions.lanes
         set_fill, drop = transitions.segments.set_fill, transitions.ledger.drop
@@ -42,7 +42,7 @@ class Appender:
                     # Packed payloads are too short to touch three blocks.
                     at = start_of(fill, length) if is_raw else fill
                     if at + RECORD_HEADER_BYTES + length > SEGMENT_BYTES:
-                        # The segment is to be sealed, and filed by what lives of it: the ledger has to know all of that.
+                        # The segment is to be sealed, and filed by its live bytes: the ledger has to know all of them.
                         self._account(fills, record_bytes, payload_bytes)
                         record_bytes, payload_bytes = [0, 0], 0
                         if not transitions.open_next(lane):

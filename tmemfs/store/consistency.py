@@ -16,6 +16,7 @@ from tmemfs.units import SEGMENT_BYTES
 
 def check(tmem: Tmem) -> None:
     """Compare the derived state with a scan. Raises AssertionError naming what differs."""
+    # All under one hold of the lock, so that nothing changes between the scan and what is compared with it.
     with tmem.lock:
         found, used = recount((tmem.slots,), tmem.segments), tmem.segments.in_use()
         for segment in used:
@@ -45,6 +46,7 @@ def _check_totals(tmem: Tmem, pool: PoolId, found: Totals) -> None:
 def _check_index(tmem: Tmem, used: list[SegmentId]) -> None:
     index, live = tmem.ledger.occupancy, tmem.ledger.live
     assert all(live[segment] >= index.floor[segment] for segment in used), "occupancy index"
+    # A segment that is being written or merged is in neither of them.
     sealed = sum(len(lane.sealed) for lane in tmem.lanes)
     assert sum(index.histogram(LANE_PACKED, LANE_RAW)) == sealed, "segments filed by their lanes"
     pages = [0, 0, 0]
@@ -58,6 +60,7 @@ def _check_places(tmem: Tmem, used: list[SegmentId]) -> None:
     frames = [segments.index(segment) for segment in used if segments.state(segment) != ON_TIER]
     on_tier = {segments.index(s): whole_blocks(segments.fill(s)) for s in used if segments.state(s) == ON_TIER}
     assert len(set(frames)) == len(frames) and set(frames) == tmem.arena.used, "frames in use"
+    # Extents that a write-back or a cleaning is being written to are out, too.
     assert on_tier.items() <= extents.out.items(), "extents in use"
     assert extents.held_bytes == sum(extents.out.values()) + extents.retired_bytes, "bytes held on the tier"
 
@@ -65,6 +68,7 @@ def _check_places(tmem: Tmem, used: list[SegmentId]) -> None:
 def _check_records(tmem: Tmem) -> None:
     """Every handle into a segment in RAM refers to a record that says the same."""
     segments = tmem.segments
+    # Only in RAM: the tier is not read here. What comes from it is verified with each read.
     records = {
         (segment, offset): (slot, tag, length)
         for segment in segments.in_use()

@@ -83,11 +83,13 @@ class Extents:
     def take(self, size_bytes: int, for_cleaning: bool = False) -> Extent | None:
         """A stale extent or the lowest free one for `size_bytes`; None at the limit, which is nearer for what is not cleaning."""
         reserve = 0 if for_cleaning else self.reserve_bytes
+        # Two limits: bytes of disk, and extents, of which each takes a segment's worth of the address space of the tier.
         if (
             self._needed_bytes + size_bytes + reserve > self.limit_bytes
             or self._taken * SEGMENT_BYTES + reserve >= self.count_bytes
         ):
             return None
+        # A stale one takes its blocks already, so the disk in use grows least. Else the lowest, so that the backing stays short.
         if self._stale:
             extent = next(iter(self._stale))
             self._unstale(extent)
@@ -122,7 +124,8 @@ class Extents:
             self._free_one(extent, size_bytes)
 
     def take_retired(self, most: int) -> tuple[Extent, ...]:
-        """Up to `most` extents whose holes are to be punched now, those that died first, in order."""
+        """Up to `most` extents whose holes are to be punched now, the first retired ones, in order of place."""
+        # The longest retired ones, so that none waits for ever. In order of place: the tier punches one hole per run of neighbours.
         taken = tuple(sorted(islice(self._retired, most)))
         for extent in taken:
             self._discarding[extent] = self._retired.pop(extent)
@@ -135,6 +138,7 @@ class Extents:
             if ok or not self._are_punched:
                 self._free_one(extent, size_bytes)
             else:
+                # It takes its blocks still, so it counts as held until it is punched or written over.
                 self._stale[extent] = size_bytes
                 self._stale_bytes += size_bytes
 
@@ -145,7 +149,7 @@ class Extents:
         self._stale_bytes = 0
 
     def punch_none(self) -> None:
-        """The tier cannot discard: what is retired or stale is free, and what dies from now on is so at once."""
+        """The tier cannot discard: what is retired or stale is free, and what is retired from now on is so at once."""
         self._are_punched = False
         self.punch_again()
         while self._retired:

@@ -1,15 +1,22 @@
 """The arena: the RAM of the pool, cut into frames of one segment each.
 
-A frame is *cold* (no memory behind it), *ready* (faulted in, unused), *used* (it holds a segment) or *releasing* (its memory
-is being given back). Frames with memory behind them are *held*; `held` never exceeds `limit`. A few ready frames are kept as
-a reserve, so that swap-out makes progress without asking the kernel for memory.
+A frame is in one of four conditions:
 
-Guarded by the store's lock. Does no I/O: populating and punching are done by the engine between `take_cold` and `populated`,
-and between `take_releasing` and `released`.
+    cold        no memory behind it
+    ready       faulted in, and unused
+    used        it holds a segment
+    releasing   its memory is to be, or is being, released to the system
+
+Frames with memory behind them are *held*. `held` never exceeds `limit`. A few ready frames are kept as a reserve, so that swap-out
+makes progress without asking the kernel for memory.
+
+Guarded by the store's lock. Does no I/O: the jobs populate frames between `take_cold` and `populated`, and punch them between
+`take_releasing` and `released`.
 
 Invariants:
 1. Each frame is in exactly one of the four conditions.
-2. held = kept + ready + used + releasing <= limit, unless the limit was lowered below it; then no frame is taken until it is true.
+2. held = kept + ready + used + releasing <= limit, unless the limit was lowered below it; then no frame is taken until it is true
+   again.
 """
 
 from __future__ import annotations
@@ -23,7 +30,7 @@ Frame = NewType("Frame", int)
 
 #: Faulted-in frames kept for the next segments: one for each lane and as many again for the time a refill takes.
 RESERVE_FRAMES: Final = 4
-#: The last ready frame is for merging segments alone, which gives back more frames than it takes: a full pool stays workable.
+#: The last ready frame is for merges alone. A merge gives back more frames than it takes, so a full pool can still be compacted.
 SPARE_FRAMES: Final = 1
 #: Buffers for cleaning: one to read segments into, one to write from.
 KEPT_FRAMES: Final = 2
@@ -33,7 +40,7 @@ class Arena:
     """`frames` frames of SEGMENT_BYTES in one region, of which at most `limit` have memory behind them.
 
     `reserve` ready ones are kept for stores, the last `spare` of them for merges. The first `kept` frames hold no segments: they
-    are buffers for whoever merges.
+    are buffers for merges.
     """
 
     def __init__(
@@ -51,7 +58,7 @@ class Arena:
         self.reserve = reserve
         self.spare = spare
         self.kept = kept
-        #: Whether `take` may give a frame that is still to be faulted in, by whoever writes to it first.
+        #: Whether `take` may give a frame that is still to be faulted in, by the thread that writes to it first.
         self.takes_cold = True
         self.limit = limit
         self.used: set[Frame] = set()
@@ -79,13 +86,14 @@ class Arena:
         if len(self._ready) > self.spare:
             return True
         held = self.held
+        # A frame that waits to be released has its memory still: to use it again costs nothing. Not above the limit.
         if self._releasing and held <= self.limit:
             return True
         return self.takes_cold and held + self._missing_spare < self.limit and self._has_cold
 
     @property
     def has_releasing(self) -> bool:
-        """Whether frames wait for their memory to be given back."""
+        """Whether frames wait for their memory to be released."""
         return bool(self._releasing)
 
     @property
@@ -132,7 +140,8 @@ class Arena:
         return frame
 
     def take_spare(self) -> Frame | None:
-        """A frame to merge segments in: a ready one, the last one too, or what `take` gives."""
+        """A frame to merge segments in: a ready one, the last one too, or what `take` returns."""
+        # The last one, too: it is kept for this, and a merge gives back more frames than it takes.
         if self._ready:
             frame = self._ready.pop()
             self.used.add(frame)
@@ -142,12 +151,14 @@ class Arena:
     def give_back(self, frame: Frame) -> bool:
         """A segment no longer needs `frame`: queue it for release (True), or keep it ready if the reserve is short."""
         self.used.discard(frame)
+        # Kept ready rather than released and faulted in again at once.
         short = len(self._ready) + self._populating < self.reserve and self.held < self.limit
         (self._ready if short else self._releasing).append(frame)
         return not short
 
     def shed_ready(self) -> int:
         """Queue ready frames for release while more is held than the limit allows; how many."""
+        # What is being released is above the limit only for a moment.
         over = self.held - len(self._releasing) - self._given_back - self.limit
         shed = min(max(over, 0), len(self._ready))
         for _ in range(shed):
@@ -155,19 +166,19 @@ class Arena:
         return shed
 
     def take_releasing(self, most: int) -> tuple[Frame, ...]:
-        """Up to `most` frames whose memory is to be given back now."""
+        """Up to `most` frames whose memory is to be released now."""
         taken = tuple(self._releasing[:most])
         del self._releasing[:most]
         self._given_back += len(taken)
         return taken
 
     def released(self, frames: tuple[Frame, ...]) -> None:
-        """The memory of `frames` has gone."""
+        """The memory of `frames` is released."""
         self._given_back -= len(frames)
         self._cold.extend(frames)
 
     def keep(self, frames: tuple[Frame, ...]) -> None:
-        """The memory of `frames` could not be given back: queue them again."""
+        """The memory of `frames` could not be released: queue them again."""
         self._given_back -= len(frames)
         self._releasing.extend(frames)
 
@@ -177,6 +188,7 @@ class Arena:
 
     def take_cold(self) -> Frame:
         """A frame to populate for the reserve; `wants_populating` must hold."""
+        # Counted as held already: the kernel takes memory for it from now on.
         self._populating += 1
         self.peak = max(self.peak, self.held)
         return self._pop_cold()
@@ -196,6 +208,7 @@ class Arena:
         return [self.frame_view(Frame(index)) for index in range(self.kept)]
 
     def _pop_cold(self) -> Frame:
+        # Frames that were touched before, so that the arena stays short: page tables are built for as much as is touched.
         if self._cold:
             return self._cold.pop()
         self._untouched += 1

@@ -45,6 +45,7 @@ class Lane:
         self.is_open = False
         self.segment = SegmentId(0)
         self.base = 0
+        # So the next record does not fit, and has a segment opened: append need not ask whether one is.
         self.fill = SEGMENT_BYTES
         self.seed = 0
 
@@ -54,6 +55,7 @@ class Lane:
 
     def to_front(self, segment: SegmentId) -> None:
         """`segment` is next in line."""
+        # It was in front before it was taken, so the order of age is kept.
         self.sealed[segment] = None
         self.sealed.move_to_end(segment, last=False)
 

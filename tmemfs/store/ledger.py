@@ -49,7 +49,7 @@ RAW_STORES: Final = TAGS + 7
 STORED_BYTES: Final = TAGS + 8
 _COUNTERS: Final = TAGS + 9
 
-#: What `drop` says of the record's segment: nothing to do; less than half of it lives now; nothing of it lives.
+#: What `drop` says of the record's segment: nothing to do; less than half of it is live now; nothing of it is live.
 NOTHING: Final = 0
 SPARSE: Final = 1
 EMPTIED: Final = 2
@@ -112,6 +112,7 @@ class Ledger:
         counters[STORED_BYTES] += payload_bytes
         counters[COMPRESSED_BYTES] += payload_bytes
         counters[LIVE_BYTES] += packed_bytes + raw_bytes
+        # Not if nothing was appended: then the lane may have no open segment.
         if packed_bytes:
             self.live[packed] += packed_bytes
             self.pages[packed] += stored - zero - raw_pages
@@ -174,7 +175,7 @@ class Ledger:
         self.occupancy.remove(segment)
 
     def written_back(self, segment: SegmentId, pool: PoolId = ONLY_POOL) -> None:
-        """`segment` lies on the tier now, with all that lives of it, and no longer in RAM."""
+        """`segment` lies on the tier now, with all its live records, and no longer in RAM."""
         counters = self.counters[pool]
         # It comes from RAM, where no segment is cold: so its tags are not needed.
         counters[TIER_PAGES] += self.pages[segment]
@@ -183,6 +184,7 @@ class Ledger:
 
     def adopt(self, live: Mapping[SegmentId, int], pages: Mapping[SegmentId, int], pools: Sequence[Totals]) -> None:
         """Take over what a scan has found, at a start: `live` bytes and `pages` by segment, totals by pool."""
+        # New arrays are all zero, and so are those of segments that are not in use.
         for segment, live_bytes in live.items():
             self.live[segment] = live_bytes
             self.pages[segment] = pages[segment]

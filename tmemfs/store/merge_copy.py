@@ -1,4 +1,4 @@
-"""Copies the live records of a merge, outside the lock: what was dropped meanwhile is left out, what lives is verified.
+"""Copies the live records of a merge, outside the lock: records that were dropped meanwhile are left out, live ones are verified.
 
 A record that is damaged stays where it is, and so does its segment. A source that does not fit as a whole stays too; but where
 records are re-encoded, the part of it that fits is moved.
@@ -38,7 +38,7 @@ class RecordCopier:
         self._counts: Final = counts
 
     def copy_in_ram(self, plan: Merge, pause: Pause = no_pause, recode: Recode = keep) -> Copied:
-        """Copy what lives of all sources of a merge in RAM, as far as it fits."""
+        """Copy the live records of all sources of a merge in RAM, as far as it fits."""
         assert plan.into is not None
         copied = Copied(plan.into)
         for source in plan.sources:
@@ -55,7 +55,7 @@ class RecordCopier:
         pause: Pause = no_pause,
         recode: Recode = keep,
     ) -> None:
-        """Copy what lives of `source`, whose bytes are `data`, behind what is `copied`, until that is full.
+        """Copy the live records of `source`, whose bytes are `data`, behind what is `copied`, until that is full.
 
         `pause` is called after each record, `recode` before it is copied. A source that does not fit as a whole is not copied,
         unless records are re-encoded: then the next merge can take the rest of it.

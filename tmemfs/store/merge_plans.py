@@ -54,7 +54,7 @@ class Copied:
     into: memoryview
     fill: int = 0
     moves: list[tuple[int, int, int]] = field(default_factory=list)
-    #: Sources of which all that lives was copied.
+    #: Sources of which all live records were copied.
     emptied: list[Source] = field(default_factory=list)
     is_full: bool = False
     damaged: set[SegmentId] = field(default_factory=set)

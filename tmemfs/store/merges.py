@@ -46,9 +46,9 @@ from tmemfs.store.transitions import Transitions
 from tmemfs.tiers.tier import Extent
 from tmemfs.units import BLOCK_BYTES, SEGMENT_BYTES
 
-#: Handles moved under one hold of the lock, before others have their turn.
+#: Handles moved under one hold of the lock, before others may take the lock.
 _MOVES_AT_ONCE: Final = 4
-#: Segments that one cleaning reads, at most: what bounds its work where nearly nothing lives.
+#: Segments that one cleaning reads, at most: what bounds its work where nearly nothing is live.
 _MOST_SOURCES: Final = 16
 #: A cleaning has to gain this much disk: nearly full segments are left alone.
 LEAST_GAIN_BYTES: Final = SEGMENT_BYTES // 32
@@ -108,7 +108,7 @@ class Merges:
         if frame is None:
             return None
         table, target = self._segments, self._segments.take()
-        # As old as the youngest of them: an older age would have younger pages written back before their time.
+        # As old as the youngest of them: with an older age, young pages would be cleaned as if they were cold.
         sequence = table.open(target, lane.index, frame, max(map(table.age, segments)))
         sources = tuple(map(self._source_in_ram, segments))
         if dictionary is None:
@@ -182,7 +182,7 @@ class Merges:
             self._transitions.notice()
 
     def space(self) -> Space:
-        """What segments take of the tier, and how much of that lives. Under the lock or outdated."""
+        """What segments take of the tier, and how much of that is live. Under the lock or outdated."""
         extents = self._extents
         return Space(extents.held_bytes - extents.retired_bytes, self._ledger.sum_of(TIER_LIVE_BYTES), extents.free_bytes)
 

@@ -1,6 +1,6 @@
-"""The two functions that every stored page goes through: compiled (compiled.pyx) where they were built, else in Python.
+"""Native dispatch: the two functions that every stored page passes through, compiled if they were built, else in Python.
 
-`TMEMFS_PURE_PYTHON=1` in the environment has Python do it although they were built. Constant after import.
+`TMEMFS_PURE_PYTHON=1` in the environment selects Python although they were built. Constant after import.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ IS_COMPILED: Final = not WHY_NOT
 
 
 class AppendsPages(Protocol):
-    """What stores encoded pages (append.Appender)."""
+    """Appends encoded pages: append.Appender, or its compiled form."""
 
     def append(self, first: int, packed: list[Packed], start: int = 0) -> int:
         """See Appender."""

@@ -1,9 +1,10 @@
-"""OccupancyIndex: segments by the share of them that is still live, the lanes in RAM and the tier apart.
+"""The occupancy index: segments by the share of them that is live, in groups for the lanes in RAM and for the tier.
 
-LEVELS lists for each of these groups, each in order of arrival, so that victims are found by looking at a few segments a level,
-however many there are; a dropped record moves its segment only when that falls to a lower level. A segment from which nothing
-can be gained is set aside: it is no candidate before the next of its records dies. The ledger alone
-writes it; guarded by the store's lock.
+Each group has LEVELS lists, each in order of arrival. So a search for victims looks at a few segments per level, however many there
+are, and a dropped record moves its segment only when that falls to a lower level. A segment from which nothing can be gained is set
+aside: it is no candidate before the next of its records is dropped.
+
+Only the ledger writes it. Guarded by the store's lock.
 
 Invariant: 1. `live[s] >= floor[s]` for every segment s that is filed.
 """
@@ -37,7 +38,7 @@ class OccupancyIndex:
         self._lists: tuple[dict[SegmentId, None], ...] = tuple({} for _ in range(2 * _ASIDE))
 
     def add(self, group: int, segment: SegmentId, live_bytes: int, size_bytes: int) -> None:
-        """File `segment`, which takes `size_bytes` of RAM or of the tier, of which `live_bytes` live."""
+        """File `segment`, which takes `size_bytes` of RAM or of the tier, of which `live_bytes` are live."""
         self._size[segment] = size_bytes
         level = min(live_bytes * LEVELS // size_bytes, LEVELS - 1)
         self._list_of[segment] = group * LEVELS + level
@@ -45,12 +46,13 @@ class OccupancyIndex:
         self.floor[segment] = level * size_bytes // LEVELS
 
     def set_aside(self, group: int, segment: SegmentId, live_bytes: int, size_bytes: int) -> None:
-        """File `segment` as one that is not worth looking at before a record of it dies."""
+        """File `segment` as one that is not worth looking at before a record of it is dropped."""
         self.add(group, segment, live_bytes, size_bytes)
         at = self._list_of[segment]
         del self._lists[at][segment]
         self._lists[_ASIDE + at][segment] = None
         self._list_of[segment] = _ASIDE + at
+        # The next record that is dropped falls below this, and so has it filed again.
         self.floor[segment] = live_bytes
 
     def remove(self, segment: SegmentId) -> None:
@@ -62,12 +64,13 @@ class OccupancyIndex:
             self.floor[segment] = 0
 
     def refile(self, segment: SegmentId, live_bytes: int) -> bool:
-        """Fewer than `floor` bytes of `segment` live; whether that is less than half of it now, for the first time.
+        """Fewer than `floor` bytes of `segment` are live; whether that is less than half of it now, for the first time.
 
         Nothing, if it is not filed: an open segment has fewer live bytes than none while a batch is appended (ledger.py).
         """
         if self._list_of[segment] < 0:
             return False
+        # A segment that was set aside is a candidate again: something in it was dropped.
         group, before = divmod(self._list_of[segment] % _ASIDE, LEVELS)
         self.remove(segment)
         self.add(group, segment, live_bytes, self._size[segment])
@@ -84,11 +87,12 @@ class OccupancyIndex:
 
     def candidates(self, group: int) -> Iterator[SegmentId]:
         """The segments that have been longest in each level: among them is the best victim, or one as good."""
+        # Of one level all gain about the same, so age decides, and the first are about the oldest.
         for segments in self._of(group):
             yield from islice(segments, _PER_LEVEL)
 
     def emptiest(self, group: int, share: float) -> Iterator[SegmentId]:
-        """The segments of `group` of which about `share` or less lives, level by level, the emptiest first."""
+        """The segments of `group` of which about `share` or less is live, level by level, the emptiest first."""
         for segments in self._of(group)[: int(LEVELS * share) + 1]:
             yield from segments
 

@@ -1,8 +1,8 @@
-"""Plans: what the store asks somebody to do outside its lock. Frozen; performed once, then committed or aborted.
+"""Plans: what the store has its callers do outside its lock. Frozen; performed once, then committed or aborted.
 
-WriteBack   write `data` to `extent`, then commit: the segment lies on the tier and its frame may go
+WriteBack   write `data` to `extent`, then commit: the segment lies on the tier and its frame is free
 ReadPlan    read `records` from the tier, verify them, then commit: their segments are no longer pinned
-Release     give the memory of `frames` back to the system
+Release     release the memory of `frames` to the system
 Discard     punch holes where `extents` were
 Populate    fault `frame` in, for the reserve
 """
@@ -60,7 +60,7 @@ class ReadPlan:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give back the memory of `frames`."""
+    """Release the memory of `frames`."""
 
     frames: tuple[Frame, ...]
 

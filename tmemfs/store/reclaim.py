@@ -27,6 +27,7 @@ class Reclaim:
     def plan_release(self, most: int = 16) -> Release | None:
         """Up to `most` frames whose memory can be released to the system."""
         with self._lock:
+            # A few at a time: what is taken cannot be used again before it is released, and a store may need it.
             frames = self._arena.take_releasing(most)
         return Release(frames) if frames else None
 
@@ -38,6 +39,7 @@ class Reclaim:
     def abort_release(self, plan: Release) -> None:
         """The memory could not be released; it stays counted and is tried again."""
         with self._lock:
+            # They stay held: the limit is on memory that is allocated, whatever it is used for.
             self._arena.keep(plan.frames)
 
     def plan_discard(self, most: int = 64) -> Discard | None:

@@ -1,12 +1,12 @@
-"""Recompression: idle segments in RAM, next in line for the tier, encoded anew with zstd and a dictionary.
+"""Recompression: re-encodes idle segments in RAM, which are next in line for the tier, with zstd and a dictionary.
 
-Which are idle, what a dictionary is trained on, and whether the result is kept; whoever performs it does that off the path of
-stores, loads and shrinks. A segment is idle if it was sealed before the previous look and was not loaded from since. What is
-worth keeping saves a tenth, its dictionary counted; what is not is not tried again.
+This module decides which segments are idle, what a dictionary is trained on, and whether the result is kept. The caller performs
+the merges, off the path of stores, loads and shrinks. A segment is idle if it was sealed before the previous look and was not
+loaded from since. A result is kept if it saves a tenth, its dictionary counted. Segments that do not save that are not tried again.
 
 Thread-safety: one thread at a time; takes the store's lock itself.
 
-Invariant: 1. A record is encoded anew only from a page that was decoded from verified bytes, and only if that makes it shorter.
+Invariant: 1. A record is re-encoded only from a page that was decoded from verified bytes, and only if that makes it shorter.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tmemfs.store.segments import LANE_PACKED, SEALED
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import SEGMENT_BYTES
 
-#: Live bytes taken for one merge: they fill its segment if a quarter is left of them; what does not fit stays for the next.
+#: Live bytes taken for one merge: they fill its segment if a quarter is left of them. What does not fit stays for the next merge.
 _AT_ONCE_BYTES: Final = 4 * SEGMENT_BYTES
 #: Pages a dictionary is trained on: 0.688 of lz4's bytes, as with 400, in 1.8 MB of memory.
 SAMPLES: Final = 128
@@ -44,7 +44,7 @@ Use = tuple[SegmentId, int]
 
 @dataclass(slots=True)
 class RecompressionCounts:
-    """Since the start. Segments made, records encoded anew, bytes saved by that; merges that were not worth keeping."""
+    """Since the start. Segments made, records re-encoded, bytes saved by that; merges that were not worth keeping."""
 
     segments: int = 0
     records: int = 0
@@ -63,19 +63,21 @@ class Recompression:
         self._sealed_before = 0
 
     def look(self, encoder: Encoder | None) -> deque[Use]:
-        """Segments that are idle now, the oldest first. Forgets dictionaries that no segment bears but that of `encoder`."""
+        """Segments that are idle now, the oldest first. Forgets dictionaries that no segment has, except that of `encoder`."""
         table = self._tmem.segments
         in_use = table.dictionaries() | {encoder.dictionary.number if encoder else 0}
         with self._tmem.lock:
             self._tmem.dictionaries.keep_only(in_use)
             sealed = list(self._lane.sealed)
             idle_before, self._sealed_before = self._sealed_before, table.next_sequence
-        in_line = [(segment, table.sequence(segment)) for segment in sealed]  # one that is used again meanwhile is not idle
+        # Without the lock, as there may be thousands. One that is used again meanwhile has a new sequence, and so is not idle.
+        in_line = [(segment, table.sequence(segment)) for segment in sealed]
         self._not_worth.intersection_update(sequence for _, sequence in in_line)
         return deque(use for use in in_line if use[1] < idle_before and self._may_gain(use))
 
     def samples(self, uses: deque[Use]) -> list[bytes]:
         """SAMPLES live pages of `uses`, from all of them alike."""
+        # From as many segments as possible: neighbours were stored together, and resemble each other more than the rest.
         each = -(-SAMPLES // max(len(uses), 1))
         found: list[bytes] = []
         into = memoryview(bytearray(SEGMENT_BYTES))
@@ -86,7 +88,7 @@ class Recompression:
     def _copy_of(self, use: Use, into: memoryview) -> memoryview:
         """What `use` holds, copied to `into` in small steps; nothing, if it left the line meanwhile.
 
-        Without the lock its frame may be given back at any time, and what reads from it then has the system find memory for it.
+        Its frame may be released at any time without the lock. A read of it would have the system fault in memory for it again.
         """
         segment, _ = use
         table, fill = self._tmem.segments, 0
@@ -97,6 +99,7 @@ class Recompression:
                 fill = table.fill(segment)
                 frame = self._tmem.arena.frame_view(Frame(table.index(segment)))
                 into[at : at + _COPY_BYTES] = frame[at : at + _COPY_BYTES]
+            # What lies behind the fill is not part of any record.
             if at + _COPY_BYTES >= fill:
                 break
         return into[:fill]
@@ -110,11 +113,14 @@ class Recompression:
                 if self._is_in_line(use) and self._may_gain(use):
                     chosen.append(segment)
                     live += self._tmem.ledger.live[segment]
+            # Planned under the same hold of the lock: a shrink might take one of them otherwise.
             return self._tmem.merges.plan_merge(self._lane, chosen, encoder.dictionary.number) if chosen else None
 
     def commit(self, plan: Merge, copied: Copied) -> bool:
-        """Keep what was `copied`, if that is worth it."""
+        """Keep what was `copied`, if that saves enough; whether it was kept."""
+        # The fill of the target has its dictionary in it, which the sources had not.
         before = sum(handle_record_bytes(old) for _, old, _ in copied.moves)
+        # Each load of what is kept takes longer, so a small gain is not worth it.
         if not saves_enough(before, copied.fill):
             self._tmem.merges.abort(plan, copied.damaged)
             self.counts.not_worth += 1
@@ -131,7 +137,7 @@ class Recompression:
             self._not_worth.update(self._tmem.segments.sequence(source.segment) for source in plan.sources)
 
     def left_of(self, plan: Merge) -> list[Use]:
-        """Sources of `plan` that did not fit, to go on with."""
+        """Sources of `plan` that did not fit: the next to re-encode."""
         with self._tmem.lock:
             uses = [(source.segment, self._tmem.segments.sequence(source.segment)) for source in plan.sources]
             return [use for use in uses if self._is_in_line(use) and self._may_gain(use)]
@@ -144,6 +150,7 @@ class Recompression:
     def _may_gain(self, use: Use) -> bool:
         segment, sequence = use
         table = self._tmem.segments
+        # Pages that are loaded often are to stay cheap to decode. Those with a dictionary are done.
         if table.loaded[segment] or table.dictionary(segment) or sequence in self._not_worth:
             return False
         return self._tmem.merges.can_be_emptied(segment)
@@ -160,12 +167,13 @@ class Recompression:
                 try:
                     pages.append(decode(tag, read_record(data, offset, slot, tag, length, seed)))
                 except Corrupt:
+                    # A sample less does no harm. The copy of the record will report it.
                     continue
         return pages
 
 
 def _records(data: memoryview) -> Iterator[tuple[int, int, int, int]]:
-    """What `scan` gives; a damaged length that leads past the end ends it."""
+    """What `scan` returns; a damaged length that leads past the end ends it."""
     with suppress(StructError):
         yield from scan(data, len(data))
 

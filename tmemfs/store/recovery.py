@@ -58,6 +58,7 @@ def _recount_pool(slots: SlotTable, segments: SegmentTable, found: Recount) -> T
         if tag == ZERO:
             continue
         segment = handle_segment(handle)
+        # A handle that points nowhere would have loads read memory of other pages.
         if segment >= segments.count or segments.state(segment) == FREE or handle_offset(handle) + size > segments.fill(segment):
             raise TmemfsError(f"bug in tmemfs: the handle of slot {slot} refers to no record; please report it")
         found.live[segment] += size
@@ -77,10 +78,12 @@ def recover(pools: Sequence[SlotTable], transitions: Transitions, dictionaries: 
     """Derive free lists, lanes, ledger and index from the regions."""
     segments, ledger = transitions.segments, transitions.ledger
     used = segments.recover()
+    # A number means one dictionary, also for segments that are on the tier since an earlier run.
     dictionaries.number_above(max(segments.dictionaries(), default=0))
     on_tier = [segment for segment in used if segments.state(segment) == ON_TIER]
     transitions.arena.adopt({Frame(segments.index(segment)) for segment in used if segments.state(segment) != ON_TIER})
     transitions.extents.adopt({Extent(segments.index(segment)): whole_blocks(segments.fill(segment)) for segment in on_tier})
+    # After `segments.recover`, as the scan asks for states and lanes.
     found = recount(pools, segments)
     ledger.adopt(found.live, found.pages, found.pools)
     # By age, so that the lanes are in order again.

@@ -33,5 +33,5 @@ class Region:
         return os.fstat(self.fd).st_blocks * 512
 
     def close(self) -> None:
-        """Give the descriptor back; the mapping goes when nobody borrows from it any more."""
+        """Close the descriptor; the memory is unmapped once nothing borrows from it any more."""
         os.close(self.fd)

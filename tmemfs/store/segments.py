@@ -2,12 +2,12 @@
 
     free -> open -> sealed -> writing -> on tier -> free
                        |         |-> sealed (the write failed)
-                       |         '-> free (its last page died)
+                       |         '-> free (its last page was dropped)
                        |-> merging (its records are being copied) -> free, or sealed with what did not fit
                        '-> free
     free -> on tier   (cleaned: made of the records of other segments on the tier)
 
-One record of 32 bytes a segment, in a region of its own; everything else here is derived from it:
+One record of 32 bytes per segment, in a region of its own. Everything else here is derived from it:
 
     offset  size  field
     0       8     place: bits 0-7 state, 8-15 lane, 16-63 frame (open, sealed, writing) or extent (on tier)
@@ -15,15 +15,14 @@ One record of 32 bytes a segment, in a region of its own; everything else here i
     16      8     sequence: unique for each use of a segment, grows with time
     24      8     age: the sequence of the youngest segment its records were first stored in; its own, unless they were copied
 
-`place` is one word, so a segment moves from RAM to its tier with one 8-byte write. A worker that finds 'open', 'writing' or
+`place` is one word, so a segment moves from RAM to its tier with one 8-byte write. A process that finds 'open', 'writing' or
 'merging' after a crash treats it as sealed: the frame is whole.
 
 Guarded by the store's lock.
 
 Invariants:
 1. `base[s]` is the arena offset of s's frame while s is in RAM, else -1.
-2. `live[s]` is the sum of the record bytes of the slots whose handle points into s, `pages[s]` their number.
-3. A pinned segment is never freed, and its extent not reused.
+2. A pinned segment is never freed, and its extent not reused.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ class SegmentTable:
         return self.words[segment * _WORDS + _PLACE] & 0xFF
 
     def lane(self, segment: SegmentId) -> int:
-        """LANE_PACKED or LANE_RAW."""
+        """LANE_PACKED, LANE_RAW or LANE_COLD."""
         return self.words[segment * _WORDS + _PLACE] >> 8 & 0xFF
 
     def index(self, segment: SegmentId) -> int:
@@ -124,6 +123,7 @@ class SegmentTable:
         """A free segment. There are as many as frames and extents together, so one is always left."""
         if self._free:
             return self._free.pop()
+        # Used ones are taken again first, so that scans look at few.
         if self.touched == self.count:
             raise TmemfsError("bug in tmemfs: the segment table is full though a frame was free; please report it")
         self.touched += 1
@@ -138,7 +138,7 @@ class SegmentTable:
         return self.words[segment * _WORDS + _AGE]
 
     def begin(self, segment: SegmentId, age: int | None = None) -> int:
-        """Start a use of `segment`, which stays free for now; gives its sequence number. `age` is that of copied records."""
+        """Start a use of `segment`, which stays free for now; returns its sequence number. `age` is that of copied records."""
         sequence = self.next_sequence
         self.next_sequence += 1
         at = segment * _WORDS
@@ -148,7 +148,8 @@ class SegmentTable:
         return sequence
 
     def open(self, segment: SegmentId, lane: int, frame: int, age: int | None = None) -> int:
-        """Start a use of `segment` in `frame`; gives its sequence number."""
+        """Start a use of `segment` in `frame`; returns its sequence number."""
+        # The place last: until then the segment is free, and a crash leaves nothing of it.
         sequence = self.begin(segment, age)
         self.move(segment, OPEN, frame, lane)
         self.base[segment] = frame * SEGMENT_BYTES
@@ -161,7 +162,8 @@ class SegmentTable:
         old = self.words[at]
         if (old & 0xFF, state) not in TRANSITIONS:
             moved = f"{STATE_NAMES[old & 0xFF]} to {STATE_NAMES[state]}"
-            raise TmemfsError(f"bug in tmemfs: segment {segment} cannot go from {moved}; please report it")
+            raise TmemfsError(f"bug in tmemfs: segment {segment} cannot change from {moved}; please report it")
+        # One 8-byte write: a process killed around it leaves the segment in one place or in the other.
         self.words[at] = state | (old >> 8 & 0xFF if lane is None else lane) << 8 | index << 16
         if lane is not None:
             self.is_cold[segment] = lane == LANE_COLD
@@ -198,7 +200,8 @@ class SegmentTable:
         used: list[SegmentId] = []
         for segment in map(SegmentId, range(self.count)):
             state = self.state(segment)
-            self.next_sequence = max(self.next_sequence, self.sequence(segment) + 1)  # a free one keeps that of its last use
+            # A free one keeps the sequence of its last use, which must not be given again: it is part of checksums and versions.
+            self.next_sequence = max(self.next_sequence, self.sequence(segment) + 1)
             if state == FREE:
                 continue
             used.append(segment)
@@ -206,6 +209,7 @@ class SegmentTable:
             if state == ON_TIER:
                 continue
             if state != SEALED:
+                # Nobody writes or copies it any more. Its frame is whole: records lie there before the fill says so.
                 self.move(segment, SEALED, self.index(segment))
             self.base[segment] = self.index(segment) * SEGMENT_BYTES
         self.touched = used[-1] + 1 if used else 0

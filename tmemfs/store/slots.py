@@ -1,7 +1,7 @@
-"""The slot table: one 64-bit handle for each swap slot, in a region of its own.
+"""The slot table: one 64-bit handle per swap slot, in a region of its own.
 
-A handle is written with one 8-byte store, last of all that a store writes, so a slot refers to nothing unfinished at any
-instant. Knows nothing of what handles mean (record.py does).
+A handle is written with one 8-byte store, after everything else that a store writes. So a slot never refers to anything unfinished.
+Knows nothing of what handles mean (record.py does).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class SlotTable:
         for start in range(first, end, _STRIDE):
             stop = min(start + _STRIDE, end)
             stride = bytes(view[start * SLOT_BYTES : stop * SLOT_BYTES])
+            # Compared as bytes: most of a swap area is empty, and a discard of all of it must not look at each slot.
             if stride != _EMPTY_STRIDE[: len(stride)]:
                 handles = self.handles
                 yield from (slot for slot in range(start, stop) if handles[slot])

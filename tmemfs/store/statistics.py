@@ -70,6 +70,7 @@ class SegmentLine:
 
 def statistics(tmem: Tmem) -> TmemStatistics:
     """The state as it is now, in one consistent reading that looks at no segment; but how full they are is read just before."""
+    # Without the lock: a load would wait while the lists are counted. The histograms may be that much older than the rest.
     ram_occupancy, disk_occupancy = tmem.ledger.occupancy.histogram(LANE_PACKED, LANE_RAW), tmem.ledger.occupancy.histogram(TIER)
     with tmem.lock:
         totals, counts, arena = tmem.ledger.totals(), tmem.counts, tmem.arena
@@ -118,6 +119,7 @@ def lane_pages(totals: Totals) -> tuple[int, int, int]:
 def segment_lines(tmem: Tmem) -> list[SegmentLine]:
     """Every segment that is not free, oldest first; read a few at a time, so that others may move between two of them."""
     table, found = tmem.segments, list[tuple[int, SegmentLine]]()
+    # Not under one hold of the lock: of thousands of segments that would be milliseconds.
     for first in range(0, table.touched, _LINES_AT_ONCE):
         with tmem.lock:
             some = map(SegmentId, range(first, min(first + _LINES_AT_ONCE, table.touched)))

@@ -1,21 +1,24 @@
 """The tmem: store, load and invalidate pages of swap slots, and plan what moves them between tiers.
 
-Pages are appended as records to the open segment of their lane; a full segment is sealed and, oldest first, planned for
-write-back. The store is synchronous, does no I/O and starts no thread: whoever performs a plan commits or aborts it, and
-commit re-checks what may have changed meanwhile.
+A store appends pages as records to the open segment of their lane. A full segment is sealed. Sealed segments are planned for
+write-back, the oldest first. The store is synchronous, does no I/O and starts no thread: the caller performs a plan, then commits
+or aborts it, and the commit checks again what may have changed meanwhile.
 
-Thread-safety: every public method takes the lock itself and may be called from any thread; properties read without it, and may
-be outdated when they return. Compression happens before
-`store`, never under the lock; the one page a load decompresses is decompressed under it, so that its frame cannot go.
+`Tmem` composes the parts and has the lock that guards them: the ledger counts (ledger.py), transitions change a segment's state and
+all that depends on it (transitions.py), recovery reads the regions at a start (recovery.py).
 
-Order of a store: record bytes, then fill, then the handle. Order of a write-back: data written, then the segment's place,
-then the frame is given back. So a process killed at any instruction leaves regions from which `Tmem` starts again.
+Thread-safety: every public method takes the lock itself, and any thread may call it. Properties read without the lock, and may be
+outdated when they return. Pages are compressed before `store`, never under the lock. The one page that a load decompresses is
+decompressed under it: else its frame might be released, and its memory be another page's, in the middle of that.
 
-Invariants (`check` holds 1 and 2 against a scan):
+Order of a store: record bytes, then fill, then the handle. Order of a write-back: data written, then the segment's place, then the
+frame is given back. So a process killed at any instruction leaves regions from which `Tmem` starts again.
+
+Invariants (`consistency.check` compares 1 and 2 with a scan):
 1. A handle refers to a record inside the fill of a segment that is not free.
-2. Live bytes, pages by tag and used frames and extents equal what a scan of slots and segments finds.
+2. The ledger, used frames and used extents are what a scan of slots and segments finds.
 3. Pool memory (frames held) stays within the arena's limit; extents out stay within the extents' limit.
-4. A frame is given back only after its segment lies on the tier or is dead.
+4. A frame is given back only after its segment lies on the tier or is empty.
 """
 
 from __future__ import annotations
@@ -135,15 +138,15 @@ class Tmem:
     # ---- pages -----------------------------------------------------------------------------------------------------
 
     def store(self, first: int, packed: list[Packed], start: int = 0) -> int:
-        """Store the encoded pages of slots first+start, ...; gives how many entries of `packed` are stored now.
+        """Store the encoded pages of slots first+start, ...; returns how many entries of `packed` are stored now.
 
-        Fewer than all of them means that the next one finds no room in RAM: make room and go on from there.
+        Fewer than all of them means that there is no free frame for the next one: free one, and continue from there.
         """
         with self.lock:
             return self._appender.append(first, packed, start)
 
     def store_if(self, slot: int, expected: Version, packed: Packed) -> bool | None:
-        """Store one page if the slot's version is still `expected`: True; False if it is not; None without room."""
+        """Store one page if the slot's version is still `expected`: True; False if it is not; None without a free frame."""
         with self.lock:
             if self._version(slot) != expected:
                 return False
@@ -165,6 +168,7 @@ class Tmem:
             base = segments.base[segment]
             if base < 0:
                 return None
+            # Its second chance: write-back passes this segment over once.
             segments.loaded[segment] = 1
             at = base + (handle >> OFFSET_BYTES_SHIFT & OFFSET_BYTES_MASK) + RECORD_HEADER_BYTES
             payload = self.arena.view[at : at + (handle >> LENGTH_SHIFT & LENGTH_MASK)]
@@ -172,6 +176,7 @@ class Tmem:
             try:
                 if tag == LZ4:
                     page: bytes = _decompress(payload, PAGE_BYTES)
+                    # A damaged payload may decompress to less than a page, which lz4 does not call an error.
                     if len(page) == PAGE_BYTES:
                         return page
                 elif tag == ZSTD_DICT:
@@ -189,6 +194,7 @@ class Tmem:
         with self.lock:
             for slot in self.slots.occupied(first, first + count):
                 old = handles[slot]
+                # The handle first: a crash behind it leaves a record that nothing refers to, and no handle without a record.
                 handles[slot] = EMPTY
                 self.counts.invalidates += 1
                 if outcome := drop(old):
@@ -208,7 +214,7 @@ class Tmem:
                     if record is not None:
                         records.append(record)
                         break
-                    page = self.load(first + at)  # stored anew or forgotten between the two
+                    page = self.load(first + at)  # stored again or invalidated between the two
                 pages.append(page)
         except TmemfsError:
             self.commit_read(records)
@@ -222,6 +228,8 @@ class Tmem:
             segment = handle_segment(handle)
             if handle <= ZERO_HANDLE or self.segments.state(segment) != ON_TIER:
                 return None
+            # Else a cleaning, or the last invalidate, could retire the extent, and another segment be written over it before the
+            # read.
             self.segments.pin(segment)
             return RecordAt(
                 at,
@@ -274,11 +282,12 @@ class Tmem:
             return WriteBack(segment, frame, extent, view, self.ledger.pages[segment])
 
     def commit_write_back(self, plan: WriteBack) -> bool:
-        """The data of `plan` is on the tier: flip the segment's place and give its frame back; loads go to the tier now.
+        """The data of `plan` is on the tier: change the segment's place and give its frame back. Loads read from the tier now.
 
-        Whether the frame's memory goes back to the system; if not, the reserve was short and keeps it.
+        Whether the frame's memory is released to the system; if not, the reserve was short and keeps it.
         """
         with self.lock:
+            # All its pages may have been dropped while it was written.
             if self.ledger.live[plan.segment]:
                 self.segments.move(plan.segment, ON_TIER, plan.extent)
                 self.ledger.written_back(plan.segment)
@@ -292,6 +301,7 @@ class Tmem:
     def abort_write_back(self, plan: WriteBack) -> None:
         """The data of `plan` is not on the tier: the segment stays in RAM, next in line; its extent will be punched."""
         with self.lock:
+            # Part of it may have been written. So its hole is punched, although it never held a segment.
             self.extents.retire(plan.extent)
             if self.ledger.live[plan.segment]:
                 self.transitions.keep_in_ram(plan.segment, plan.frame)
@@ -306,6 +316,7 @@ class Tmem:
         with self.lock:
             before = self.arena.limit
             self.arena.set_limit(limit_bytes // SEGMENT_BYTES)
+            # Work for the jobs: memory to release, or a reserve that may be filled now.
             if self.arena.shed_ready() or (self.arena.limit > before and self.arena.wants_populating):
                 self.notice()
 

@@ -1,4 +1,4 @@
-"""The transitions of a segment, with all that goes along with each change: its lane, its frame or extent, the ledger, the notice.
+"""The transitions of a segment, each with all that depends on it: its lane, its frame or extent, the ledger, the notice.
 
 The segment table (segments.py) says which transitions are legal. This module makes them in the order that a crash and a load
 need: first the segment's place, in one 8-byte write, then what becomes free by it. So a frame or an extent that is given back is
@@ -41,10 +41,11 @@ class Transitions:
 
     def open_next(self, lane: Lane) -> bool:
         """Seal the lane's segment and open another; False, and the lane as it was, if there is no frame."""
+        # Asked before anything changes: a lane that was sealed in vain would leave a segment half empty.
         if not self.arena.has_free_frame:
             self.notice()
             return False
-        # Sealed first: that may free a frame, if nothing of the segment lives.
+        # Sealed first. If nothing of the segment is live, that frees its frame for the next.
         self.seal(lane)
         frame = self.arena.take()
         assert frame is not None
@@ -57,6 +58,7 @@ class Transitions:
         """Close the lane's segment, if it has one; its records become a candidate for write-back."""
         if lane.is_open:
             segment = lane.segment
+            # Closed first: `emptied` below frees the frame, which the lane must not append to any more.
             lane.close()
             self.segments.move(segment, SEALED, self.segments.index(segment))
             self.queue(segment)
@@ -85,6 +87,7 @@ class Transitions:
         elif state == ON_TIER and segment not in self.segments.pins:
             extent = Extent(self.segments.index(segment))
             self.ledger.withdraw(segment)
+            # The place first: after a crash between the two, the extent is free, as nothing refers to it.
             self.segments.move(segment, FREE, 0)
             self.extents.retire(extent)
             self.notice()
@@ -111,12 +114,14 @@ class Transitions:
         self.segments.move(segment, MERGING, self.segments.index(segment))
 
     def free_in_ram(self, segment: SegmentId, frame: Frame) -> bool:
-        """Nothing of `segment`, which is in no line, lives; whether its frame's memory is released to the system."""
+        """Nothing of `segment`, which is in no line, is live; whether its frame's memory is released to the system."""
+        # The place first: no segment may refer to a frame that another one is given.
         self.segments.move(segment, FREE, 0)
         return self.arena.give_back(frame)
 
     def unpin(self, segment: SegmentId) -> bool:
         """Undo one pin, and free `segment` if it became empty meanwhile; whether it was the last pin."""
+        # `emptied` found it pinned and left it. Nobody else looks at it again.
         is_last = self.segments.unpin(segment)
         if is_last and not self.ledger.live[segment]:
             self.emptied(segment)
