@@ -21,6 +21,7 @@ from tmemfs.store.region import Region
 from tmemfs.store.segments import RECORD_BYTES, SegmentTable
 from tmemfs.store.slots import SLOT_BYTES, SlotTable
 from tmemfs.store.tmem import Tmem
+from tmemfs.store.transitions import Notice
 from tmemfs.system.kernel_settings import Change
 from tmemfs.system.pressure_signals import Memory, PressureSignals
 from tmemfs.tiers.in_memory import MemoryTier
@@ -72,7 +73,7 @@ class Regions:
             region.close()
 
     def start(
-        self, limit: int, slots: int, spare: int = 0, reserve_bytes: int = 0, notice: Callable[[], None] = lambda: None
+        self, limit: int, slots: int, spare: int = 0, reserve_bytes: int = 0, notice: Notice = lambda frame_freed: None
     ) -> Tmem:
         """A store over these regions, with at most `limit` frames held, `spare` of them and `reserve_bytes` for merges."""
         return Tmem(
@@ -85,7 +86,7 @@ class Regions:
 
 
 def new_tmem(
-    slots: int = 4096, frames: int = 32, limit: int = 16, extents: int = 32, notice: Callable[[], None] = lambda: None
+    slots: int = 4096, frames: int = 32, limit: int = 16, extents: int = 32, notice: Notice = lambda frame_freed: None
 ) -> Tmem:
     """An empty store."""
     return Regions.new(slots, frames, extents).start(limit, slots, notice=notice)

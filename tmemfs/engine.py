@@ -29,6 +29,7 @@ from tmemfs.pages.pager import Pager
 from tmemfs.pages.reader import Reader
 from tmemfs.store.codec import Codec
 from tmemfs.store.tmem import Tmem
+from tmemfs.store.transitions import Notice
 from tmemfs.tiers.tier import Tier
 
 MakePager = Callable[[Tmem, Reader, FreeFrames, Codec], Pager]
@@ -37,7 +38,7 @@ MakePager = Callable[[Tmem, Reader, FreeFrames, Codec], Pager]
 class MakeTmem(Protocol):
     """Makes the store; `notice` is what it calls when there may be work for the jobs."""
 
-    def __call__(self, *, notice: Callable[[], None]) -> Tmem: ...
+    def __call__(self, *, notice: Notice) -> Tmem: ...
 
 
 @dataclass(frozen=True, slots=True)

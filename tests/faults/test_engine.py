@@ -602,3 +602,69 @@ async def test_a_shrink_that_waits_for_another_one_can_be_interrupted(engine: En
         assert scope.cancelled_caught and engine.shrinker.last is None
         go_on.set()
     assert engine.shrinker.last is not None and engine.shrinker.last.reason is None
+
+
+def waiting_store(engine: Engine) -> Deferred:
+    """A store that found no free frame. Nothing runs in the background."""
+    for slot in range(0, 8192, 16):
+        data = memoryview(b"".join(map(raw, range(slot, slot + 16))))
+        if (deferred := engine.pager.write(slot * PAGE_BYTES, data)) is not None:
+            return deferred
+    raise AssertionError("the pool never became full")
+
+
+class WatchedCondition:
+    """A condition that tells before each wait whether it will wait, and ends the store that waits."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._frames = engine.free_frames
+        self._condition = threading.Condition()
+        self.would_wait: list[bool] = []
+
+    def __enter__(self) -> bool:
+        return self._condition.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._condition.release()
+
+    def notify_all(self) -> None:
+        self._condition.notify_all()
+
+    def wait_for(self, predicate: Callable[[], bool], timeout: float) -> None:
+        self.would_wait.append(not predicate())
+        self._frames._stuck = "the end of the test"
+
+
+def test_a_store_that_waits_is_not_woken_by_its_own_attempt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    deferred = waiting_store(engine)
+    condition = WatchedCondition(engine)
+    monkeypatch.setattr(engine.free_frames, "_changed", condition)
+    with pytest.raises(NoSpace):
+        deferred.run()
+    assert condition.would_wait == [True]
+
+
+def test_a_frame_that_is_released_below_the_limit_wakes_the_stores_that_wait(engine: Engine) -> None:
+    """Frames above the limit cannot be used again before their memory is released."""
+    tmem = engine.tmem
+    waiting_store(engine)
+    tmem.limit_pool(tmem.arena.held * SEGMENT_BYTES - SEGMENT_BYTES)
+    for _ in range(2):
+        plan = tmem.plan_write_back()
+        assert plan is not None
+        tmem.commit_write_back(plan)
+    assert not tmem.arena.has_free_frame
+    release, signals = tmem.reclaim.plan_release(), engine.free_frames._generation
+    assert release is not None
+    tmem.reclaim.commit_release(release)
+    assert tmem.arena.has_free_frame
+    assert engine.free_frames._generation > signals
+
+
+def test_a_limit_that_is_raised_wakes_the_stores_that_wait(engine: Engine) -> None:
+    waiting_store(engine)
+    assert not engine.tmem.arena.has_free_frame
+    signals = engine.free_frames._generation
+    engine.tmem.limit_pool((LIMIT + 2) * SEGMENT_BYTES)
+    assert engine.tmem.arena.has_free_frame
+    assert engine.free_frames._generation > signals

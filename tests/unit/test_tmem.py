@@ -321,7 +321,7 @@ def test_a_full_backing_is_said_and_the_victim_waits(place: Place) -> None:
 
 def test_the_jobs_are_told_when_a_segment_is_opened_and_when_one_is_written_or_emptied() -> None:
     told = list[int]()
-    tmem = new_tmem(notice=lambda: told.append(len(told)))
+    tmem = new_tmem(notice=lambda frame_freed: told.append(len(told)))
     tmem.store(0, packed(halves(0, 2)))
     assert len(told) == 1
     tmem.commit_write_back(planned(tmem))
@@ -334,7 +334,7 @@ def test_the_jobs_are_told_when_a_segment_is_opened_and_when_one_is_written_or_e
 
 def test_the_jobs_are_told_that_the_pool_is_full() -> None:
     told = list[int]()
-    tmem = new_tmem(notice=lambda: told.append(len(told)))
+    tmem = new_tmem(notice=lambda frame_freed: told.append(len(told)))
     tmem.limit_pool(0)
     assert told == []
     tmem.store(0, packed(raw(0, 1)))

@@ -24,7 +24,7 @@ class Fixture:
         self.transitions = Transitions(self.segments, self.ledger, self.arena, self.extents, self._note)
         self.lane = self.transitions.lanes[LANE_RAW]
 
-    def _note(self) -> None:
+    def _note(self, frame_freed: bool) -> None:
         self.notices += 1
 
     def sealed(self, eighths: int = 8) -> SegmentId:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from tmemfs.store.frames import RESERVE_FRAMES, Arena
 from tmemfs.store.segments import SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.tmem import Tmem
+from tmemfs.store.transitions import Notice
 from tmemfs.system.memory import available_ram_bytes
 from tmemfs.tiers.file import FileTier
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES, format_size
@@ -67,7 +68,7 @@ def _refuse_too_large(size_bytes: int, directory: Path) -> None:
             )
 
 
-def _tmem_for(pages: int, notice: Callable[[], None]) -> Tmem:
+def _tmem_for(pages: int, notice: Notice) -> Tmem:
     """A store that holds `pages` in RAM even if none can be compressed."""
     frames = pages * PAGE_BYTES // SEGMENT_BYTES * 9 // 8 + 2 * RESERVE_FRAMES
     return Tmem(SlotTable(pages), SegmentTable(2 * frames), Arena(frames, frames), Extents(frames), notice)

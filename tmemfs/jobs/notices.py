@@ -1,7 +1,8 @@
 """Notices: how the store, which knows neither trio nor the jobs, says that there may be work for them.
 
 The store calls `Notices` whenever frames were taken or became free, or a segment became empty: under its lock, and from any thread.
-Stores that wait for a frame are woken at once. Tasks in trio are woken by a call that runs in trio's thread. Such a call costs more
+Stores that wait for a frame are woken at once if one may have become free; a store whose attempt fails gives a notice, too, and
+would wake itself for ever. Tasks in trio are woken by a call that runs in trio's thread. Such a call costs more
 than what most notices are about, so one that is pending stands for all that follow it, until the shrinker looks at the store again.
 
 The jobs and the store share this object, so it is made before either of them.
@@ -55,12 +56,13 @@ class Notices:
         self._is_pending = False
         self._wake_in_trio: Callable[[], None] = _nobody
 
-    def __call__(self) -> None:
-        """There may be work.
+    def __call__(self, frame_freed: bool = True) -> None:
+        """There may be work. `frame_freed`: a frame may have become free.
 
         Two threads that both find nothing pending both have trio woken, which does no harm.
         """
-        self._free_frames.signal()  # each time: a store that waits must not depend on what trio has seen
+        if frame_freed:
+            self._free_frames.signal()  # each time: a store that waits must not depend on what trio has seen
         if not self._is_pending:
             self._is_pending = True
             self._wake_in_trio()

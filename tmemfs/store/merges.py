@@ -166,7 +166,7 @@ class Merges:
             self._count(plan, copied)
             released = self._finish_sources(plan, copied.damaged)
             released += self._finish_target(plan)
-            self._transitions.notice()
+            self._transitions.notice(True)
             return released
 
     def abort(self, plan: Merge, damaged: Iterable[SegmentId] = (), gains: bool = True) -> None:
@@ -179,7 +179,7 @@ class Merges:
                 self._extents.retire(plan.extent)
             else:
                 self._free_target_in_ram(plan)
-            self._transitions.notice()
+            self._transitions.notice(True)
 
     def space(self) -> Space:
         """What segments take of the tier, and how much of that is live. Under the lock or outdated."""

@@ -14,15 +14,17 @@ from typing import Final
 from tmemfs.store.extents import Extents
 from tmemfs.store.frames import Arena
 from tmemfs.store.plans import Discard, Populate, Release
+from tmemfs.store.transitions import Notice
 
 
 class Reclaim:
-    """Plans what is reclaimed of `arena` and `extents`, under `lock`."""
+    """Plans what is reclaimed of `arena` and `extents`, under `lock`. `notice` is told of frames (transitions.py)."""
 
-    def __init__(self, lock: threading.Lock, arena: Arena, extents: Extents) -> None:
+    def __init__(self, lock: threading.Lock, arena: Arena, extents: Extents, notice: Notice) -> None:
         self._lock: Final = lock
         self._arena: Final = arena
         self._extents: Final = extents
+        self._notice: Final = notice
 
     def plan_release(self, most: int = 16) -> Release | None:
         """Up to `most` frames whose memory can be released to the system."""
@@ -34,13 +36,17 @@ class Reclaim:
     def commit_release(self, plan: Release) -> None:
         """The memory is released."""
         with self._lock:
+            had_frame, wanted = self._arena.has_free_frame, self._arena.wants_populating
             self._arena.released(plan.frames)
+            self._tell(had_frame, wanted)
 
     def abort_release(self, plan: Release) -> None:
         """The memory could not be released; it stays counted and is tried again."""
         with self._lock:
             # They stay held: the limit is on memory that is allocated, whatever it is used for.
+            had_frame, wanted = self._arena.has_free_frame, self._arena.wants_populating
             self._arena.keep(plan.frames)
+            self._tell(had_frame, wanted)
 
     def plan_discard(self, most: int = 64) -> Discard | None:
         """Up to `most` extents whose holes are to be punched."""
@@ -77,3 +83,9 @@ class Reclaim:
         """The frame is faulted in; not `ok`: the kernel had no memory for it."""
         with self._lock:
             self._arena.populated(plan.frame, ok)
+
+    def _tell(self, had_frame: bool, wanted: bool) -> None:
+        """What is held came below the limit, perhaps: then stores that wait for a frame, or the reserve, can go on."""
+        is_freed = self._arena.has_free_frame and not had_frame
+        if is_freed or (self._arena.wants_populating and not wanted):
+            self._notice(is_freed)

@@ -65,7 +65,7 @@ from tmemfs.store.record import (
 from tmemfs.store.recovery import recover
 from tmemfs.store.segments import FREE, ON_TIER, WRITING, SegmentTable
 from tmemfs.store.slots import SlotTable
-from tmemfs.store.transitions import Transitions
+from tmemfs.store.transitions import Notice, Transitions
 from tmemfs.tiers.tier import Extent
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
@@ -103,7 +103,7 @@ class Counts:
 class Tmem:
     """Pages by swap slot, over the regions of `slots`, `segments` and `arena`; extents are numbered by `extents`.
 
-    `notice` is called, under the lock, when there may be work for the jobs: it must return at once. `score` ranks the victims of
+    `notice` is called, under the lock, when there may be work for the jobs (transitions.py). `score` ranks the victims of
     cleaning (merges.py).
     """
 
@@ -113,7 +113,7 @@ class Tmem:
         segments: SegmentTable,
         arena: Arena,
         extents: Extents,
-        notice: Callable[[], None] = lambda: None,
+        notice: Notice = lambda frame_freed: None,
         score: Callable[[float, float], float] = benefit_per_cost,
     ) -> None:
         # constant after construction
@@ -132,7 +132,7 @@ class Tmem:
         recover((slots,), self.transitions, self.dictionaries)
         # take the lock themselves
         self.merges: Final = Merges(self.lock, slots, self.transitions, self.dictionaries, score)
-        self.reclaim: Final = Reclaim(self.lock, arena, extents)
+        self.reclaim: Final = Reclaim(self.lock, arena, extents, notice)
         self._appender = appender(slots, self.transitions)
 
     # ---- pages -----------------------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ class Tmem:
                 self.segments.move(plan.segment, FREE, 0)
                 self.extents.retire(plan.extent)
             is_released = self.arena.give_back(plan.frame)
-            self.notice()
+            self.notice(True)
             return is_released
 
     def abort_write_back(self, plan: WriteBack) -> None:
@@ -307,18 +307,19 @@ class Tmem:
                 self.transitions.keep_in_ram(plan.segment, plan.frame)
             else:
                 self.transitions.free_in_ram(plan.segment, plan.frame)
-            self.notice()
+            self.notice(True)
 
     # ---- limits ----------------------------------------------------------------------------------------------------
 
     def limit_pool(self, limit_bytes: int) -> None:
         """At most `limit_bytes` of RAM from now on; what is above has to be shrunk by the caller."""
         with self.lock:
-            before = self.arena.limit
+            before, had_frame = self.arena.limit, self.arena.has_free_frame
             self.arena.set_limit(limit_bytes // SEGMENT_BYTES)
+            is_freed = self.arena.has_free_frame and not had_frame
             # Work for the jobs: memory to release, or a reserve that may be filled now.
-            if self.arena.shed_ready() or (self.arena.limit > before and self.arena.wants_populating):
-                self.notice()
+            if self.arena.shed_ready() or is_freed or (self.arena.limit > before and self.arena.wants_populating):
+                self.notice(is_freed)
 
     def limit_backing(self, limit_bytes: int) -> None:
         """At most `limit_bytes` of extents from now on; those above it are not taken back."""

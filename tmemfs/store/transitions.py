@@ -24,14 +24,17 @@ from tmemfs.store.record import SegmentId, handle_segment
 from tmemfs.store.segments import FREE, LANE_PACKED, LANE_RAW, MERGING, ON_TIER, SEALED, SegmentTable
 from tmemfs.tiers.tier import Extent
 
+#: Called with whether a frame may have become free.
+Notice = Callable[[bool], None]
+
 
 class Transitions:
     """Moves segments of `segments` between `arena` and `extents`.
 
-    `notice` is called when there may be work for others: it must return at once.
+    `notice` is called when there may be work for others, with whether a frame may have become free. It must return at once.
     """
 
-    def __init__(self, segments: SegmentTable, ledger: Ledger, arena: Arena, extents: Extents, notice: Callable[[], None]) -> None:
+    def __init__(self, segments: SegmentTable, ledger: Ledger, arena: Arena, extents: Extents, notice: Notice) -> None:
         self.segments: Final = segments
         self.ledger: Final = ledger
         self.arena: Final = arena
@@ -43,7 +46,8 @@ class Transitions:
         """Seal the lane's segment and open another; False, and the lane as it was, if there is no frame."""
         # Asked before anything changes: a lane that was sealed in vain would leave a segment half empty.
         if not self.arena.has_free_frame:
-            self.notice()
+            # Work for the shrinker, but no frame: the store that waits and finds none must not wake itself to try again at once.
+            self.notice(False)
             return False
         # Sealed first. If nothing of the segment is live, that frees its frame for the next.
         self.seal(lane)
@@ -51,7 +55,7 @@ class Transitions:
         assert frame is not None
         segment = self.segments.take()
         lane.start(segment, frame, self.segments.open(segment, lane.index, frame))
-        self.notice()
+        self.notice(True)
         return True
 
     def seal(self, lane: Lane) -> None:
@@ -70,7 +74,7 @@ class Transitions:
         if outcome == EMPTIED:
             self.emptied(handle_segment(handle))
         else:
-            self.notice()
+            self.notice(False)
 
     def drop(self, handle: int) -> None:
         """A slot does not refer to the record of `handle` any more."""
@@ -83,14 +87,14 @@ class Transitions:
         if state == SEALED:
             self.withdraw(segment)
             self.free_in_ram(segment, Frame(self.segments.index(segment)))
-            self.notice()
+            self.notice(True)
         elif state == ON_TIER and segment not in self.segments.pins:
             extent = Extent(self.segments.index(segment))
             self.ledger.withdraw(segment)
             # The place first: after a crash between the two, the extent is free, as nothing refers to it.
             self.segments.move(segment, FREE, 0)
             self.extents.retire(extent)
-            self.notice()
+            self.notice(True)
 
     def queue(self, segment: SegmentId) -> None:
         """`segment` is sealed, in RAM, and the last in line of its lane."""
