@@ -16,9 +16,10 @@ from tests.waiting import HANG_S
 from tmemfs.engine import Engine
 from tmemfs.errors import Busy
 from tmemfs.jobs.pool_size import PoolSize
+from tmemfs.jobs.reserve import FRAME_S, SHORT_FRAME_S
 from tmemfs.jobs.shrink_request import ShrinkRequest
 from tmemfs.pages.pager import Deferred
-from tmemfs.policy.pressure_controller import Settings
+from tmemfs.policy.pressure_controller import HOLDING, Settings
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.consistency import check
 from tmemfs.store.extents import CLEANING_RESERVE_BYTES, Extents
@@ -122,6 +123,22 @@ async def test_a_limit_that_cannot_be_reached_leaves_what_pressure_allows() -> N
     assert place.tmem.arena.limit == allowed < 60
     place.engine.pool_size.press(math.inf, is_short=False)
     assert place.tmem.arena.limit == 60 == place.limits.pool.max // MIB
+
+
+async def test_memory_counts_as_short_where_the_controller_begins_to_act_while_it_is() -> None:
+    """Then it holds without a ceiling: nothing is limited, but no store waits longer for a frame than while memory is short."""
+    place = Place()
+    place.signals.headroom_bytes = 15 * MIB
+    place.pressure.set_mode("manual")
+    place.pressure._take_sample()
+    assert place.engine.reserve.frame_s == FRAME_S
+    place.pressure.set_mode("auto")
+    place.pressure._take_sample()
+    assert (place.pressure.decision.state, place.pressure.decision.ceiling) == (HOLDING, math.inf)
+    assert place.engine.reserve.frame_s == SHORT_FRAME_S and place.tmem.arena.limit == 60
+    place.signals.headroom_bytes = 1000 * MIB
+    place.pressure._take_sample()
+    assert place.engine.reserve.frame_s == FRAME_S and place.tmem.arena.limit == 60
 
 
 async def test_a_limit_whose_lowering_is_interrupted_is_what_it_was() -> None:

@@ -45,6 +45,7 @@ class PoolSize:
         self._approached = math.inf
         self._ceiling = math.inf
         self._allowed = math.inf
+        self._is_short = False
 
     @property
     def limit_bytes(self) -> int:
@@ -65,7 +66,8 @@ class PoolSize:
     @property
     def is_short(self) -> bool:
         """Whether memory is short, so that the pool takes no frame that the kernel would have to find memory for."""
-        return not math.isinf(self._allowed)
+        # Not by what is allowed: there may be no ceiling yet, as when the mode becomes auto while memory is short.
+        return self._is_short
 
     @property
     def is_above_high(self) -> bool:
@@ -105,7 +107,7 @@ class PoolSize:
 
     def press(self, ceiling: float, is_short: bool) -> None:
         """The pressure controller asks for no more than `ceiling` bytes; `is_short`: and that what is held does not grow."""
-        was_short, self._ceiling = self.is_short, ceiling
+        was_short, self._is_short, self._ceiling = self._is_short, is_short, ceiling
         if is_short:
             # What is held may be above the ceiling. A limit below it would have stores wait until the shrinker has caught up.
             self._allowed = max(self._tmem.pool_bytes, SMALL_POOL_BYTES, ceiling)
