@@ -145,6 +145,15 @@ def test_the_version_of_a_daemon_is_shown_where_it_is_another(mount: Path, capsy
     assert lines(capsys)[2] == f"version:     0.0.9; this command is {__version__}: 'tmemfs down' and 'up' start the new"
 
 
+def test_a_daemon_whose_figures_have_older_names_is_shown_without_them(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    view.print_stat(mount)
+    expected = [line for line in lines(capsys) if not line.startswith("pressure:")]
+    older = {"pressure_state": "pressure_zone", "pressure_headroom": "pressure_room"}
+    (mount / "control" / "stat").write_text("".join(f"{older.get(key, key)} {value}\n" for key, value in STAT.items()))
+    view.print_stat(mount)
+    assert lines(capsys) == expected
+
+
 def test_the_lines_for_people_in_bytes_and_without_headings(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
     view.print_stat(mount, in_bytes=True, headings=False)
     shown = lines(capsys)

@@ -89,7 +89,7 @@ def _activity_rows(stat: Values, show: Callable[[int], str]) -> list[tuple[str, 
             f"space amplification {stat['ram_amplification']:.2f} in RAM, {stat['disk_amplification']:.2f} on disk; "
             f"write amplification {stat['write_amplification']:.2f}",
         ),
-        ("pressure", f"{stat['pressure_state']}, {show(int(stat['pressure_headroom']))} of headroom"),
+        *(("pressure", text) for text in _pressure(stat, show)),
         *(("kernel", text) for text in _kernel_settings(stat)),
         ("loads", f"{stat['loads_ram']} from RAM, {stat['loads_disk']} from disk"),
         (
@@ -99,6 +99,14 @@ def _activity_rows(stat: Values, show: Callable[[int], str]) -> list[tuple[str, 
             f"I/O flusher: {'yes' if stat['io_flusher'] else 'no'}, real-time priority: {'yes' if stat['realtime'] else 'no'}",
         ),
     ]
+
+
+def _pressure(stat: Values, show: Callable[[int], str]) -> list[str]:
+    """The state of the pressure controller, and the headroom."""
+    # an older daemon has other names for both: the rest of its figures are shown all the same
+    if "pressure_state" not in stat or "pressure_headroom" not in stat:
+        return []
+    return [f"{stat['pressure_state']}, {show(int(stat['pressure_headroom']))} of headroom"]
 
 
 def _kernel_settings(stat: Values) -> list[str]:
