@@ -28,7 +28,21 @@ from typing import Final, NewType
 
 from tmemfs.store.codec import RAW, TAG_NAMES, ZERO
 from tmemfs.store.occupancy import TIER, OccupancyIndex
-from tmemfs.store.record import ENCODING_MASK, TAGS, SegmentId, handle_accounts, handle_record_bytes, handle_segment, whole_blocks
+from tmemfs.store.record import (
+    ENCODING_MASK,
+    GRAIN_MASK,
+    LENGTH_MASK,
+    LENGTH_SHIFT,
+    RECORD_HEADER_BYTES,
+    SEGMENT_SHIFT,
+    TAG_MASK,
+    TAGS,
+    SegmentId,
+    handle_accounts,
+    handle_record_bytes,
+    handle_segment,
+    whole_blocks,
+)
 from tmemfs.store.segments import SegmentTable
 from tmemfs.units import SEGMENT_BYTES
 
@@ -123,21 +137,23 @@ class Ledger:
 
     def drop(self, handle: int, pool: PoolId = ONLY_POOL) -> int:
         """A slot does not refer to the record of `handle` any more; NOTHING, SPARSE or EMPTIED."""
-        segment, tag, length, size = handle_accounts(handle)
-        counters = self.counters[pool]
+        # The handle is taken apart here: `handle_accounts` would take 0.07 us more per invalidate, of 0.8.
+        counters, tag = self.counters[pool], handle & TAG_MASK
         counters[tag] -= 1
         if tag == ZERO:
             return NOTHING
+        length, segment = handle >> LENGTH_SHIFT & LENGTH_MASK, handle >> SEGMENT_SHIFT
+        size = (RECORD_HEADER_BYTES + length + GRAIN_MASK) & ~GRAIN_MASK
         counters[COMPRESSED_BYTES] -= length
         counters[LIVE_BYTES] -= size
         self.pages[segment] -= 1
         live = self.live[segment] = self.live[segment] - size
         if self._base[segment] < 0:
-            self._add_on_tier(segment, tag, -1, -size, counters)
+            self._add_on_tier(SegmentId(segment), tag, -1, -size, counters)
         if not live:
             return EMPTIED
         # Most drops end here: the index is touched only when the segment falls below its level, 64 times in its life.
-        if live < self._floor[segment] and self.occupancy.refile(segment, live):
+        if live < self._floor[segment] and self.occupancy.refile(SegmentId(segment), live):
             return SPARSE
         return NOTHING
 

@@ -190,14 +190,14 @@ class Tmem:
 
     def invalidate(self, first: int, count: int) -> None:
         """Forget the pages of slots [first, first + count)."""
-        handles, drop = self.slots.handles, self.ledger.drop
+        handles, ledger = self.slots.handles, self.ledger
         with self.lock:
             for slot in self.slots.occupied(first, first + count):
                 old = handles[slot]
                 # The handle first: a crash behind it leaves a record that nothing refers to, and no handle without a record.
                 handles[slot] = EMPTY
                 self.counts.invalidates += 1
-                if outcome := drop(old):
+                if outcome := ledger.drop(old):
                     self.transitions.dropped(old, outcome)
 
     # ---- plans -----------------------------------------------------------------------------------------------------
