@@ -65,9 +65,7 @@ STORE: Final = (
 )
 #: Imports that point up, and circles: each with the reason why it is still there.
 UPWARD: Final[dict[tuple[str, str], str]] = {}
-CIRCLES: Final[dict[tuple[str, ...], str]] = {
-    ("tmemfs.observe.metric", "tmemfs.observe.snapshot"): "the type of what a metric reads; to be split",
-}
+CIRCLES: Final[dict[tuple[str, ...], str]] = {}
 
 Graph = dict[str, frozenset[str]]
 

@@ -6,7 +6,6 @@ store, of trio or of pyfuse3, because the command loads the registry for the uni
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
@@ -48,8 +47,3 @@ class Section:
 
     title: str
     metrics: tuple[Metric, ...]
-
-
-def whole(value: float) -> int | float:
-    """`value` without its fraction; infinite where it is."""
-    return value if math.isinf(value) else int(value)

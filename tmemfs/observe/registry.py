@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Final, get_args
 
-from tmemfs.observe.metric import EVENTS, STAT_ONLY, Metric, Output, Section, Unit, whole
+from tmemfs.observe.metric import EVENTS, STAT_ONLY, Metric, Output, Section, Unit
 from tmemfs.units import BLOCK_BYTES, PAGE_BYTES
 
 _MM_STAT: Final[frozenset[Output]] = frozenset(("mm_stat",))
@@ -119,7 +119,7 @@ _PRESSURE: Final = Section("Memory pressure", (
     Metric("pressure_headroom", "gauge", "bytes", "Headroom: memory that can still be had without the pool.",
         lambda s: s.pressure.headroom),
     Metric("pressure_ceiling", "gauge", "bytes", "What the pool may hold while memory is short.",
-        lambda s: whole(s.pressure.decision.ceiling)),
+        lambda s: s.pressure_ceiling),
     Metric("pressure_samples", "counter", "1", "Samples taken.", lambda s: s.pressure.counts.samples),
     Metric("pressure_shrinks", "counter", "1", "Samples after which the pool had to shrink.", lambda s: s.pressure.counts.shrinks),
     Metric("pressure_stalls", "counter", "1", "Samples that found a stall (PSI).", lambda s: s.pressure.counts.stalls),

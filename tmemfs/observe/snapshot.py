@@ -11,6 +11,7 @@ Made in trio's thread, used at once, and dropped.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from functools import cached_property
@@ -21,7 +22,6 @@ from tmemfs.jobs.cleaner import Cleaner
 from tmemfs.jobs.kernel_tuning import KernelTuning
 from tmemfs.jobs.pressure import Pressure
 from tmemfs.jobs.shrinker import ShrinkCounts
-from tmemfs.observe.metric import whole
 from tmemfs.pages.reader import ReadCounts
 from tmemfs.services import Services
 from tmemfs.store.merge_plans import MergeCounts
@@ -52,6 +52,11 @@ class Snapshot:
         """The daemon's process."""
         # asked when it is read: a daemon in the background has been forked
         return os.getpid()
+
+    @property
+    def pressure_ceiling(self) -> int | float:
+        """What the pool may hold by the pressure controller, in bytes."""
+        return _whole(self.pressure.decision.ceiling)
 
     @property
     def is_healthy(self) -> bool:
@@ -120,7 +125,7 @@ class Snapshot:
     @property
     def cleaner_budget_left(self) -> int | float:
         """Bytes left of the day's budget of cleaning; infinite where there is no limit."""
-        return whole(self.cleaner.budget.left_today(time.monotonic()))
+        return _whole(self.cleaner.budget.left_today(time.monotonic()))
 
     # ---- memory ----------------------------------------------------------------------------------------------------
 
@@ -185,3 +190,8 @@ class Snapshot:
     @cached_property
     def _requests(self) -> dict[str, int]:
         return self.services.request_counts()
+
+
+def _whole(value: float) -> int | float:
+    """`value` without its fraction; infinite where it is."""
+    return value if math.isinf(value) else int(value)
