@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tmemfs
 from tmemfs.store.codec import LZ4, RAW, ZERO, ZSTD_DICT
 from tmemfs.store.ledger import (
     EMPTIED,
@@ -183,3 +186,34 @@ def test_an_open_segment_may_count_less_than_nothing_while_a_batch_is_appended()
     assert said == [NOTHING, NOTHING] and ledger.live[PACKED] < 0
     ledger.add(pages, 300, PACKED, 3 * record_bytes(100), RAW_SEGMENT, 0)
     assert ledger.totals().pages_by_tag[LZ4] == 1 and ledger.live[PACKED] == record_bytes(100)
+
+
+def _writes(tree: ast.Module) -> set[str]:
+    """Arrays of a ledger that a module writes, also by a local name, and methods that change its index that it calls."""
+    arrays = {"live", "pages", "counters", "floor"}
+    names = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute) and node.value.attr in arrays
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+        for target in targets:
+            if isinstance(target, ast.Subscript):
+                of = target.value
+                if isinstance(of, ast.Attribute) and of.attr in arrays and ast.unparse(of.value) != "found":
+                    found.add(of.attr)
+                elif isinstance(of, ast.Name) and of.id in names:
+                    found.add(of.id)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and "occupancy" in ast.unparse(node.func.value):
+            found |= {node.func.attr} & {"add", "set_aside", "remove", "refile"}
+    return found
+
+
+def test_only_the_ledger_writes_what_it_counts() -> None:
+    store = Path(tmemfs.__file__).parent / "store"
+    writers = {file.name: _writes(ast.parse(file.read_text())) for file in store.glob("*.py")}
+    assert {name: written for name, written in writers.items() if written}.keys() == {"ledger.py", "occupancy.py"}
