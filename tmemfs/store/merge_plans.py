@@ -77,6 +77,5 @@ class MergeCounts:
     gained_frames: int = 0
     cleanings: int = 0
     cleaned_segments: int = 0
-    cleaned_records: int = 0
     cleaned_bytes: int = 0
     damaged_records: int = 0

@@ -318,5 +318,4 @@ class Merges:
         else:
             counts.cleanings += 1
             counts.cleaned_segments += len(plan.sources)
-            counts.cleaned_records += len(copied.moves)
             counts.cleaned_bytes += len(copied.data)

@@ -8,9 +8,8 @@ from typing import Final
 
 from tmemfs.store.codec import FILL, LZ4, RAW, ZERO, ZSTD, ZSTD_DICT
 from tmemfs.store.ledger import Totals
-from tmemfs.store.occupancy import TIER
 from tmemfs.store.record import SegmentId
-from tmemfs.store.segments import FREE, LANE_PACKED, LANE_RAW, LANES, STATE_NAMES
+from tmemfs.store.segments import FREE, LANES, STATE_NAMES
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import SEGMENT_BYTES
 
@@ -22,9 +21,8 @@ _LINES_AT_ONCE: Final = 8
 class TmemStatistics:
     """What the store holds (pages live now, bytes) and has done (pages since the start).
 
-    `stored_bytes` are all payloads since the start; amplification is bytes occupied by bytes of live records, open segments left
-    out; `ram_occupancy` and `disk_occupancy` are numbers of sealed segments by eighths of live share, the emptiest first;
-    `lane_pages` are pages by lane (segments.LANES), in RAM and on the tier.
+    `stored_bytes` are all payloads since the start. Amplification is bytes occupied per byte of live records, open segments left
+    out.
     """
 
     pages_stored: int
@@ -38,7 +36,6 @@ class TmemStatistics:
     pool_used: int
     pool_peak: int
     backing_current: int
-    segments_in_ram: int
     segments_on_disk: int
     stores: int
     loads_ram: int
@@ -50,9 +47,6 @@ class TmemStatistics:
     stored_bytes: int
     ram_amplification: float
     disk_amplification: float
-    ram_occupancy: tuple[int, ...]
-    disk_occupancy: tuple[int, ...]
-    lane_pages: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +63,7 @@ class SegmentLine:
 
 
 def statistics(tmem: Tmem) -> TmemStatistics:
-    """The state as it is now, in one consistent reading that looks at no segment; but how full they are is read just before."""
-    # Without the lock: a load would wait while the lists are counted. The histograms may be that much older than the rest.
-    ram_occupancy, disk_occupancy = tmem.ledger.occupancy.histogram(LANE_PACKED, LANE_RAW), tmem.ledger.occupancy.histogram(TIER)
+    """The state as it is now, in one consistent reading that looks at no segment."""
     with tmem.lock:
         totals, counts, arena = tmem.ledger.totals(), tmem.counts, tmem.arena
         by_tag = totals.pages_by_tag
@@ -88,7 +80,6 @@ def statistics(tmem: Tmem) -> TmemStatistics:
             pool_used=len(arena.used) * SEGMENT_BYTES,
             pool_peak=arena.peak * SEGMENT_BYTES,
             backing_current=tmem.extents.held_bytes,
-            segments_in_ram=len(arena.used),
             segments_on_disk=len(tmem.extents.out),
             stores=counts.stores,
             loads_ram=counts.loads_ram,
@@ -100,9 +91,6 @@ def statistics(tmem: Tmem) -> TmemStatistics:
             stored_bytes=counts.stored_bytes,
             ram_amplification=tmem.merges.space_in_ram().amplification,
             disk_amplification=tmem.merges.space().amplification,
-            ram_occupancy=ram_occupancy,
-            disk_occupancy=disk_occupancy,
-            lane_pages=lane_pages(totals),
         )
 
 
