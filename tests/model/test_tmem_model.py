@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.examples import FACTOR
 from tests.parts import KINDS, FaultyTier, Kind, Regions, copy_for, merge, page_of
 from tmemfs.errors import BackingFull, TierError
 from tmemfs.pages.reader import Reader
@@ -385,4 +386,6 @@ class TmemMachine(RuleBasedStateMachine):
 
 
 TestTmem = TmemMachine.TestCase
-TestTmem.settings = settings(max_examples=100, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck))
+TestTmem.settings = settings(
+    max_examples=100 * FACTOR, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+)

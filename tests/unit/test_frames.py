@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.examples import FACTOR
 from tmemfs.store.frames import RESERVE_FRAMES, Arena, Frame
 from tmemfs.units import SEGMENT_BYTES
 
@@ -295,7 +296,7 @@ class ArenaMachine(RuleBasedStateMachine):
 
 
 TestArena = ArenaMachine.TestCase
-TestArena.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestArena.settings = settings(max_examples=60 * FACTOR, stateful_step_count=40, deadline=None)
 
 
 def test_the_spare_frame_is_for_merges_alone() -> None:

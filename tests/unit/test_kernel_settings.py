@@ -13,6 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from tests.examples import FACTOR
 from tests.settings_place import ORDINARY, PRIORITY, Killed, Machine
 from tmemfs.errors import Busy
 from tmemfs.system import kernel_settings
@@ -347,4 +348,4 @@ class Interleavings(RuleBasedStateMachine):
 
 
 TestInterleavings = Interleavings.TestCase
-TestInterleavings.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestInterleavings.settings = settings(max_examples=150 * FACTOR, stateful_step_count=30, deadline=None)
