@@ -44,6 +44,8 @@ from tmemfs.store.record import (
     whole_blocks,
     write_record,
 )
+from tmemfs.store.segments import RECORD_BYTES as SEGMENT_RECORD_BYTES
+from tmemfs.store.slots import SLOT_BYTES
 from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES
 
 FORMAT = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
@@ -131,7 +133,15 @@ def test_the_tags_are_the_documented_ones() -> None:
 
 def test_the_constants_are_the_documented_ones() -> None:
     documented = {row[0]: int(row[1].partition(" ")[0].replace(",", "")) for row in rows_of("Format")}
-    assert documented == {"page": PAGE_BYTES, "block": BLOCK_BYTES, "segment, frame, extent": SEGMENT_BYTES, "grain": GRAIN_BYTES}
+    assert documented == {
+        "page": PAGE_BYTES,
+        "block": BLOCK_BYTES,
+        "segment, frame, extent": SEGMENT_BYTES,
+        "grain": GRAIN_BYTES,
+        "header of a record": RECORD_HEADER_BYTES,
+        "one entry of the slot table": SLOT_BYTES,
+        "one entry of the segment table": SEGMENT_RECORD_BYTES,
+    }
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "zero"])
