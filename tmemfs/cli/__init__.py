@@ -14,6 +14,7 @@ imported when the command that needs it is known: `tmemfs down` works where noth
     demo         the store alone, without a mount
     real_pages   memory of a real process, for the demonstration
     usage        messages about words that are not understood
+    defaults     where things are unless an option says otherwise
 
 Exit codes: 0 done; 1 done in part (a shrink fell short, the doctor found something essential missing); 2 refused, nothing
 changed; 130 interrupted.

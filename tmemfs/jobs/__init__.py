@@ -1,1 +1,9 @@
-"""Jobs: what goes on in the background, and what it is made of. Knows nothing of FUSE, control files and the command."""
+"""Jobs: what goes on in the background, and what it is made of. Knows nothing of FUSE, control files and the command.
+
+supervision                              starts, watches and restarts jobs
+notices, executor, stop, throttle        how jobs are woken, block, end early and yield
+pool_size, limits                        what the pool may hold, and what a user sets
+shrinker, reserve, holes, full_tier, shrink_request   write back and release; frames ahead of need; extents freed
+cleaner, merger, recompressor, compact_request        when to merge, and the merge itself
+pressure, swap_stall, kernel_tuning      memory pressure, and settings of the kernel
+"""

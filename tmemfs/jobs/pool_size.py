@@ -1,4 +1,4 @@
-"""The pool's size: the one owner of what the pool may hold. Whoever asks for a limit or a watermark asks here.
+"""The pool's size: the one owner of what the pool may hold. Everything that needs a limit or a watermark asks here.
 
     limit          least of            holds
     pool.max       set by the user     always
@@ -9,8 +9,10 @@
 The least of them is the arena's limit, whatever order they change in. The background shrinks the pool to lower marks: pool.high and
 pool.low, or the ceiling of the pressure controller where that is lower.
 
-The limit of the daemon's cgroup has no row of its own: it is part of the headroom that the ceiling is made of (system/signals.py,
-docs/decisions/0017).
+A text written to control/pool.max takes this way: Limits.set_pool_max (limits.py) shrinks the pool to it, then calls `set_max`.
+
+The limit of the daemon's cgroup has no row of its own: it is part of the headroom that the ceiling is made of
+(system/pressure_signals.py, docs/decisions/0017).
 
 Called in trio's thread, except for what any thread may read: properties. Knows nothing of who shrinks the pool.
 

@@ -1,1 +1,9 @@
+"""The system: what is done to this process and to the machine. Knows nothing of the store.
 
+kernel_settings, sysctl, kworkers   settings of the machine, and how they are restored. Nothing else changes any
+memory, memory_safety, rlimits      locking, faulting in and releasing memory; what the process needs to go on without free memory
+pressure_signals, memory_limits     how much memory is left, and what cgroups allow
+swapdev, swap_watch, own_mount      loop devices, swap and mounts
+runtime, background, notify, log    records in /run, the start in the background, the supervisor, the log
+posix_signals, ownership, capabilities, proctext   signals, safe files, rights, what the kernel writes in /proc and /sys
+"""
