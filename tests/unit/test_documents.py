@@ -1,4 +1,4 @@
-"""The developers' pages: every file, name and link in them exists, and the drawing of the layers is the order that is tested."""
+"""The developers' pages and the lists of modules: what they name exists, and the layers are drawn in the order that is tested."""
 
 from __future__ import annotations
 
@@ -112,3 +112,9 @@ def test_the_drawing_of_the_layers_is_the_order_that_is_tested() -> None:
     assert section is not None
     drawn = re.findall(r"^ {4}(\w+)/? ", section[1], re.M)
     assert drawn == [layer for layer in LAYERS if layer not in ("__main__", "tmemfs")]
+
+
+@pytest.mark.parametrize("package", sorted((ROOT / "tmemfs").glob("*/__init__.py")), ids=lambda file: file.parent.name)
+def test_the_docstring_of_a_package_names_all_its_modules(package: Path) -> None:
+    described = set(re.findall(r"\w+", ast.get_docstring(ast.parse(package.read_text())) or ""))
+    assert {file.stem for file in package.parent.glob("*.py*")} - {"__init__"} - described == set()
