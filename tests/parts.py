@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 import trio
 
@@ -233,6 +233,7 @@ class FaultyTier:
 
     name = "faulty"
     capacity_bytes = 1 << 30
+    most_extents: ClassVar[int | None] = None
 
     def write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
         """Write; when it `tears`, only the first half arrives before the fault."""

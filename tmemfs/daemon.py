@@ -140,8 +140,8 @@ def _build_engine(
     """The regions, locked, and the engine over them."""
     pool_bytes = parse_pool_max(options.pool_max, ram)
     frames, extents = frames_and_extents(options.swap_bytes, ram)
-    if isinstance(tier, FileTier) and tier.is_device:
-        extents = min(extents, tier.capacity_bytes // SEGMENT_BYTES)
+    if tier.most_extents is not None:
+        extents = min(extents, tier.most_extents)
     safety.lock_current()
     arena = Arena(frames, pool_bytes // SEGMENT_BYTES, spare=SPARE_FRAMES, kept=KEPT_FRAMES)
     slots, segments = SlotTable(options.swap_bytes // PAGE_BYTES), SegmentTable(frames + extents)

@@ -85,7 +85,7 @@ def allocated(path: Path) -> int:
 def test_a_new_file_has_our_header_and_nothing_else(path: Path, tier: FileTier) -> None:
     assert path.read_bytes() == HEADER.ljust(BACKING_HEADER_BYTES, b"\0")
     assert path.stat().st_mode & 0o777 == 0o600
-    assert (tier.name, tier.is_device) == (str(path), False)
+    assert (tier.name, tier.is_device, tier.most_extents) == (str(path), False, None)
 
 
 def test_the_header_is_the_documented_one() -> None:

@@ -202,7 +202,7 @@ class PagePath:
         self._counts.deferred += 1
         # It holds what it needs (invariant 3): the next request overwrites the buffers.
         work = partial(self._finish, unique, rest.run, written_bytes)
-        if rest.lane != "store":
+        if rest.kind != "store":
             return work
         self._stores.put(work)  # one queue and one thread, so that stores keep their order
         return None

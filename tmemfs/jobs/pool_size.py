@@ -4,7 +4,7 @@
     pool.max       set by the user     always
     approached     a lower pool.max    until it is reached or given up
     allowed        memory pressure     while memory is short: what is held, so that no frame is taken that the kernel would have
-                                       to find memory for, and no less than SMALL_POOL_BYTES or the ceiling
+                                       to find memory for, and no less than PRESSURE_FLOOR_BYTES or the ceiling
 
 The least of them is the arena's limit, whatever order they change in. The background shrinks the pool to lower marks: pool.high and
 pool.low, or the ceiling of the pressure controller where that is lower.
@@ -31,8 +31,9 @@ from tmemfs.policy.watermarks import Watermarks, background_goal
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import SEGMENT_BYTES
 
-#: A pool of this size has nothing to give: buffers, reserve, and a few frames for what passes through it.
-SMALL_POOL_BYTES: Final = 12 * SEGMENT_BYTES
+#: Memory pressure limits the pool to no less: buffers, reserve, and a few frames for what passes through it. (The least pool.max
+#: that is accepted is SMALLEST_POOL_BYTES of limits.py.)
+PRESSURE_FLOOR_BYTES: Final = 12 * SEGMENT_BYTES
 
 
 class PoolSize:
@@ -112,7 +113,7 @@ class PoolSize:
         was_short, self._is_short, self._ceiling = self._is_short, is_short, ceiling
         if is_short:
             # What is held may be above the ceiling. A limit below it would have stores wait until the shrinker has caught up.
-            self._allowed = max(self._tmem.pool_bytes, SMALL_POOL_BYTES, ceiling)
+            self._allowed = max(self._tmem.pool_bytes, PRESSURE_FLOOR_BYTES, ceiling)
             self._apply()
         elif was_short:
             self._allowed = math.inf

@@ -29,7 +29,7 @@ import trio
 from tmemfs.errors import BadValue, OutOfRange
 from tmemfs.jobs.kernel_tuning import KernelTuning
 from tmemfs.jobs.notices import Wakeup
-from tmemfs.jobs.pool_size import SMALL_POOL_BYTES, PoolSize
+from tmemfs.jobs.pool_size import PRESSURE_FLOOR_BYTES, PoolSize
 from tmemfs.jobs.shrinker import ShrinkCounts
 from tmemfs.jobs.swap_stall import SwapStallDetector
 from tmemfs.policy.pressure_controller import CRITICAL, RELAXED, SHRINKING, Decision, Sample, Settings, decide
@@ -244,7 +244,7 @@ class Pressure:
             or self._state_log.is_pending
             or (self.decision.state == RELAXED and not math.isinf(self.decision.ceiling))
         )
-        return IDLE_S if is_to_end or (is_near and self._tmem.pool_bytes > SMALL_POOL_BYTES) else math.inf
+        return IDLE_S if is_to_end or (is_near and self._tmem.pool_bytes > PRESSURE_FLOOR_BYTES) else math.inf
 
     def _take_sample(self) -> None:
         memory = self.signals.memory()

@@ -41,13 +41,13 @@ DISCARD_SLOTS: Final = 2048
 #: More than the number of pages that are compressed at once (store/compiled.pyx).
 _WARM_PAGES: Final = 16
 
-Lane = Literal["load", "long", "store"]
+DeferredKind = Literal["load", "long", "store"]
 
 
 class Deferred(NamedTuple):
     """The rest of a request. `run` may block; it gives the bytes of a read. Raises TierError, Corrupt, NoSpace."""
 
-    lane: Lane
+    kind: DeferredKind
     run: Callable[[], bytes | None]
 
 
@@ -74,6 +74,7 @@ class Pager:
 
     def __init__(self, tmem: Tmem, reader: Reader, free_frames: FreeFrames, codec: Codec) -> None:
         self.swap_bytes: Final = tmem.slots.count * PAGE_BYTES
+        # Two aliases, not methods: a method that calls them would cost each load a call.
         #: The page of a slot, if it is in RAM; else None.
         self.load_page = tmem.load
         #: The page of a slot, wherever it lies. May block.

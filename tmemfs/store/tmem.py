@@ -180,7 +180,7 @@ class Tmem:
                     if len(page) == PAGE_BYTES:
                         return page
                 elif tag == ZSTD_DICT:
-                    return self.dictionary_in_ram(SegmentId(segment)).decode(payload)
+                    return self._dictionary_in_ram(SegmentId(segment)).decode(payload)
                 else:
                     return decode(tag, payload)
             except (lz4.block.LZ4BlockError, Corrupt):
@@ -377,7 +377,7 @@ class Tmem:
         for segment in passed:
             self.segments.loaded[segment] = 0
 
-    def dictionary_in_ram(self, segment: SegmentId) -> Dictionary:
+    def _dictionary_in_ram(self, segment: SegmentId) -> Dictionary:
         """What the records of `segment`, which is in RAM, were encoded with. Raises Corrupt."""
         number = self.segments.dictionary(segment)
         found = self.dictionaries.known(number)

@@ -61,6 +61,8 @@ class FileTier:
             self.is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
             _lock(self._fd, path)
             self.capacity_bytes = _capacity(path, self._fd)
+            # A device never grows; a file may, when space on its file system becomes free.
+            self.most_extents = self.capacity_bytes // SEGMENT_BYTES if self.is_device else None
             self._claim(path, is_new)
             self.sector_bytes = min(direct_alignment(self._fd) or BLOCK_BYTES, BLOCK_BYTES)
             self._reserve_used = True

@@ -11,6 +11,7 @@ class MemoryTier:
     """Extents as bytes objects; at most `capacity_bytes` of them."""
 
     name = "memory"
+    most_extents: int | None = None
     sector_bytes = SECTOR_BYTES
     can_discard = True
 

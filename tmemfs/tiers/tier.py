@@ -27,6 +27,10 @@ class Tier(Protocol):
         """The most bytes that it can hold."""
 
     @property
+    def most_extents(self) -> int | None:
+        """The most extents that it can ever have; None if its capacity may grow."""
+
+    @property
     def sector_bytes(self) -> int:
         """Reads may begin and end at multiples of this: a power of two, BLOCK_BYTES or less."""
 

@@ -68,7 +68,7 @@ class ImageNamespace(Namespace):
     async def _finish(self, result: bytes | Deferred | None) -> bytes | None:
         if not isinstance(result, Deferred):
             return result
-        executor = self._stores if result.lane == "store" else self._loads
+        executor = self._stores if result.kind == "store" else self._loads
         return await executor.run(result.run)
 
 

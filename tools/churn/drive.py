@@ -54,6 +54,7 @@ class MemorySegments:
 
     name = "memory"
     capacity_bytes = 1 << 50
+    most_extents: int | None = None
     sector_bytes = SECTOR_BYTES
     can_discard = True
 
