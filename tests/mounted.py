@@ -136,7 +136,7 @@ def mounted(directory: Path, *options: str, size: str = "256M", pool_max: str = 
 
 @contextmanager
 def swap_up(directory: Path, *options: str, size: str = "4G", pool_max: str = "512M") -> Iterator[Place]:
-    """A swap that is on."""
+    """An active swap."""
     with place_for("up", directory, "--size", size, "--pool-max", pool_max, *options) as place:
         yield place
 

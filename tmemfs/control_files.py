@@ -1,7 +1,8 @@
 """The control directory as one table: name, unit, meaning and mode of every file.
 
 Needs no daemon: docs/control.md is made from it, and the command knows from it which files hold one value. control.py gives each
-file its handlers. One value per file, newline at the end. Names follow cgroup v2 where it has one, zram otherwise.
+file its handlers. A setting holds one value, with a newline at the end; reports have forms of their own. Names follow cgroup v2
+where it has one, zram otherwise.
 """
 
 from __future__ import annotations
@@ -54,12 +55,12 @@ def _document(name: str, form: str, meaning: str, is_private: bool = False) -> C
 
 #: In the order of the documentation and of the directory.
 FILES: Final = (
-    _setting("pool.max", "bytes", "Hard limit of pool RAM. Write bytes, K/M/G/T, N% of RAM, or max; "
+    _setting("pool.max", "bytes", "Hard limit of pool RAM. Write bytes, K/M/G/T, N% of RAM, or max, and 10M at least; "
         "a lower limit is reached before the write returns, or EBUSY."),
-    _setting("pool.high", "bytes", "Shrinking in the background starts above it. Bytes, K/M/G/T, N% of RAM; "
-        "'max': 90% of pool.max."),
-    _setting("pool.low", "bytes", "Shrinking in the background stops there. Bytes, K/M/G/T, N% of RAM; "
-        "'max': 80% of pool.max."),
+    _setting("pool.high", "bytes", "Shrinking in the background starts above it. Write bytes, K/M/G/T, N% of RAM, or "
+        "max, which stands for 90% of pool.max and follows it."),
+    _setting("pool.low", "bytes", "Shrinking in the background stops there. Write bytes, K/M/G/T, N% of RAM, or "
+        "max, which stands for 80% of pool.max and follows it."),
     _value("pool.current", "bytes", "RAM that the pool holds: whole frames, ready ones included."),
     _value("pool.peak", "bytes", "The most RAM that the pool ever held."),
     _setting("backing.max", "bytes", "Limit of disk use. Write bytes, K/M/G/T, max, or N% of what was free at the start "
@@ -77,10 +78,10 @@ FILES: Final = (
         "Read: the choices, the current one in [brackets]."),
     _setting("pressure.mode", "-", "auto: the pool follows the memory that is available (docs/operations.md has the rules); "
         f"manual: limits, watermarks and shrink alone move it; off: the signals of memory pressure are not read. {_CHOICE}"),
-    _setting("pressure.reserve", "bytes", "Memory to leave to others: the pool does not grow below twice that, and shrinks "
-        "below it. Bytes, K/M/G/T, or N% of RAM."),
+    _setting("pressure.reserve", "bytes", "Headroom to leave to others: the pool stops growing when headroom is below twice "
+        "this, and shrinks when it is below this. Write bytes, K/M/G/T, or N% of RAM."),
     _setting("pressure.growth", "bytes/s", "How fast the pool may grow back when memory is available again: bytes, K/M/G/T."),
-    _setting("kernel.tuning", "-", "auto: while the image is a swap that is on, vm.watermark_boost_factor is 0, and while memory "
+    _setting("kernel.tuning", "-", "auto: while the image is an active swap, vm.watermark_boost_factor is 0, and while memory "
         "is short vm.min_free_kbytes and the priority of kworkers may change; off: they are restored at once, and none "
         f"is changed. {_CHOICE}"),
     _value("state", "-", "First line: running, degraded: WHY, or draining. Second: the signals of memory pressure that are live."),

@@ -12,8 +12,8 @@ from tmemfs.observe.registry import SECTIONS, shown_in
 _FILES = """\
 # The control directory
 
-Made from `tmemfs/control_files.py` and `tmemfs/observe/registry.py` by `make docs`; do not edit. One value per file, newline at
-the end.
+Made from `tmemfs/control_files.py` and `tmemfs/observe/registry.py` by `make docs`; do not edit. A setting holds one value,
+with a newline at the end. Reports have forms of their own.
 
 | file | mode | unit | meaning |
 |---|---|---|---|

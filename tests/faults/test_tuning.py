@@ -1,4 +1,4 @@
-"""Kernel tuning follows the swap that is on, not the mount; what fails is said and tried again; at the end all is restored."""
+"""Kernel tuning follows the active swap, not the mount; what fails is said and tried again; at the end all is restored."""
 
 from __future__ import annotations
 

@@ -214,6 +214,7 @@ def test_a_shrink_never_asked_for_has_an_answer(files: dict[str, Attribute]) -> 
 
 def test_the_smallest_pool_is_ten_frames() -> None:
     assert SMALLEST_POOL_BYTES == 10 * MIB
+    assert next("10M at least" in file.help for file in FILES if file.name == "pool.max")
     assert parse_pool_max("10M", RAM) == 10 * MIB
     with pytest.raises(OutOfRange, match="give 10 MiB or more"):
         parse_pool_max(str(10 * MIB - 1), RAM)

@@ -1,4 +1,4 @@
-"""Up and down: the steps from nothing to a swap that is on, and back. Any of the steps may already be done.
+"""Up and down: the steps from nothing to an active swap, and back. Any of the steps may already be done.
 
     up:    mount -> loop device -> swap header -> swap on       a step that fails undoes those of this call
     down:  swap off -> loop device detached -> unmounted -> daemon ended

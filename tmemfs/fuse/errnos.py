@@ -1,6 +1,6 @@
 """The errno table: which number the kernel is told for each error of tmemfs.
 
-One table for both ways out: replies of the page path (relay.py), and handlers of pyfuse3 (contain.py). The rest of tmemfs raises
+One table for both ways out: replies of the page path (replies.py), and handlers of pyfuse3 (contain.py). The rest of tmemfs raises
 the errors of errors.py and knows no errno.
 """
 

@@ -5,7 +5,7 @@ The leader also does work that may block, and stays the leader meanwhile: to wak
 disk, and the follower finds cold caches. The time that requests wait for such work is bounded:
 
 - If requests were waiting when the work was done, or the work took longer than SLOW_S, the leader hands its role over to a follower
-  before each of the next HAND_OVERS_AFTER_WAIT or HAND_OVERS_AFTER_SLOW works.
+  before each of the next HAND_OVERS_AFTER_WAIT or HAND_OVERS_AFTER_SLOW tasks.
 - If the work does not end, the leader loses its role: a thread of its own, the watch, looks every WATCH_PERIOD_S. If the leader is
   at the same work as at the look before, the watch promotes a follower. The watch sleeps while no leader does work.
 - Work that is known to take long is never begun by a leader: it hands its role over first.

@@ -1,8 +1,8 @@
-"""pyfuse3, imported without what it needs for nothing but its own version.
+"""pyfuse3, imported without importlib.metadata, which it uses only to find its own version.
 
 pyfuse3 asks importlib.metadata for its version when it is imported. That module brings e-mail, zip, csv and three compressors,
-which the daemon would keep locked in RAM: 1.7 MB (3.5.0 on Python 3.11). So pyfuse3 finds a stand-in that knows no version. One
-that takes more from that module than the stand-in has gets the real one.
+which the daemon would keep locked in RAM: 1.7 MB (3.5.0 on Python 3.11). So pyfuse3 finds a stand-in that knows no version. A
+pyfuse3 that needs more than the stand-in provides gets the real module.
 
 Everything here that needs pyfuse3 takes it from this module.
 """

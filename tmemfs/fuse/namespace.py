@@ -12,8 +12,8 @@ A handle's number encodes all that is known when a file is opened, so an open fi
 
     serial number, 44 bits | appends, 1 bit | opened by root, 1 bit | 0, 2 bits | inode, 16 bits
 
-The tree is fixed: to create, remove, rename or link something is refused with EPERM, and so is to change the image or its
-attributes in any way but a write. What handlers raise becomes an errno in one place (contain.py).
+The tree is fixed: to create, remove, rename or link something is refused with EPERM. Changing the image other than by writing
+is refused too, and so is changing its attributes. What handlers raise becomes an errno in one place (contain.py).
 """
 
 from __future__ import annotations

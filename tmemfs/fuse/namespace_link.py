@@ -4,8 +4,9 @@
                                                <--thread `replies`--- socket <--
 
 pyfuse3 is given one end of a SEQPACKET pair as /dev/fd/N and never sees a page. It holds the interpreter's lock while it receives,
-so it must not splice: the pages for that may have to wait for us (wire.decline_splice). INTERRUPT of a write to a control file
-ends that write (interrupts.py); any other INTERRUPT is dropped: a request that waits for a free frame or for a disk is finished.
+so it must not splice: splicing allocates pages, and reclaim may be waiting for us (wire.decline_splice). INTERRUPT of a write to a
+control file ends that write (interrupts.py); any other INTERRUPT is dropped: a request that waits for a free frame or for a disk is
+finished.
 
 Thread-safety: `forward` from the leader, `send_forwards` and `return_replies` from one thread each, `fail_forwarded` from any.
 

@@ -1,21 +1,22 @@
 """The page path: requests of the swap image, each followed from here to its reply.
 
     lead                  the leader reads a request; one that is not of the image is passed on (namespace_link.py)
-      a page in RAM       Tmem.load -> reply; written out in `lead`
-      a page on a tier    LeaderFollowers.do -> _load: Reader.load -> reply
+      a page in RAM       Pager.load_page, which is Tmem.load itself -> reply; written out in `lead`
+      a page on a tier    LeaderFollowers.do -> _load: Pager.read_page, which is Reader.load itself (it verifies and decodes in
+                          Reader._decoded) -> reply
       other READs         _read: Pager.read -> reply, or LeaderFollowers.do -> _finish -> reply
       WRITE               _write: Pager.write -> reply, or, if it has to wait, thread `stores` -> _finish -> reply
       FALLOCATE           _discard: Pager.discard -> reply, or one of the ways of READ and WRITE
 
-A reply goes out from a buffer that is faulted in for a page from RAM, and with one write(2), so any thread may send it.
+A page found in RAM is sent from a pre-faulted buffer of the leader. Every reply is one write(2), so any thread may send one.
 
 Thread-safety: `lead` from the leader alone, whichever thread that is (leader_followers.py); `finish_stores` from one thread.
 
 Invariants:
 1. Each request is answered exactly once, by the thread that holds its `unique`.
-2. The leader never waits for a free frame, waits for a tier no longer than twice WATCH_PERIOD_S (leader_followers.py), and for the
-   store's lock no longer than a request of another thread holds it: REQUEST_PAGES stores, or DISCARD_SLOTS slots forgotten. Nor
-   does it send to a socket: a message takes memory of the kernel's.
+2. The leader never waits for a free frame. It waits for a tier no longer than twice WATCH_PERIOD_S (leader_followers.py). It waits
+   for the store's lock no longer than a request of another thread holds it: REQUEST_PAGES stores, or DISCARD_SLOTS slots forgotten.
+   It does not send to a socket, because a message takes memory of the kernel's.
 3. The request buffers belong to the leader. Work that may block borrows nothing of them.
 4. What LeaderFollowers.do is given does not raise: after an error nobody knows which thread is the leader.
 """

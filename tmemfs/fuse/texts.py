@@ -6,8 +6,7 @@ write ends the sharing, so no reader is shown the value before it.
 
 Later reads of the handle come from the same text, so that the pieces fit together. Texts are kept for the handles that read last,
 up to one limit for root and one for all other users. A handle that was idle while others read loses its text, and the rest of what
-it reads comes from a newer one. One number of the old text is kept, its length: without it, the read that should find the end would
-find what a newer text has there.
+it reads comes from a newer one. One number of the old text is kept, its length, so that a read at the old end still returns EOF.
 
 Invariants:
 1. The texts kept for other users take at most OTHERS_BYTES and one text per attribute. Those kept for root take ROOT_BYTES, or one

@@ -1,6 +1,6 @@
 """What can be done when the tier has no extent for the next segment: free a frame in RAM instead, or an extent by cleaning.
 
-This is done whatever the thresholds of the background say, for stores wait for it. Any thread.
+This is done whatever the thresholds of the background say, because stores wait for it. Any thread.
 """
 
 from __future__ import annotations

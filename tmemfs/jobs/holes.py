@@ -1,4 +1,4 @@
-"""Holes: release the space of extents that hold nothing any more.
+"""Holes: punch a hole where each retired extent was, which frees its disk space.
 
 If a hole cannot be punched, its extent may still be written over, and punching is tried again later. On a tier that cannot discard,
 none is tried.

@@ -1,4 +1,4 @@
-"""Kernel tuning: the machine's settings are changed while our image is a swap that is on, and only then.
+"""Kernel tuning: the machine's settings are changed while our image is an active swap, and only then.
 
 `run` follows the kernel's table of swaps. When a swap over our image is turned on, the daemon registers as a user of
 system/kernel_settings.py. When it is turned off, or `mode` is off, or the daemon ends, everything is restored. At its start, `run`
@@ -156,7 +156,7 @@ class KernelTuning:
                 await self._in_executor(self._settings.register)
                 # Last, and without an await in between: from here on trio's thread uses the settings (invariant 1).
                 self._swap, self._is_engaged = watch.open(device), True
-                log.info("kernel settings: in use, %s is a swap that is on", device)
+                log.info("kernel settings: in use, %s is an active swap", device)
 
     async def _disengage(self) -> None:
         self._is_engaged = False  # first: trio's thread must not use the settings while the executor does

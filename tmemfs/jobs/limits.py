@@ -1,6 +1,7 @@
 """The limits a user sets: pool.max, pool.high, pool.low and backing.max, as text.
 
-Knows what the texts mean, in which order a limit takes effect, and what to answer where it cannot. What holds is in `PoolSize`.
+Knows what the texts mean, in which order a limit takes effect, and what to answer where it cannot. What is in force is in
+`PoolSize`.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Limits:
             await self._shrink_to(limit, text.strip())
 
     async def _shrink_to(self, limit: int, text: str) -> None:
-        # Approached before it is set: meanwhile stores take no frame above it, and a reader still sees the limit that holds.
+        # Approached before it is set: meanwhile stores take no frame above it, and a reader still sees the old limit.
         self._size.approach(limit)
         try:
             while (over := self._tmem.pool_bytes - limit) > 0:

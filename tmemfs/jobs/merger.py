@@ -1,15 +1,15 @@
 """The merger: performs the merges that the store plans, in RAM and on the tier. It decides nothing: callers say when, and how much.
 
-A merge in RAM copies records from frames to a frame. A cleaning reads segments from the tier, and writes what lives of them to a
+A merge in RAM copies records from frames to a frame. A cleaning reads segments from the tier, and writes their live records to a
 new extent. It uses two buffers of one segment: the arena's kept frames, or two that are made where it has none. Nothing comes back
 into the pool.
 
 It gives way: between records it pauses (throttle.py), and before each read from the tier it waits while faults wait for the tier.
 
-Thread-safety: any thread. One cleaning at a time, for there is one pair of buffers.
+Thread-safety: any thread. One cleaning at a time, because there is one pair of buffers.
 
 Invariants:
-1. An extent is released only after the handles of its records were moved, and those only after the new extent was written.
+1. An extent is retired only after the handles of its records were moved, and those only after the new extent was written.
 2. Every merge taken from the store is committed or aborted, whatever the tier answers.
 3. A merge that gains nothing, in the layout that would be written, is not written.
 4. Work with a `stop` ends soon after it is stopped: between two records that are copied, or after the handles that a merge moves.
@@ -161,7 +161,7 @@ class Merger:
         return True
 
     def _gather(self, plan: Merge, copied: Copied, stop: Stop | None) -> None:
-        """Copy what lives of the sources; one that cannot be read stays where it is, and is not tried again. Raises Stopped."""
+        """Copy the live records of the sources. A source that cannot be read stays, and is not tried again. Raises Stopped."""
         pause = _checking(self._throttle, stop)
         for source in plan.sources:
             self._give_way(stop)

@@ -1,9 +1,10 @@
 """Notices: how the store, which knows neither trio nor the jobs, says that there may be work for them.
 
-The store calls `Notices` whenever frames were taken or became free, or a segment became empty: under its lock, and from any thread.
-Stores that wait for a frame are woken at once if one may have become free; a store whose attempt fails gives a notice, too, and
-would wake itself for ever. Tasks in trio are woken by a call that runs in trio's thread. Such a call costs more
-than what most notices are about, so one that is pending stands for all that follow it, until the shrinker looks at the store again.
+The store calls `Notices` whenever frames were taken or became free, or a segment became sparse or empty: under its lock, and from
+any thread. Stores that wait for a frame are woken at once if one may have become free. A store whose attempt fails gives a notice,
+too; that notice must not wake the stores that wait, or a failing store would wake itself for ever. Tasks in trio are woken by a
+call that runs in trio's thread. Such a call costs more than what most notices are about, so one that is pending stands for all that
+follow it, until the shrinker looks at the store again.
 
 The jobs and the store share this object, so it is made before either of them.
 

@@ -1,15 +1,18 @@
 """The pool's size: the one owner of what the pool may hold. Everything that needs a limit or a watermark asks here.
 
-    limit          least of            holds
-    pool.max       set by the user     always
+The least of these limits applies:
+
+    limit          set by              in force
+    pool.max       the user            always
     approached     a lower pool.max    until it is reached or given up
     allowed        memory pressure     while memory is short: what is held, so that no frame is taken that the kernel would have
                                        to find memory for, and no less than PRESSURE_FLOOR_BYTES or the ceiling
 
-The least of them is the arena's limit, whatever order they change in. The background shrinks the pool to lower marks: pool.high and
+It is the arena's limit, whatever order they change in. The background shrinks the pool to lower marks: pool.high and
 pool.low, or the ceiling of the pressure controller where that is lower.
 
-A text written to control/pool.max takes this way: Limits.set_pool_max (limits.py) shrinks the pool to it, then calls `set_max`.
+A text written to control/pool.max goes through Limits.set_pool_max (limits.py), which shrinks the pool to it and then calls
+`set_max`.
 
 The limit of the daemon's cgroup has no row of its own: it is part of the headroom that the ceiling is made of
 (system/pressure_signals.py, docs/decisions/0017).
@@ -17,7 +20,7 @@ The limit of the daemon's cgroup has no row of its own: it is part of the headro
 Called in trio's thread, except for what any thread may read: properties. Knows nothing of who shrinks the pool.
 
 Invariants:
-1. low <= high <= max, and a maximum that is shown is one that holds: a lower one is set only once it is reached.
+1. low <= high <= max, and a maximum that is shown is in force: a lower one is set only once it is reached.
 2. `notice` is called after each change that may leave something to shrink.
 """
 
@@ -31,7 +34,7 @@ from tmemfs.policy.watermarks import Watermarks, background_goal
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import SEGMENT_BYTES
 
-#: Memory pressure limits the pool to no less: buffers, reserve, and a few frames for what passes through it. (The least pool.max
+#: The limit under memory pressure is no less: buffers, reserve, and a few frames for what passes through it. (The least pool.max
 #: that is accepted is SMALLEST_POOL_BYTES of limits.py.)
 PRESSURE_FLOOR_BYTES: Final = 12 * SEGMENT_BYTES
 
@@ -57,7 +60,7 @@ class PoolSize:
 
     @property
     def marks(self) -> Watermarks:
-        """pool.max, pool.high and pool.low: what holds without pressure."""
+        """pool.max, pool.high and pool.low: what is in force without pressure."""
         # Made when asked for, so that there is nothing to keep in step with the three settings.
         return Watermarks.below(self._max_bytes, self._high, self._low)
 

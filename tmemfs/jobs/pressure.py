@@ -1,9 +1,10 @@
 """Pressure: samples the signals of memory pressure, and sets the pool's ceiling by the controller (policy/pressure_controller.py).
 
-It takes a sample when something changes: pages are stored, or the kernel signals a stall or a threshold. It takes none before the
-memory that was available at once, above two reserves, can have been taken. From then on it samples every SAMPLE_S, until nothing
-has changed for QUIET_S, and as long as a swap stall is suspected (swap_stall.py). Then it waits again. It samples every IDLE_S only
-while there is little headroom and much in the pool, while the pool grows back, and while the kernel's workers have our priority.
+It takes a sample when something changes: pages are stored, or the kernel signals a stall or a threshold. After a
+sample it sleeps for as long as it would take to consume the headroom above two reserves. From then on it samples every SAMPLE_S,
+until nothing has changed for QUIET_S, and as long as a swap stall is suspected (swap_stall.py). Then it waits again. It samples
+every IDLE_S only while there is little headroom and much in the pool, while the pool grows back, and while the kernel's workers
+have our priority.
 
     mode auto     the controller acts
     mode manual   signals are sampled and shown; the pool follows its limits, its watermarks and `shrink`

@@ -1,8 +1,8 @@
 """The shrinker: writes segments back and gives their memory to the system.
 
 One background task keeps the pool below its watermarks, releases what became empty, and punches holes. `shrink` does on request
-what the background does by itself. Each works in two threads: one writes, the other releases memory. (Two threads that both do both
-reached 0.7 of what fio writes, these 0.8: writes to one file wait for each other.)
+what the background does by itself. Each works in two threads: one writes, the other releases memory. (Two threads that each do both
+reached 70% of fio's rate; this split 80%. Writes to one file wait for each other.)
 
 A write that fails leaves its segment in RAM. The shrinker says so (`FreeFrames.stuck`, control/state), refuses waiting stores and
 tries again every RETRY_S, until a write succeeds or nothing waits to be written.

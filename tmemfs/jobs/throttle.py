@@ -1,7 +1,8 @@
 """Throttle: how work in the background yields the interpreter to threads that serve pages.
 
 A request that finds the interpreter taken waits for the rest of a step, and then to be scheduled, which costs more than the step.
-So while there are requests, each step is followed by a pause many times as long; without requests, a few steps by a short one.
+So while there are requests, each step is followed by a pause many times as long; when there are none, a short pause follows every
+few steps.
 
 Work that somebody waits for hurries: it is done as if there were no requests.
 

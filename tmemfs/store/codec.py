@@ -2,7 +2,7 @@
 
 Each payload has a *tag*, three bits of its handle and of its record, that says how to decode it. So the codec may change at any
 time, and pages that are stored already stay readable. Zero pages and pages of one repeated 8-byte word are found before any
-compressor runs. A page that is less than 1.05 times its payload is stored raw. This costs at most a twentieth on disk and saves
+compressor runs. A page that shrinks by less than about 5% is stored raw. This costs at most a twentieth on disk and saves
 its load the decompression. Knows nothing of slots and segments.
 
 Thread-safety: any thread may call every function. zstd contexts are per thread, because zstandard forbids sharing them.

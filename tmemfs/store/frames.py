@@ -1,6 +1,6 @@
 """The arena: the RAM of the pool, cut into frames of one segment each.
 
-A frame is in one of four conditions:
+A frame that is not kept (`kept`) is in one of four conditions:
 
     cold        no memory behind it
     ready       faulted in, and unused
@@ -14,7 +14,7 @@ Guarded by the store's lock. Does no I/O: the jobs populate frames between `take
 `take_releasing` and `released`.
 
 Invariants:
-1. Each frame is in exactly one of the four conditions.
+1. Each frame but the kept ones is in exactly one of the four conditions.
 2. held = kept + ready + used + releasing <= limit, unless the limit was lowered below it; then no frame is taken until it is true
    again.
 """

@@ -3,7 +3,8 @@
 Packed and raw records have lanes of their own, because raw ones gain nothing from staying in RAM. Guarded by the store's lock.
 
 Invariant:
-1. `sealed` holds the lane's segments in state SEALED, in order of age; one that could not be written is in front again.
+1. `sealed` holds the lane's segments in state SEALED, in the order in which they leave RAM: by age, but one that could
+   not be written is in front again.
 """
 
 from __future__ import annotations

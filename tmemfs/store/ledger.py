@@ -1,4 +1,4 @@
-"""The ledger: the only writer of what the store counts.
+"""The ledger: the only writer of what the store holds.
 
 It counts live bytes and pages per segment, and per pool the pages by tag and the bytes and pages on the tier. It keeps the index of
 victims. The part of the store that changes a handle says so here, with `store`, `drop` or `move`. The part that changes the place
@@ -6,7 +6,7 @@ of a segment says so with `file`, `withdraw` or `written_back`. The ledger reads
 there. It knows neither frames nor extents, and frees nothing: `drop` only says that a segment has become empty.
 
 compiled.pyx has the ledger's compiled half, which the compiled Appender uses. It shares `live`, `pages`, `occupancy.floor` and
-`counters`, and does to them what `add` and the plain case of `drop` do. No other module writes them.
+`counters`, and does to them what `add` and the plain case of `drop` do. These two modules alone write them.
 
 Every total is kept per pool. There is one pool today, `ONLY_POOL`; a pool is to have its own slots and lanes, so each handle and
 each segment belongs to one pool.

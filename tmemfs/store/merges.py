@@ -1,9 +1,10 @@
 """Merges: live records of several segments copied into one, without decoding any of them, unless that is what it is for.
 
-*Compaction* makes one segment in RAM of sparse ones of neighbouring age, before they are written back; *cleaning* makes one
-segment on the tier of others there; *recompression* re-encodes records of segments in RAM. All go the same way: plan (sources and
-target are chosen and kept from all others), copy (outside the lock; merge_copy.py), commit (handles that still refer to the old
-place are pointed to the new one, a few at a time; sources without live records are freed). merge_plans.py has what is handed on.
+*Compaction* makes one segment in RAM of sparse ones there: of those of neighbouring age before they are written back, of the
+emptiest, wherever they are, in the background; *cleaning* makes one segment on the tier of others there; *recompression* re-encodes
+records of segments in RAM. All go the same way: plan (sources and target are chosen and kept from all others), copy (outside the
+lock; merge_copy.py), commit (handles that still refer to the old place are pointed to the new one, a few at a time; sources without
+live records are freed). merge_plans.py has what is handed on.
 
 Records that were encoded with a dictionary need it at the start of their segment. So only segments of the same one are merged.
 

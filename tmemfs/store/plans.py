@@ -1,7 +1,11 @@
-"""Plans: what the store has its callers do outside its lock. Frozen; performed once, then committed or aborted.
+"""Plans: what the store has its callers do outside its lock. Frozen; performed once, then ended.
 
-WriteBack   write `data` to `extent`, then commit: the segment lies on the tier and its frame is free
-ReadPlan    read `records` from the tier, verify them, then commit: their segments are no longer pinned
+Each is committed or aborted, except that RecordAt, ReadPlan and Populate have no abort: their commit ends them after an error, too.
+
+WriteBack   write `data` to `extent`, then commit: the segment lies on the tier, and its frame is ready or being released
+RecordAt    read one record from the tier, verify it, then commit: its segment is no longer pinned
+ReadPlan    the same for all `records` of a request
+Merge       copy live records to a new segment, then commit: their handles refer to it (merge_plans.py)
 Release     release the memory of `frames` to the system
 Discard     punch holes where `extents` were
 Populate    fault `frame` in, for the reserve

@@ -18,7 +18,7 @@ Handle of a slot (64 bits; 0 = empty, 1 = zero page):
 
     bits 0-2 tag, 3-15 payload length, 16-33 offset in grains, 34-63 segment
 
-This module has the only encoder and the only decoder of both. Three places repeat a part of it, because each page passes them:
+This module has the encoder and the decoder of both. Three hot paths repeat parts of it:
 `Tmem.load` and `Ledger.drop` take a handle apart, which saves 0.2 us of 4.2 per load and 0.07 of 0.8 per invalidate, and
 compiled.pyx writes records and composes handles in C, which makes append 1.5 us per page and not 3.2 (docs/decisions/0015).
 

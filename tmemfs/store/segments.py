@@ -1,16 +1,17 @@
 """The segment table: where each segment lies, and the life of a segment as data.
 
     free -> open -> sealed -> writing -> on tier -> free
-                       |         |-> sealed (the write failed)
-                       |         '-> free (its last page was dropped)
-                       |-> merging (its records are being copied) -> free, or sealed with what did not fit
-                       '-> free
+             |         |         |-> sealed (the write failed)
+             |         |         '-> free (its last page was dropped)
+             |         |-> merging (its records are being copied) -> free, or sealed with what did not fit
+             |         '-> free
+             '-> free (the target of a merge, of which nothing is live)
     free -> on tier   (cleaned: made of the records of other segments on the tier)
 
 One record of 32 bytes per segment, in a region of its own. Everything else here is derived from it:
 
     offset  size  field
-    0       8     place: bits 0-7 state, 8-15 lane, 16-63 frame (open, sealed, writing) or extent (on tier)
+    0       8     place: bits 0-7 state, 8-15 lane, 16-63 frame (open, sealed, writing, merging) or extent (on tier)
     8       8     fill: bits 0-31 bytes of the segment that hold records, 32-63 number of the dictionary it begins with, or 0
     16      8     sequence: unique for each use of a segment, grows with time
     24      8     age: the sequence of the youngest segment its records were first stored in; its own, unless they were copied

@@ -1,6 +1,6 @@
 """The slot table: one 64-bit handle per swap slot, in a region of its own.
 
-A handle is written with one 8-byte store, after everything else that a store writes. So a slot never refers to anything unfinished.
+A handle is written with one 8-byte write, after everything else that a store writes. So a slot never refers to anything unfinished.
 Knows nothing of what handles mean (record.py does).
 """
 

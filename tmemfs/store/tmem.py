@@ -1,4 +1,4 @@
-"""The tmem: store, load and invalidate pages of swap slots, and plan what moves them between tiers.
+"""The tmem: store, load and invalidate pages of swap slots; plan what moves them between RAM and the tier.
 
 A store appends pages as records to the open segment of their lane. A full segment is sealed. Sealed segments are planned for
 write-back, the oldest first. The store is synchronous, does no I/O and starts no thread: the caller performs a plan, then commits
@@ -7,9 +7,9 @@ or aborts it, and the commit checks again what may have changed meanwhile.
 `Tmem` composes the parts and has the lock that guards them: the ledger counts (ledger.py), transitions change a segment's state and
 all that depends on it (transitions.py), recovery reads the regions at a start (recovery.py).
 
-Thread-safety: every public method takes the lock itself, and any thread may call it. Properties read without the lock, and may be
-outdated when they return. Pages are compressed before `store`, never under the lock. The one page that a load decompresses is
-decompressed under it: else its frame might be released, and its memory be another page's, in the middle of that.
+Thread-safety: any thread may call every public method, which takes the lock. `merges` and `reclaim` take it, too. Properties read
+without the lock, and may be outdated when they return. Pages are compressed before `store`, never under the lock. The one page that
+a load decompresses is decompressed under it: otherwise the frame could be released and reused during decompression.
 
 Order of a store: record bytes, then fill, then the handle. Order of a write-back: data written, then the segment's place, then the
 frame is given back. So a process killed at any instruction leaves regions from which `Tmem` starts again.
@@ -130,7 +130,7 @@ class Tmem:
         self.counts: Final = Counts(self.ledger)
         self.dictionaries: Final = Dictionaries()
         recover((slots,), self.transitions, self.dictionaries)
-        # take the lock themselves
+        # their methods take the lock
         self.merges: Final = Merges(self.lock, slots, self.transitions, self.dictionaries, score)
         self.reclaim: Final = Reclaim(self.lock, arena, extents, notice)
         self._appender = appender(slots, self.transitions)
@@ -373,7 +373,7 @@ class Tmem:
         return next_victim((segment, bool(loaded[segment])) for segment in lane.sealed)
 
     def _spend_second_chance(self, passed: list[SegmentId]) -> None:
-        """A victim was taken: `passed` are not passed over again. Not before, for a search that takes none may be repeated."""
+        """A victim was taken: `passed` are not passed over again. Not before, because a search that takes none may be repeated."""
         for segment in passed:
             self.segments.loaded[segment] = 0
 

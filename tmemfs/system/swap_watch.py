@@ -22,7 +22,7 @@ _IMAGE: Final = b"/swap"
 
 
 class ImageSwap:
-    """A swap that is on, over a loop device over the image."""
+    """An active swap, over a loop device over the image."""
 
     def __init__(self, device: str, sys_block: Path) -> None:
         self.device = device

@@ -8,9 +8,9 @@
 The file is locked (flock) while it is in use, so a second daemon is refused. A file without our header is never written to, nor is
 a device, unless its first and last 2 MiB are zeros. A file that others than root may read, write or replace is refused
 (system/ownership.py), and so is one in RAM. Contents do not outlive the daemon: nothing is fsynced, and the file is truncated to
-its header at start and end. The space of freed extents is released: by holes in a file, by discards on a device.
+its header at start and end. The space of freed extents is given back: by holes in a file, by discards on a device.
 
-Hard disks, LUKS without discards and file systems without holes cannot release space. The tier finds that out at the start, when
+Hard disks, LUKS without discards and file systems without holes cannot give space back. The tier finds that out at the start, when
 there is nothing to lose, or at the first hole that is refused for good. From then on extents are only written again.
 
 Thread-safety: all methods may run at once. The descriptor is constant after construction; `can_discard` changes once, to False.
@@ -113,7 +113,7 @@ class FileTier:
             raise TierError(f"reading from {self.name} failed ({error.strerror}): check the disk") from error
 
     def discard(self, extents: tuple[Extent, ...]) -> None:
-        """Release the space of `extents`; does nothing where that is impossible."""
+        """Free the space of `extents`; does nothing where that is impossible."""
         if not self.can_discard:
             return
         # one hole per run of neighbours: the cost of a hole is mostly that of the call

@@ -36,7 +36,7 @@ class Tier(Protocol):
 
     @property
     def can_discard(self) -> bool:
-        """Whether `discard` releases space. It may become False at any time, and never True again; `discard` then does nothing."""
+        """Whether `discard` frees space. It may become False at any time, and never True again; `discard` then does nothing."""
 
     def write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
         """Write `data` (borrowed, whole blocks, page-aligned) at the start of `extent`; returns when the tier has it.
@@ -48,7 +48,7 @@ class Tier(Protocol):
         """Fill `into` (whole sectors, page-aligned) from `offset` (a multiple of a sector) of `extent`."""
 
     def discard(self, extents: tuple[Extent, ...]) -> None:
-        """Release the space of `extents`, whose contents are not needed any more.
+        """Free the space of `extents`, whose contents are not needed any more.
 
         Raises TierError if that fails this time. All of `extents` may be written again in either case.
         """

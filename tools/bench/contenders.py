@@ -66,7 +66,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """A swap that is on, or a block device that is only attached."""
+    """An active swap, or a block device that is only attached."""
 
     device: str
     daemons: tuple[int, ...]
