@@ -3,6 +3,7 @@
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 TMEMFS := $(VENV)/bin/tmemfs
+LINK ?= /usr/local/bin/tmemfs
 PYTEST := $(VENV)/bin/python -m pytest
 
 .PHONY: setup up down demo fmt lint test test-system test-vm soak check bench corpus docs clean
@@ -13,12 +14,15 @@ $(VENV)/.installed: pyproject.toml tools/setup.sh tmemfs/store/compiled.pyx tmem
 	PYTHON=$(PYTHON) tools/setup.sh $(VENV)
 	touch $@
 
+# On PATH, so that what `up` prints works. A program of that name that is there already is left alone.
 up: setup
+	@[ -e $(LINK) ] || [ ! -w $(dir $(LINK)) ] || ln -sf "$(CURDIR)/$(TMEMFS)" $(LINK)
 	$(TMEMFS) up $(ARGS)
 
 # Also where the virtual environment is gone: `down` needs the standard library only.
 down:
 	@if $(TMEMFS) --version >/dev/null 2>&1; then $(TMEMFS) down $(ARGS); else $(PYTHON) -m tmemfs down $(ARGS); fi
+	@[ "$$(readlink $(LINK))" != "$(CURDIR)/$(TMEMFS)" ] || rm $(LINK)
 
 # Neither root nor FUSE: without `make setup` only what the store itself imports is installed.
 demo:

@@ -219,7 +219,7 @@ async def test_the_kernels_workers_have_priority_while_memory_is_short(
 async def test_the_kernels_workers_have_priority_where_all_that_is_left_would_have_to_be_swapped_out(
     place: Place, nursery: trio.Nursery
 ) -> None:
-    """A guest stood still so: its pool was relaxed, for half of what could be swapped out is headroom."""
+    """A guest hung in this state: its pool was relaxed, because half of what can be swapped out counts as headroom."""
     place.start(nursery)
     place.signals.headroom_bytes, place.signals.available_at_once = 39 * MIB, 5 * MIB
     place.store(1)
@@ -231,7 +231,7 @@ async def test_the_kernels_workers_have_priority_where_all_that_is_left_would_ha
 async def test_the_watermark_is_lowered_while_swap_writes_do_not_reach_us(
     place: Place, nursery: trio.Nursery, clock: trio.testing.MockClock
 ) -> None:
-    """A guest stood still so: the worker that was to send us a write waited for a page, and had no priority when it began to."""
+    """A guest hung in this state: the kernel worker that held our write waited for a page, without priority when it began to."""
     nursery.start_soon(place.pressure.run)
     place.store(1)
     place.stand_still()
