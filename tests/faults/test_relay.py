@@ -90,7 +90,7 @@ class Kernel:
         return int(slot)
 
     def close(self) -> None:
-        """End as a kernel does: whoever reads gets an error, here because replies were not taken."""
+        """End as a kernel does: the thread that reads gets an error, here because replies were not taken."""
         self.hung.release(1000)
         self.ask(IN_RAM[0])
         assert readable(self.end.fileno())

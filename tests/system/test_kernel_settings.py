@@ -1,4 +1,4 @@
-"""Settings of this machine's kernel are the administrator's again, whoever was killed while they were changed."""
+"""Settings of this machine's kernel are the administrator's again, also where a daemon was killed while they were changed."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_users_take_turns_and_each_keeps_its_order() -> None:
     ]
 
 
-def test_a_release_is_nobodys_whoever_closed_the_file() -> None:
+def test_a_release_belongs_to_no_user() -> None:
     clock = Clock()
     forwards = Forwards(lambda: clock.pages, clock)
     for number in range(3):

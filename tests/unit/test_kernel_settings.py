@@ -1,4 +1,4 @@
-"""Settings of the machine: recorded once, never lowered below half, restored by whoever is left, whatever was killed."""
+"""Settings of the machine: recorded once, never lowered below half, restored by the daemon that is left, whatever was killed."""
 
 from __future__ import annotations
 

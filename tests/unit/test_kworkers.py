@@ -59,7 +59,7 @@ def test_new_ones_and_those_that_lost_it_to_another_daemon_get_it_at_the_next_lo
     assert machine.scheduling == {40: PRIORITY, 41: PRIORITY} and workers.raised == 2
 
 
-def test_all_that_are_still_there_lose_it_again_whoever_gave_it(machine: Machine, workers: KernelWorkers) -> None:
+def test_all_that_are_still_there_lose_it_again_also_what_another_daemon_gave(machine: Machine, workers: KernelWorkers) -> None:
     machine.threads({40: "kworker/u4:0", 41: "kworker/u4:1"})
     KernelWorkers(machine.root / "proc").give_priority()
     machine.threads({41: "kworker/u4:1"})

@@ -21,7 +21,7 @@ TOP = 400 * MIB
 
 @dataclass
 class Machine:
-    """`memory` bytes, of which the pool and others hold some; the pool follows its ceiling at `speed` bytes a second."""
+    """`memory` bytes, of which the pool and others hold some; the pool follows its ceiling at `speed` bytes per second."""
 
     memory: int = 512 * MIB
     pool: float = 250 * MIB
@@ -68,7 +68,7 @@ def test_a_program_that_mlocks_nearly_all_memory_gets_it(rate: int) -> None:
 
 
 def test_a_program_that_takes_more_at_once_finds_room_that_was_made_ahead() -> None:
-    """Where it takes 700 MiB a second, twice in 0.2 s four times as much: it was delayed, and makes up for it."""
+    """Where it takes 700 MiB per second, twice in 0.2 s four times as much: it was delayed, and makes up for it."""
     machine, ticks = Machine(), 0
     while machine.others < 0.8 * machine.memory:
         ticks += 1

@@ -1,4 +1,4 @@
-"""The slot table: one word a slot, empty strides passed over, the same table for whoever maps the region."""
+"""The slot table: one word per slot, empty strides passed over, the same table for every process that maps the region."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ async def test_an_error_of_a_nursery_is_named_by_its_first(autojump_clock: MockC
     nursery.cancel_scope.cancel()
 
 
-async def test_whoever_depends_on_a_job_is_told_and_may_fail_too(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+async def test_a_part_that_depends_on_a_job_is_told_and_may_fail_too(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     told, failing, jobs = list[str](), Failing(ValueError("why"), times=2), Jobs()
 
     def tell(why: str) -> None:

@@ -172,7 +172,7 @@ class Pressure:
     def set_growth(self, growth_bytes: int) -> None:
         """Let the pool grow back by `growth_bytes` per second. Raises OutOfRange."""
         if growth_bytes <= 0:
-            raise OutOfRange("a pool that grows by 0 bytes a second stays small for ever: give for example 16M")
+            raise OutOfRange("a pool that grows by 0 bytes per second stays small for ever: give for example 16M")
         self.settings = Settings(self.settings.reserve_bytes, growth_bytes)
         self.sample_again()
 

@@ -188,7 +188,7 @@ def quiet(guest: Guest) -> Verdict:
         time.sleep(seconds)
         after = _wakes(pid)
         windows.append(sum(count - before.get(thread, 0) for thread, count in after.items()) / seconds)
-    reasons = [] if min(windows) < MOST_WAKES_PER_S else [f"an idle daemon woke {min(windows):.1f} times a second"]
+    reasons = [] if min(windows) < MOST_WAKES_PER_S else [f"an idle daemon woke {min(windows):.1f} times per second"]
     figures: dict[str, Figure] = {"wakes_per_s_least": min(windows), "wakes_per_s_most": max(windows)}
     return guest.verdict("quiet", figures, reasons)
 
