@@ -10,15 +10,19 @@ import logging
 import random
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import trio
 
-from tmemfs import daemon
+from tmemfs import supervisor, worker
+from tmemfs.holdings import Holdings
 from tmemfs.jobs.supervision import Job, Jobs
 from tmemfs.options import Options
+from tmemfs.system.memory_safety import MemorySafety
 from tmemfs.units import parse_size
+from tmemfs.worker import Birth
 
 _LOOP_FAILURES = 2
 _chance = random.Random(11)
@@ -63,15 +67,21 @@ def main() -> None:
     """Serve, failing."""
     directory, size, pool_max, log = sys.argv[1:]
     logging.basicConfig(level=logging.INFO, filename=log)
-    setattr(daemon, "Jobs", FailingJobs)  # noqa: B010
+    setattr(worker, "Jobs", FailingJobs)  # noqa: B010
     options = Options(Path(directory) / "mnt", parse_size(size), pool_max, Path(directory) / "backing")
 
-    def ready() -> None:
-        print("ready", flush=True)
+    supervisor.serve(options, lambda: print("ready", flush=True), run_failing)
+
+
+def run_failing(options: Options, holdings: Holdings, safety: MemorySafety, birth: Birth, announce: Callable[[], None]) -> None:
+    """Be a worker in which everything fails once it has announced itself."""
+
+    def announce_and_fail() -> None:
         setattr(trio.to_thread, "run_sync", no_thread)  # noqa: B010
         setattr(threading.Thread, "start", no_thread)  # noqa: B010
+        announce()
 
-    daemon.serve(options, ready)
+    worker.run_worker(options, holdings, safety, birth, announce_and_fail)
 
 
 if __name__ == "__main__":

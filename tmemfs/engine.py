@@ -20,7 +20,7 @@ from tmemfs.jobs.merger import Merger
 from tmemfs.jobs.notices import Notices
 from tmemfs.jobs.pool_size import PoolSize
 from tmemfs.jobs.recompressor import Recompressor
-from tmemfs.jobs.reserve import Reserve
+from tmemfs.jobs.reserve import Keep, Reserve
 from tmemfs.jobs.shrinker import Shrinker
 from tmemfs.jobs.supervision import Job
 from tmemfs.jobs.throttle import Throttle
@@ -61,8 +61,18 @@ class Engine:
     recompressor: Recompressor
 
     @classmethod
-    def over(cls, make_tmem: MakeTmem, tier: Tier, codec: Codec, make_pager: MakePager = Pager) -> Engine:
-        """An engine over the store that `make_tmem` makes. `make_pager` is for those who record what a pager is asked."""
+    def over(
+        cls,
+        make_tmem: MakeTmem,
+        tier: Tier,
+        codec: Codec,
+        make_pager: MakePager = Pager,
+        keep: Keep = lambda offset, length: None,
+    ) -> Engine:
+        """An engine over the store that `make_tmem` makes. `make_pager` is for those who record what a pager is asked.
+
+        `keep` has what is faulted in stay in RAM though this process ends (jobs/reserve.py).
+        """
         free_frames = FreeFrames()
         notices = Notices(free_frames)
         tmem = make_tmem(notice=notices)
@@ -74,7 +84,7 @@ class Engine:
         merger = Merger(tmem, tier, reader, holes, throttle)
         full_tier = FullTier(merger, throttle)
         cleaner = Cleaner(tmem.merges, merger, throttle, notices.cleaner, lambda: pager.refused, maintenance)
-        reserve = Reserve(tmem, pool_size, notices, free_frames)
+        reserve = Reserve(tmem, pool_size, notices, free_frames, keep)
         shrinker = Shrinker(tmem, tier, holes, pool_size, notices, free_frames, reserve, merger, full_tier)
         recompressor = Recompressor(tmem, Throttle(tmem), maintenance)
         return cls(

@@ -27,6 +27,7 @@ _MOST_SWAP_BYTES: Final = PAGE_BYTES << 32
 class Options:
     """What to mount, and how. `backing` None: pages stay in RAM. Sizes as text are resolved here.
 
+    `watchdog_s` is how long requests may wait for a worker that answers none, 0 for ever.
     `log` is the file behind standard output, which SIGHUP opens again; None: it is no file of ours.
     """
 
@@ -38,6 +39,7 @@ class Options:
     codec: str = "lz4"
     log: Path | None = None
     kernel_tuning: str = "auto"
+    watchdog_s: float = 30.0
 
 
 def check(options: Options) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -10,13 +11,15 @@ from tmemfs.jobs.limits import Limits
 from tmemfs.jobs.pressure import Pressure
 from tmemfs.jobs.supervision import Jobs
 from tmemfs.store.statistics import TmemStatistics, statistics
+from tmemfs.system.status_region import StatusRegion
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
     """The parts. `outcomes` says which measures of memory safety are in effect.
 
-    `request_counts` gives the counters of the relay, `is_draining` whether the daemon is being stopped.
+    `request_counts` gives the counters of the relay, `is_draining` whether the daemon is being stopped. `status` is what the
+    supervisor, process `daemon_pid`, says of its workers; None where this process has no supervisor.
     """
 
     engine: Engine
@@ -26,6 +29,8 @@ class Services:
     outcomes: Mapping[str, int] = field(default_factory=dict)
     request_counts: Callable[[], dict[str, int]] = dict
     is_draining: Callable[[], bool] = bool
+    status: StatusRegion | None = None
+    daemon_pid: int = field(default_factory=os.getpid)
 
     def statistics(self) -> TmemStatistics:
         """The store's."""

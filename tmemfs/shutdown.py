@@ -21,10 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class Shutdown:
-    """Unmounts `mountpoint` when `signals` say so; `executor` runs what may ask the daemon itself."""
+    """Unmounts `mountpoint` of process `daemon` when `signals` say so; `executor` runs what may ask the daemon itself."""
 
-    def __init__(self, mountpoint: Path, signals: SignalInbox, executor: Executor) -> None:
+    def __init__(self, mountpoint: Path, daemon: int, signals: SignalInbox, executor: Executor) -> None:
         self._mountpoint = mountpoint
+        self._daemon = daemon
         self._signals = signals
         self._executor = executor
         self._is_draining = False
@@ -52,14 +53,14 @@ class Shutdown:
 
     def _unmount_if_unused(self, name: str) -> None:
         """In a thread: what it reads of the machine may ask the daemon itself. Raises Busy."""
-        devices = loops_of_own(self._mountpoint)
+        devices = loops_of_own(self._mountpoint, self._daemon)
         if devices:
             raise Busy(f"{' '.join(devices)} uses the image: run 'tmemfs down {self._mountpoint}'")
         # Before the unmount, so that a reader of the state is told while it lasts.
         self._is_draining = True
         notify("STOPPING=1")
         try:
-            unmount_own(self._mountpoint)
+            unmount_own(self._mountpoint, self._daemon)
         except OSError as error:
             raise Busy(f"{self._mountpoint} ({error.strerror}): close what has files open there") from error
         log.info("%s: stopping", name)

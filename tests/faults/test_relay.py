@@ -21,7 +21,8 @@ from tmemfs.engine import Engine
 from tmemfs.fuse import page_path, wire
 from tmemfs.fuse import relay as relay_module
 from tmemfs.fuse.leader_followers import HAND_OVERS_AFTER_SLOW
-from tmemfs.fuse.page_path import READERS
+from tmemfs.fuse.mount import Device
+from tmemfs.fuse.page_path import READERS, Inheritance
 from tmemfs.fuse.relay import Relay
 from tmemfs.fuse.replies import GONE
 from tmemfs.store.codec import parse_codec
@@ -33,6 +34,7 @@ IN_RAM = range(1000, 1100)
 _READ = Struct("<IIQQ16xQQI20x")  # header, fh, offset, size and the rest
 _OTHER = Struct("<IIQQI12x24x")  # header with the user, and a body
 STATFS = 17
+INIT = Struct("<IIQ48xII32x").pack(104, wire.INIT, 1, 7, 45)[:104]
 
 
 class Kernel:
@@ -51,13 +53,14 @@ class Kernel:
         self.device = theirs
         self.pager = engine.pager
         self.reader = engine.reader
-        self.relay = Relay(theirs.fileno(), engine.pager, INODE)
+        self.relay = Relay(Device(theirs.fileno(), INIT, resends=True), engine.pager, INODE, Inheritance.none(INODE))
         warmed = threading.Semaphore(0)
         tier.before["read"] = warmed.release
         self.relay.start()
         for _ in range(READERS + 2):  # the leader and the followers, and the one for stores, try a read at their start
             assert warmed.acquire(timeout=HANG_S)
         tier.fail()
+        assert self.forwarded() == 1  # INIT comes before all else
 
     def _write_back(self, engine: Engine) -> None:
         while (plan := engine.tmem.plan_write_back(include_open=True)) is not None:

@@ -181,8 +181,8 @@ def test_a_resource_limit_that_is_too_low_leaves_no_dead_mount(place: Place, lim
 @pytest.mark.parametrize("step", ["Relay.start", "Relay.__init__", "pyfuse3.init", "Pager.warm"])
 def test_a_start_that_fails_after_the_mount_leaves_no_dead_mount(place: Place, step: str) -> None:
     script = (
-        "import sys, pyfuse3, tmemfs.cli, tmemfs.daemon\n"
-        "from tmemfs.daemon import Pager, Relay\n"
+        "import sys, pyfuse3, tmemfs.cli, tmemfs.supervisor\n"
+        "from tmemfs.worker import Pager, Relay\n"
         "def fails(*_):\n    raise MemoryError('no memory for it')\n"
         f"{step} = fails\n"
         f"sys.exit(tmemfs.cli.main(sys.argv[1:]))\n"

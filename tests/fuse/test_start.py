@@ -17,7 +17,7 @@ _PROGRAM = """
 import os, signal, sys, threading
 from pathlib import Path
 import pyfuse3
-from tmemfs import daemon
+from tmemfs import supervisor, worker
 from tmemfs.errors import TmemfsError
 from tmemfs.options import Options
 
@@ -32,7 +32,7 @@ def ready():
 
 {injected}
 try:
-    daemon.serve(Options(Path(sys.argv[1]), 64 << 20, "16M"), ready)
+    supervisor.serve(Options(Path(sys.argv[1]), 64 << 20, "16M"), ready)
     print("ended")
 except TmemfsError as error:
     print("refused:", error)
@@ -77,20 +77,20 @@ threading.Thread.start = limited
 
 
 @pytest.mark.parametrize(
-    "what", ["daemon.Relay", "pyfuse3.init", "daemon.Pager.warm", "daemon.log_in_background", "daemon.trio.run"]
+    "what", ["worker.Relay", "pyfuse3.init", "worker.Pager.warm", "worker.log_in_background", "worker.trio.run"]
 )
 def test_a_failure_before_the_mount_answers_leaves_no_mount(tmp_path: Path, what: str) -> None:
-    assert "failed: Injected('injected')" in said(tmp_path / "mnt", f"{what} = fail")
+    assert "refused: bug in tmemfs (Injected('injected'))" in said(tmp_path / "mnt", f"{what} = fail")
 
 
 @pytest.mark.parametrize("attempt", range(2))
 def test_a_signal_before_the_mount_answers_ends_the_daemon(tmp_path: Path, attempt: int) -> None:
     injected = """
-warm = daemon.Pager.warm
+warm = worker.Pager.warm
 def told(*arguments):
     os.kill(os.getpid(), signal.SIGTERM)
     warm(*arguments)
-daemon.Pager.warm = told
+worker.Pager.warm = told
 """
     text = said(tmp_path / "mnt", injected)
     assert "Traceback" not in text and "failed" not in text
@@ -138,11 +138,11 @@ Shrinker._fill_reserve = wait  # a job that cannot be cancelled
 def test_a_mount_that_is_gone_before_it_answers_is_named(tmp_path: Path) -> None:
     injected = """
 from tmemfs.system.swapdev import unmount
-run = daemon.trio.run
+run = worker.trio.run
 def late(*arguments):
     unmount(Path(sys.argv[1]))
     return run(*arguments)
-daemon.trio.run = late
+worker.trio.run = late
 """
     text = said(tmp_path / "mnt", injected)
     assert "ended\n" in text or "was it unmounted meanwhile?" in text
@@ -152,7 +152,7 @@ daemon.trio.run = late
 def test_a_daemon_that_cannot_open_enough_files_says_so(tmp_path: Path, spare: int) -> None:
     injected = f"""
 import resource
-daemon.raise_limits = lambda: None  # which would have refused it before anything is opened
+supervisor.raise_limits = lambda: None  # which would have refused it before anything is opened
 lowest = os.open("/dev/null", os.O_RDONLY)
 os.close(lowest)
 resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + {spare},) * 2)

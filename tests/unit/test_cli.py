@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.settings_place import Machine
-from tmemfs import __version__, cli, daemon, errors, options
+from tmemfs import __version__, cli, errors, options, supervisor
 from tmemfs.cli import defaults, demo, doctor, start, view
 from tmemfs.cli.doctor import Check
 from tmemfs.errors import FellShort, TmemfsError
@@ -250,7 +250,7 @@ def test_a_mount_in_the_foreground_that_is_refused_creates_nothing(places: Path,
 def test_a_mount_that_the_kernel_refuses_creates_nothing(
     places: Path, refused: Said, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(daemon, "serve", raising(error))
+    monkeypatch.setattr(supervisor, "serve", raising(error))
     code, said = refused("mount", "--foreground", "--size", "8M")
     assert code == 2 and said == f"the system refused something ({error}): see 'tmemfs doctor'"
     assert list(places.iterdir()) == []
@@ -258,7 +258,7 @@ def test_a_mount_that_the_kernel_refuses_creates_nothing(
 
 def test_a_mount_in_the_foreground_is_served_with_what_was_given(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[Options] = []
-    monkeypatch.setattr(daemon, "serve", lambda options, ready: served.append(options))
+    monkeypatch.setattr(supervisor, "serve", lambda options, ready: served.append(options))
     given = ["--size", "8M", "--pool-max", "1G", "--backing", "none", "--backing-max", "50%", "--codec", "zstd:3"]
     assert cli.main(["mount", "--foreground", *given, str(places)]) == 0
     assert cli.main(["mount", "--foreground", "--size", "8M"]) == 0
@@ -442,7 +442,7 @@ def test_the_doctor_examines_any_machine_and_creates_nothing(tmp_path: Path, cap
 
 
 def test_the_command_imports_nothing_heavy_before_it_knows_what_is_wanted() -> None:
-    heavy = "sorted({'trio', 'pyfuse3', 'lz4', 'zstandard', 'xxhash', 'tmemfs.daemon', 'tmemfs.cli.view'} & sys.modules.keys())"
+    heavy = "sorted({'trio', 'pyfuse3', 'lz4', 'zstandard', 'xxhash', 'tmemfs.supervisor', 'tmemfs.cli.view'} & sys.modules.keys())"
     done = subprocess.run(
         [sys.executable, "-c", f"import sys, tmemfs.cli; print({heavy})"], capture_output=True, text=True, check=True
     )
@@ -454,7 +454,8 @@ def test_what_shows_a_mount_imports_nothing_of_the_daemon() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     roots = ("trio", "pyfuse3", "lz4", "zstandard", "xxhash")
     parts = tuple(
-        f"tmemfs.{part}" for part in ("daemon", "control", "fuse", "jobs", "pages", "policy", "store", "tiers", "services")
+        f"tmemfs.{part}"
+        for part in ("supervisor", "worker", "control", "fuse", "jobs", "pages", "policy", "store", "tiers", "services")
     )
     found = [
         name for name in done.stdout.split() if name in roots or name in parts or name.startswith(tuple(f"{p}." for p in parts))

@@ -22,7 +22,7 @@ from typing import Final
 import pytest
 
 from tests.parts import FaultyTier, Regions, new_limits, new_pressure
-from tmemfs import cli, daemon
+from tmemfs import cli, supervisor
 from tmemfs import options as options_module
 from tmemfs.cli import control_io, defaults, demo, doctor, lifecycle
 from tmemfs.control import ControlDirectory
@@ -162,7 +162,7 @@ def _leave_out_effects(patch: pytest.MonkeyPatch) -> None:
             pass
 
     patch.setattr(background, "run_in_background", start)
-    patch.setattr(daemon, "serve", lambda options, ready: options_module.check(options))
+    patch.setattr(supervisor, "serve", lambda options, ready: options_module.check(options))
     patch.setattr(capabilities, "require_root", lambda: None)
     patch.setattr(options_module, "require_root", lambda: None)
     patch.setattr(background, "open_standard_descriptors", lambda: None)

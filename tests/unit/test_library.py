@@ -19,7 +19,7 @@ def run(program: str) -> str:
 
 
 def test_the_daemon_keeps_nothing_in_memory_for_the_version_of_a_library() -> None:
-    loaded = set(run("import sys, tmemfs.daemon; print(*sys.modules)").split())
+    loaded = set(run("import sys, tmemfs.supervisor; print(*sys.modules)").split())
     assert "pyfuse3" in loaded
     assert not loaded & NOT_WANTED
 

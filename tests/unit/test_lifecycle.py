@@ -160,9 +160,9 @@ def test_the_lock_is_that_of_the_mount_whatever_it_is_called(machine: Machine) -
 def test_a_daemon_whose_mount_was_detached_knows_what_uses_its_image(machine: Machine) -> None:
     runtime.write_record(record().with_loop("/dev/loop1", 7))
     machine.loops = [Loop("/dev/loop0", 6, "/swap"), Loop("/dev/loop1", 7, "/swap"), Loop("/dev/loop2", 8, "/mnt/one/swap")]
-    assert own_mount.loops_of_own(PLACE) == ["/dev/loop1", "/dev/loop2"]
+    assert own_mount.loops_of_own(PLACE, os.getpid()) == ["/dev/loop1", "/dev/loop2"]
     runtime.write_record(record(lives=False).with_loop("/dev/loop1", 7))
-    assert own_mount.loops_of_own(PLACE) == ["/dev/loop2"]
+    assert own_mount.loops_of_own(PLACE, os.getpid()) == ["/dev/loop2"]
 
 
 @pytest.mark.parametrize(("device", "kind"), [(OTHERS, "tmpfs"), (OTHERS, lifecycle.FS_TYPE), (None, "")])
@@ -175,9 +175,9 @@ def test_a_daemon_unmounts_nothing_that_is_not_its_own(
     if device is not None:
         machine.mount(PLACE, device, kind)
     with pytest.raises(OSError, match="not mounted there any more"):
-        own_mount.unmount_own(PLACE)
+        own_mount.unmount_own(PLACE, os.getpid())
     machine.mount(PLACE, OURS)
-    own_mount.unmount_own(PLACE)
+    own_mount.unmount_own(PLACE, os.getpid())
     assert unmounted == [PLACE]
 
 

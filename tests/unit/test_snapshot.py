@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +24,10 @@ def read(monkeypatch: pytest.MonkeyPatch, frames: list[int]) -> tuple[Resident, 
         return now
 
     arena = SimpleNamespace(region=SimpleNamespace(resident_bytes=pool))
-    services: Any = SimpleNamespace(engine=SimpleNamespace(tmem=SimpleNamespace(arena=arena)), pressure=None)
-    monkeypatch.setattr(snapshot, "resident_bytes", lambda: Resident(anon=5, file=7, shmem=now))
+    services: Any = SimpleNamespace(
+        engine=SimpleNamespace(tmem=SimpleNamespace(arena=arena)), pressure=None, daemon_pid=os.getpid()
+    )
+    monkeypatch.setattr(snapshot, "resident_bytes", lambda pid: Resident(anon=5, file=7, shmem=now))
     taken = snapshot.Snapshot(services)
     return taken.resident, taken.pool_resident
 

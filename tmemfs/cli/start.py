@@ -46,7 +46,7 @@ def server(arguments: argparse.Namespace) -> Serve:
 
 def _serve(arguments: argparse.Namespace, size: int, ready: Callable[[], None]) -> None:
     # imported in the process that becomes the daemon: the command in front would only load what it never uses
-    from tmemfs import daemon
+    from tmemfs import supervisor
     from tmemfs.system import own_mount, runtime
 
     values = {"size": str(size)} | {name.replace("_", "-"): str(getattr(arguments, name)) for name in _RECORDED}
@@ -60,7 +60,7 @@ def _serve(arguments: argparse.Namespace, size: int, ready: Callable[[], None]) 
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     with _default_directories(arguments):
-        daemon.serve(_options(arguments, size), answers)
+        supervisor.serve(_options(arguments, size), answers)
     # only after an unmount: a daemon that failed may leave a loop device, which `down` finds by the record
     for record in recorded:
         own_mount.forget(record)

@@ -1,6 +1,8 @@
-"""Mounting without libfuse's help: /dev/fuse and mount(2), so that the descriptor is ours to read.
+"""Mounting without libfuse's help: /dev/fuse and mount(2), so that the descriptor is ours to read, and to keep.
 
-Source: mount(2), Documentation/filesystems/fuse.rst.
+The kernel sends INIT once, at the mount. It is read here, so that each worker can play it to its own pyfuse3.
+
+Source: mount(2), Documentation/filesystems/fuse.rst, fs/fuse/dev.c (fuse_notify).
 """
 
 from __future__ import annotations
@@ -8,18 +10,34 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from tmemfs.errors import Refused
+from tmemfs.fuse.wire import RESEND
 
 FUSE_DEVICE: Final = Path("/dev/fuse")
 _MS_NOSUID, _MS_NODEV = 2, 4
+#: The kernel refuses a read into less (FUSE_MIN_READ_BUFFER).
+_READ_BYTES: Final = 8192
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def mount_fuse(mountpoint: Path) -> int:
-    """Mount a FUSE file system at `mountpoint`; gives the device's descriptor. Raises Refused."""
+@dataclass(frozen=True, slots=True)
+class Device:
+    """/dev/fuse of a mount, and INIT, the first request on it.
+
+    `resends`: the kernel hands unanswered requests out again when it is asked to.
+    """
+
+    fd: int
+    init: bytes
+    resends: bool
+
+
+def mount_fuse(mountpoint: Path) -> Device:
+    """Mount a FUSE file system at `mountpoint`. Raises Refused, OSError."""
     try:
         fd = os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -31,4 +49,20 @@ def mount_fuse(mountpoint: Path) -> int:
         number = ctypes.get_errno()
         os.close(fd)
         raise Refused(f"cannot mount at {mountpoint} ({os.strerror(number)}): run as root, on an empty directory")
-    return fd
+    try:
+        # Before INIT is read: nothing is to be handed out again then.
+        resends = _resends(fd)
+        return Device(fd, os.read(fd, _READ_BYTES), resends)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _resends(fd: int) -> bool:
+    try:
+        os.write(fd, RESEND)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True

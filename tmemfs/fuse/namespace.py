@@ -10,7 +10,7 @@ give the reason, one line, until a value is accepted.
 
 A handle's number encodes all that is known when a file is opened, so an open file takes no memory here:
 
-    serial number, 44 bits | appends, 1 bit | opened by root, 1 bit | 0, 2 bits | inode, 16 bits
+    generation of the worker, 14 bits | serial number, 30 bits | appends, 1 bit | opened by root, 1 bit | 0, 2 bits | inode, 16 bits
 
 The tree is fixed: to create, remove, rename or link something is refused with EPERM. Changing the image other than by writing
 is refused too, and so is changing its attributes. What handlers raise becomes an errno in one place (contain.py).
@@ -55,17 +55,24 @@ _INODE_MASK: Final = 0xFFFF
 _BY_ROOT: Final = 1 << 18
 _APPENDS: Final = 1 << 19
 _SERIAL_SHIFT: Final = 20
+_GENERATION_SHIFT: Final = 30
+_GENERATION_MASK: Final = (1 << 14) - 1
 
 Space = Callable[[], tuple[int, int]]
 
 
 class Namespace(pyfuse3.Operations):
-    """Operations over `attributes`. `space` gives the size of the image, and how much of it is free, in bytes."""
+    """Operations over `attributes`. `space` gives the size of the image, and how much of it is free, in bytes.
+
+    `generation` is the number of this worker.
+    """
 
     supports_dot_lookup = True
     enable_writeback_cache = False
 
-    def __init__(self, attributes: tuple[Attribute, ...], space: Space, interrupts: Interrupts | None = None) -> None:
+    def __init__(
+        self, attributes: tuple[Attribute, ...], space: Space, interrupts: Interrupts | None = None, generation: int = 1
+    ) -> None:
         super().__init__()
         # constant after construction
         self._space = space
@@ -77,7 +84,8 @@ class Namespace(pyfuse3.Operations):
         # of trio's thread
         self._texts = Texts(time.monotonic)
         self._reasons: dict[int, bytes] = {}
-        self._opened = 0
+        # Handles of earlier workers are still open, and must not be taken for ours.
+        self._opened = (generation & _GENERATION_MASK) << _GENERATION_SHIFT
         self._open_by_others = 0
         self._writing: dict[int, set[trio.CancelScope]] = {}
         contain(self)
@@ -230,7 +238,7 @@ class Namespace(pyfuse3.Operations):
         self._texts.release(fh)
         self._reasons.pop(fh, None)
         if not fh & _BY_ROOT:
-            self._open_by_others -= 1
+            self._open_by_others = max(self._open_by_others - 1, 0)  # an earlier worker may have counted it
 
     async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
         """Not offered."""

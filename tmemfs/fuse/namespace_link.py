@@ -34,17 +34,17 @@ _SOCKET_BYTES: Final = 4 << 20
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 #: One end of the socket pair is closed.
 _CLOSED: Final = frozenset((errno.EBADF, errno.ENOTCONN, errno.ECONNRESET))
-#: Requests that want no reply, or were given one before pyfuse3 has them.
-_NO_REPLY: Final = wire.RELEASES | {wire.FORGET, wire.BATCH_FORGET}
 
 
 class NamespaceLink:
     """Passes requests to pyfuse3, which is given `fd` and closes it, and its replies to `replies`.
 
-    `interrupts` is told of the writes that are passed on; `page_requests` counts the requests of the page path.
+    `interrupts` is told of the writes that are passed on; `page_requests` counts the requests of the page path. `init` is the
+    kernel's first request, which the supervisor has read.
     """
 
-    def __init__(self, replies: Replies, interrupts: Interrupts, page_requests: Callable[[], int], bugs: Bugs) -> None:
+    def __init__(self, replies: Replies, interrupts: Interrupts, page_requests: Callable[[], int], bugs: Bugs, init: bytes) -> None:
+        self._init = init
         self._replies = replies
         self._interrupts = interrupts
         self._bugs = bugs
@@ -58,8 +58,6 @@ class NamespaceLink:
     def forward(self, head: memoryview, data: memoryview, count: int, opcode: int) -> None:
         """Have a request of `count` bytes, which is copied, sent to pyfuse3, untouched except for INIT. Never raises."""
         try:
-            if opcode == wire.INIT:
-                wire.decline_splice(head)
             if opcode in wire.RELEASES:
                 # Until it is answered it takes one of the REQUESTS_UNDER_WAY from the loop device, and nobody waits for more.
                 self._replies.send(wire.empty_reply(wire.HEADER.unpack_from(head)[2]))
@@ -74,8 +72,9 @@ class NamespaceLink:
             self._replies.fail(unique, error)
 
     def send_forwards(self) -> None:
-        """Send pyfuse3 its requests, until `end`."""
+        """Send pyfuse3 its requests, INIT first, until `end`."""
         is_over = False
+        self._send_init()
         while not is_over:
             try:
                 request = self._forwards.get()
@@ -86,12 +85,18 @@ class NamespaceLink:
                 self._bugs.note(error)
                 time.sleep(PAUSE_S)
 
+    def _send_init(self) -> None:
+        """Introduce the kernel to pyfuse3. A kernel that has had the answer, from an earlier worker, refuses the second one."""
+        init = bytearray(self._init)
+        wire.decline_splice(memoryview(init))
+        self._send(bytes(init))
+
     def _send(self, request: bytes) -> None:
         _, opcode, unique, *_ = wire.HEADER.unpack_from(request)
         if opcode == wire.INTERRUPT:
             self._interrupts.interrupt(*wire.INTERRUPTED.unpack_from(request))
             return
-        if opcode not in _NO_REPLY:
+        if opcode not in wire.NO_REPLY:
             self._unanswered.add(unique)  # before it is sent: the reply may come at once
         try:
             self._ours.send(request)

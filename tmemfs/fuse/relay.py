@@ -27,26 +27,30 @@ import trio
 
 from tmemfs.fuse.bugs import Bugs
 from tmemfs.fuse.interrupts import Interrupts
+from tmemfs.fuse.mount import Device
 from tmemfs.fuse.namespace_link import NamespaceLink
-from tmemfs.fuse.page_path import READERS, PageCounts, PagePath
+from tmemfs.fuse.page_path import READERS, Inheritance, PageCounts, PagePath
 from tmemfs.fuse.replies import PAUSE_S, Replies
 from tmemfs.pages.pager import Pager
 from tmemfs.system.memory import prepare_thread
 
 
 class Relay:
-    """Serves `pager` on the FUSE device `device_fd`; `swap_inode` is the image's.
+    """Serves `pager` on the FUSE device `device`, beginning with what earlier workers left; `swap_inode` is the image's.
 
     `namespace_fd` is for pyfuse3, which closes it; `interrupts` is told of the writes that pyfuse3 gets.
     """
 
-    def __init__(self, device_fd: int, pager: Pager, swap_inode: int, interrupts: Interrupts | None = None) -> None:
+    def __init__(
+        self, device: Device, pager: Pager, swap_inode: int, inheritance: Inheritance, interrupts: Interrupts | None = None
+    ) -> None:
         self._pager = pager
+        self._handling = inheritance.handling
         self._bugs = Bugs()
         self._counts = counts = PageCounts()
-        replies = Replies(device_fd, self._bugs)
-        self._link = NamespaceLink(replies, interrupts or Interrupts(), lambda: counts.requests, self._bugs)
-        self.pages = PagePath(device_fd, pager, swap_inode, self._link, replies, counts, self._bugs)
+        replies = Replies(device.fd, self._bugs, inheritance.kept)
+        self._link = NamespaceLink(replies, interrupts or Interrupts(), lambda: counts.requests, self._bugs, device.init)
+        self.pages = PagePath(device.fd, pager, swap_inode, inheritance, self._link, replies, counts, self._bugs)
         self.namespace_fd = self._link.fd
         self.fail_forwarded = self._link.fail_forwarded
         self._ended = os.eventfd(0, os.EFD_CLOEXEC)
@@ -55,9 +59,9 @@ class Relay:
             threading.Thread(target=self._run_prepared, args=(self._link.return_replies,), name="replies", daemon=True),
             threading.Thread(target=self._run_prepared, args=(self._link.send_forwards,), name="forwards", daemon=True),
             threading.Thread(target=self._run_prepared, args=(self.pages.followers.watch,), name="watch", daemon=True),
-            threading.Thread(target=self._run_warmed, args=(self.pages.finish_stores,), name="stores", daemon=True),
+            threading.Thread(target=self._run_warmed, args=(self.pages.finish_stores, 1), name="stores", daemon=True),
             *(
-                threading.Thread(target=self._run_warmed, args=(self._serve_pages,), name=f"page-path-{n}", daemon=True)
+                threading.Thread(target=self._run_warmed, args=(self._serve_pages, 2 + n), name=f"page-path-{n}", daemon=True)
                 for n in range(READERS + 1)
             ),
         ]
@@ -88,15 +92,16 @@ class Relay:
         return self._is_over
 
     def statistics(self) -> dict[str, int]:
-        """Requests on the page path and how many of them were deferred, since the start."""
-        return {"requests": self._counts.requests, "deferred": self._counts.deferred}
+        """Requests on the page path, and how many of them were deferred and refused as poison, since the worker's start."""
+        return {"requests": self._counts.requests, "deferred": self._counts.deferred, "poisoned": self._counts.poisoned}
 
     def _run_prepared(self, run: Callable[[], None]) -> None:
         self._try(prepare_thread)
         run()
 
-    def _run_warmed(self, run: Callable[[], None]) -> None:
+    def _run_warmed(self, run: Callable[[], None], number: int) -> None:
         """Run a thread that serves pages, which touches beforehand what it will touch: that may not be there later."""
+        self._handling.join(number)
         self._try(prepare_thread)
         self._try(self._pager.warm_thread)
         run()

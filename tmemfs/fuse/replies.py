@@ -17,6 +17,7 @@ from tmemfs.errors import TmemfsError
 from tmemfs.fuse import wire
 from tmemfs.fuse.bugs import Bugs
 from tmemfs.fuse.errnos import errno_of
+from tmemfs.fuse.kept_requests import KeptRequests
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +30,25 @@ _ATTEMPTS: Final = 100
 
 
 class Replies:
-    """Replies to the FUSE device `device_fd`; unknown errors are noted in `bugs`."""
+    """Replies to the FUSE device `device_fd`; unknown errors are noted in `bugs`, `kept` is told what is answered."""
 
-    def __init__(self, device_fd: int, bugs: Bugs) -> None:
+    def __init__(self, device_fd: int, bugs: Bugs, kept: KeptRequests) -> None:
         self._device = device_fd
         self._bugs = bugs
+        self._kept = kept if kept.keeps else None
 
     def send(self, *parts: bytes | bytearray) -> None:
         """Send one reply, with one call."""
+        kept = self._kept
+        if kept is None:
+            self._send(parts)
+            return
+        _, negative, unique = wire.REPLY.unpack_from(parts[0])
+        kept.answering(unique, -negative)
+        self._send(parts)
+        kept.answered(unique)
+
+    def _send(self, parts: tuple[bytes | bytearray, ...]) -> None:
         try:
             os.writev(self._device, parts)
         except OSError as error:

@@ -32,9 +32,14 @@ FALLOCATE: Final = 43
 #: The kernel sends these in the background, and no process waits for them.
 RELEASES: Final = frozenset((RELEASE, RELEASEDIR))
 
+#: Requests that want no reply: FORGET, BATCH_FORGET and INTERRUPT; and RELEASE, which gets one before it is passed on.
+NO_REPLY: Final = RELEASES | {FORGET, BATCH_FORGET, INTERRUPT}
+
 #: Header of a request, and of READ, WRITE and FALLOCATE their first fields too.
 HEADER: Final = Struct("<IIQQ")
 IO: Final = Struct("<IIQQ24xQI")
+_UNIQUE_AT: Final = 8
+_NO_UNIQUE: Final = bytes(8)
 #: The first field of INTERRUPT: `unique` of the request that no process waits for any more.
 INTERRUPTED: Final = Struct("<40xQ")
 #: Unique and handle of a WRITE.
@@ -59,6 +64,11 @@ REQUEST_BYTES: Final = REQUEST_PAGES * 4096
 #: is there from the start (Pager.warm). With 64, swap stalled in a guest without free memory: the heap had to grow for waiting
 #: stores.
 REQUESTS_UNDER_WAY: Final = 8
+
+#: Set in the `unique` of a request that the kernel hands out again.
+RESENT: Final = 1 << 63
+#: A notification (unique 0) that asks for that: FUSE_NOTIFY_RESEND in the place of an error. Linux 6.9; EINVAL before.
+RESEND: Final = REPLY.pack(REPLY_BYTES, 7, 0)
 
 _INIT_LIMITS: Final = Struct("<HHIIH")
 _INIT_LIMITS_AT: Final = REPLY_BYTES + 16
@@ -91,9 +101,30 @@ def limit_requests(reply: bytearray) -> None:
     _INIT_LIMITS.pack_into(reply, _INIT_LIMITS_AT, *limits)
 
 
+def copy_request(into: memoryview, head: memoryview, data: memoryview) -> None:
+    """Copy a request, its `unique` last: who finds that finds all of it."""
+    into[IO_BYTES : IO_BYTES + len(data)] = data
+    into[_UNIQUE_AT + 8 : IO_BYTES] = head[_UNIQUE_AT + 8 : IO_BYTES]
+    into[:_UNIQUE_AT] = head[:_UNIQUE_AT]
+    into[_UNIQUE_AT : _UNIQUE_AT + 8] = head[_UNIQUE_AT : _UNIQUE_AT + 8]
+
+
+def clear_unique(head: memoryview) -> None:
+    """Say that there is no request at `head`."""
+    # With one 8-byte write: struct would write byte by byte, and a process that is killed meanwhile leave another number there.
+    head[_UNIQUE_AT : _UNIQUE_AT + 8] = _NO_UNIQUE
+
+
 def error_reply(unique: int, errno: int) -> bytes:
     """The reply that says `errno`."""
     return REPLY.pack(REPLY_BYTES, -errno, unique)
+
+
+def done_reply(unique: int, errno: int, written_bytes: int) -> bytes:
+    """The reply to a WRITE of `written_bytes`, or to a discard (0), that ended with `errno`."""
+    if errno:
+        return error_reply(unique, errno)
+    return written_reply(unique, written_bytes) if written_bytes else empty_reply(unique)
 
 
 def empty_reply(unique: int) -> bytes:

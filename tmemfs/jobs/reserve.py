@@ -9,6 +9,7 @@ Invariant: 1. Every plan taken from the store is committed, whatever the kernel 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -29,10 +30,15 @@ SHORT_FRAME_S: Final = 0.02
 FRAME_S: Final = 0.1
 
 
-class Reserve:
-    """Keeps the reserve of `tmem`'s arena filled. `run` in trio."""
+#: Keeps a part of the arena in RAM though this process ends: offset and length in bytes. Raises OSError.
+Keep = Callable[[int, int], None]
 
-    def __init__(self, tmem: Tmem, size: PoolSize, notices: Notices, free_frames: FreeFrames) -> None:
+
+class Reserve:
+    """Keeps the reserve of `tmem`'s arena filled. `run` in trio. What is faulted in is given to `keep`."""
+
+    def __init__(self, tmem: Tmem, size: PoolSize, notices: Notices, free_frames: FreeFrames, keep: Keep) -> None:
+        self._keep = keep
         self.executor = Executor("populate")
         self._tmem = tmem
         self._size = size
@@ -47,6 +53,7 @@ class Reserve:
 
     async def run(self) -> None:
         """Fill the reserve whenever it is short, until cancelled."""
+        await self.executor.run(self.keep_used)
         while True:
             self._notices.reserve.clear()
             if self._tmem.arena.wants_populating:
@@ -67,11 +74,22 @@ class Reserve:
         self._is_awaited = False
         return arena.has_free_frame
 
+    def keep_used(self) -> None:
+        """Keep the frames that segments are in: stores took some of them before there was a reserve. In a thread."""
+        with self._tmem.lock:
+            frames = sorted(self._tmem.arena.used)
+        for frame in frames:
+            # One that is released meanwhile would be faulted in again, and count nowhere.
+            with self._tmem.lock:
+                if frame in self._tmem.arena.used:
+                    self._keep(frame * SEGMENT_BYTES, SEGMENT_BYTES)
+
     def fill(self) -> None:
         """Fault frames in until the reserve is full; in a thread."""
         while plan := self._tmem.reclaim.plan_populate():
             try:
                 populate(self._tmem.arena.region.map, plan.frame * SEGMENT_BYTES, SEGMENT_BYTES)
+                self._keep(plan.frame * SEGMENT_BYTES, SEGMENT_BYTES)
             except OSError as error:
                 self._tmem.reclaim.commit_populate(plan, ok=False)
                 log.warning("no memory for the reserve: %s", error)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Final, get_args
 
 from tmemfs.observe.metric import EVENTS, STAT_ONLY, Metric, Output, Section, Unit
+from tmemfs.system.status_region import Word
 from tmemfs.units import BLOCK_BYTES, PAGE_BYTES
 
 _MM_STAT: Final[frozenset[Output]] = frozenset(("mm_stat",))
@@ -25,6 +26,18 @@ _METRICS: Final[frozenset[Output]] = frozenset(("metrics",))
 _DAEMON: Final = Section("The daemon", (
     Metric("version", "info", "-", "Version of the daemon.", lambda s: s.version),
     Metric("daemon_pid", "info", "-", "Process id of the daemon.", lambda s: s.pid, STAT_ONLY),
+    Metric("worker_pid", "info", "-", "Process id of the worker, which serves the mount for the daemon.", lambda s: s.worker_pid,
+        STAT_ONLY),
+    Metric("worker_generation", "gauge", "1", "Workers that were started so far, this one included.",
+        lambda s: s.supervised(Word.GENERATION)),
+    Metric("worker_killed", "counter", "1", "Workers that were killed from outside.",
+        lambda s: s.supervised(Word.DEATHS_KILLED)),
+    Metric("worker_crashed", "counter", "1", "Workers that ended by a bug.", lambda s: s.supervised(Word.DEATHS_CRASHED)),
+    Metric("worker_hung", "counter", "1", "Workers that were replaced because they answered nothing for the watchdog's time.",
+        lambda s: s.supervised(Word.DEATHS_HUNG)),
+    Metric("upgrades", "counter", "1", "Handovers to another version.", lambda s: s.supervised(Word.UPGRADES)),
+    Metric("poisoned_requests", "counter", "requests", "Requests answered with an error because workers had died of them.",
+        lambda s: s.request_count("poisoned")),
     Metric("codec", "info", "-", "How pages are compressed that are stored from now on.", lambda s: s.codec),
     Metric("compiled", "gauge", "0/1", "1: stores go through compiled functions.", lambda s: s.is_compiled),
     Metric("swap_size", "gauge", "bytes", "Logical size of the swap image.", lambda s: s.swap_bytes),

@@ -31,6 +31,7 @@ from tmemfs.store.statistics import TmemStatistics
 from tmemfs.store.tmem import Counts
 from tmemfs.system.kernel_settings import Change
 from tmemfs.system.memory import Resident, resident_bytes
+from tmemfs.system.status_region import Word
 
 #: While frames are released without a pause, no two readings agree. One takes 50 us.
 _MOST_READINGS = 8
@@ -49,9 +50,17 @@ class Snapshot:
 
     @property
     def pid(self) -> int:
-        """The daemon's process."""
-        # asked when it is read: a daemon in the background has been forked
+        """The daemon's process: the supervisor."""
+        return self.services.daemon_pid
+
+    @property
+    def worker_pid(self) -> int:
+        """The worker's process."""
         return os.getpid()
+
+    def supervised(self, word: Word) -> int | None:
+        """A word of the supervisor about its workers; None where there is no supervisor."""
+        return self.services.status.words[word] if self.services.status else None
 
     @property
     def pressure_ceiling(self) -> int | float:
@@ -152,10 +161,18 @@ class Snapshot:
         # Frames are released meanwhile. Figures of two moments would differ by frames that are counted in one of them only, so
         # both are read again until the pool is the same before and after.
         for _ in range(_MOST_READINGS):
-            resident, before, pool = resident_bytes(), pool, region.resident_bytes()
+            resident, before, pool = self._resident_now(), pool, region.resident_bytes()
             if pool == before:
                 break
         return resident, pool
+
+    def _resident_now(self) -> Resident:
+        """Of the worker, and what the supervisor has beside what both have mapped. Pages that they share count twice."""
+        worker = resident_bytes(os.getpid())
+        if self.pid == os.getpid():
+            return worker
+        supervisor = resident_bytes(self.pid)
+        return Resident(worker.anon + supervisor.anon, max(worker.file, supervisor.file), max(worker.shmem, supervisor.shmem))
 
     # ---- the machine -----------------------------------------------------------------------------------------------
 

@@ -15,11 +15,14 @@ class Region:
 
     __slots__ = ("fd", "map", "name", "size_bytes", "view")
 
-    def __init__(self, name: str, size_bytes: int) -> None:
+    def __init__(self, name: str, size_bytes: int, fd: int | None = None) -> None:
+        """A new region, or the one of the same name and size behind `fd`, which another process left."""
         self.name = name
         self.size_bytes = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        self.fd = os.memfd_create(f"tmemfs-{name}", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, self.size_bytes)
+        if fd is None:
+            fd = os.memfd_create(f"tmemfs-{name}", os.MFD_CLOEXEC)
+            os.ftruncate(fd, self.size_bytes)
+        self.fd = fd
         self.map = mmap.mmap(self.fd, self.size_bytes)
         self.map.madvise(mmap.MADV_DONTDUMP)  # a core file must not hold pages, nor take as long to write as they are large
         self.view = memoryview(self.map)

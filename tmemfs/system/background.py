@@ -6,6 +6,7 @@ of the error that stopped it, which the parent raises as its own. Nothing is imp
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -35,15 +36,24 @@ def run_in_background(serve: Callable[[Callable[[], None]], None], log: Path) ->
         if os.fork():
             os._exit(0)
         _serve_detached(serve, log_fd, writer)
-    # the read below ends when the last writer does: only the daemon must have that end
+    # the read below ends when the last writer has ended
     os.close(writer)
     os.close(log_fd)
     os.waitpid(child, 0)
-    with os.fdopen(reader, "rb") as pipe:
-        said = pipe.read()
+    said = _read_message(reader)
+    os.close(reader)
     if said != _READY:
         _remove_empty(log)
         raise Refused(os.fsdecode(said) or f"the daemon ended at once: see {log}")
+
+
+def _read_message(reader: int) -> bytes:
+    """What the daemon says: that it is ready, or why it has ended."""
+    said = b""
+    # not to the end of the file after `ready`: the daemon's worker has the pipe as well
+    while said != _READY and (more := os.read(reader, 4096)):
+        said += more
+    return said
 
 
 def open_standard_descriptors() -> None:
@@ -66,9 +76,12 @@ def close_inherited(*kept: int) -> None:
                 os.close(fd)
 
 
-def _said_of(error: BaseException) -> str:
+def said_of(error: BaseException) -> str:
+    """What the command in front says of an error that ended the daemon."""
     if isinstance(error, TmemfsError):
         return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"not enough files can be opened ({error.strerror}): raise RLIMIT_NOFILE (ulimit -n 64)"
     if isinstance(error, OSError | MemoryError):
         return f"the kernel refused what the daemon needs ({error}): free memory or raise its limits; the log has more"
     if isinstance(error, ImportError):
@@ -103,7 +116,7 @@ def _serve_detached(serve: Callable[[Callable[[], None]], None], log_fd: int, wr
     except BaseException as error:
         if not isinstance(error, TmemfsError):
             traceback.print_exc()
-        message = _said_of(error)
+        message = said_of(error)
         # after `ready` the pipe is closed: then only the log learns of the error
         try:
             os.write(writer, os.fsencode(message))

@@ -10,6 +10,7 @@ import ctypes
 import gc
 import mmap
 import os
+import signal
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -35,6 +36,7 @@ _PUNCH_HOLE_KEEP_SIZE: Final = 3
 _MADV_POPULATE_WRITE: Final = 23
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _MLOCK_ONFAULT: Final = 1
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_IO_FLUSHER: Final = 57
 _OOM_SCORE_ADJ_MIN: Final = -1000
@@ -83,6 +85,20 @@ def lock_future() -> Outcome:
     """Lock what is mapped now and later, each page when it is first touched."""
     # ONFAULT: most of each thread's stack is never touched (docs/decisions/0001)
     return _outcome("memory_locked", _libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT))
+
+
+def private_areas() -> list[proctext.Area]:
+    """The mappings that this process may write and shares with nobody, except for what a fork left in common."""
+    areas = proctext.parse_areas(Path("/proc/self/maps").read_bytes())
+    return [area for area in areas if area.permissions[1::2] == "wp"]
+
+
+def lock_private(areas: list[proctext.Area]) -> Outcome:
+    """Fault in and lock `areas`, private ones: this process has its own copy of each page then.
+
+    A forked process shares such pages with its parent until it writes to one. Then it waits for memory, perhaps when there is none.
+    """
+    return _outcome("memory_locked", any([_libc.mlock2(area.start, area.end - area.start, 0) for area in areas]))
 
 
 def drop_code(libraries: tuple[str, ...]) -> None:
@@ -172,6 +188,13 @@ def no_core_dump() -> Outcome:
     return _outcome("core_dumps_off", _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
 
 
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent, process `parent`, ends. Raises ProcessLookupError if it has ended."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+    if os.getppid() != parent:  # it ended before the call
+        raise ProcessLookupError(f"the supervisor (process {parent}) has ended")
+
+
 def heap_settings() -> Outcome:
     """Have malloc use one arena and keep its memory."""
     # memory that went back to the kernel would have to be faulted in again, perhaps when there is none
@@ -217,9 +240,9 @@ def direct_alignment(fd: int) -> int | None:
     return alignment or None if mask & _STATX_DIOALIGN else None
 
 
-def resident_bytes() -> Resident:
-    """Resident memory of this process."""
-    found = proctext.parse_keyed(Path("/proc/self/status").read_bytes(), b"Rss")
+def resident_bytes(pid: int) -> Resident:
+    """Resident memory of process `pid`. Raises OSError if it has ended."""
+    found = proctext.parse_keyed(Path(f"/proc/{pid}/status").read_bytes(), b"Rss")
     anon, file, shmem = (proctext.kilobytes(found[key]) for key in ("RssAnon", "RssFile", "RssShmem"))
     return Resident(anon, file, shmem)
 
@@ -259,5 +282,5 @@ def _check(result: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _outcome(name: str, result: int) -> Outcome:
+def _outcome(name: str, result: int | bool) -> Outcome:
     return Outcome(name, result == 0, "" if result == 0 else os.strerror(ctypes.get_errno()))

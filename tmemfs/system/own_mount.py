@@ -35,26 +35,26 @@ def forget(record: MountRecord) -> None:
             runtime.drop_record(last, is_locked=False)
 
 
-def loops_of_own(mountpoint: Path) -> list[str]:
-    """Loop devices over the image of this process, also after its mount was detached."""
+def loops_of_own(mountpoint: Path, daemon: int) -> list[str]:
+    """Loop devices over the image of process `daemon`, also after its mount was detached."""
     # not by the file behind the loop device (swapdev.file_behind): the kernel would ask this process, which waits for the answer
-    record, image = _own_record(mountpoint), os.fspath(swapdev.resolved(mountpoint) / "swap")
+    record, image = _own_record(mountpoint, daemon), os.fspath(swapdev.resolved(mountpoint) / "swap")
     own = (record.loop, record.diskseq) if record and record.diskseq else None
     return [loop.device for loop in swapdev.loop_devices() if loop.path == image or (loop.device, loop.diskseq) == own]
 
 
-def unmount_own(mountpoint: Path) -> None:
-    """Unmount what this process serves at `mountpoint`, and nothing else that is mounted there by now. Raises OSError."""
-    record, mount = _own_record(mountpoint), swapdev.mount_at(mountpoint)
+def unmount_own(mountpoint: Path, daemon: int) -> None:
+    """Unmount what process `daemon` serves at `mountpoint`, and nothing else that is mounted there by now. Raises OSError."""
+    record, mount = _own_record(mountpoint, daemon), swapdev.mount_at(mountpoint)
     if record and (mount is None or mount.device != record.device):
         raise OSError(errno.EINVAL, "it is not mounted there any more")
     swapdev.unmount(mountpoint)
 
 
-def _own_record(mountpoint: Path) -> MountRecord | None:
-    """The record of this process, None if none was written (a test or a tool started it)."""
+def _own_record(mountpoint: Path, daemon: int) -> MountRecord | None:
+    """The record of process `daemon`, None if none was written (a test or a tool started it)."""
     try:
         record = runtime.read_record(swapdev.resolved(mountpoint))
     except Refused:
         return None
-    return record if record and record.pid == os.getpid() and record.daemon_lives else None
+    return record if record and record.pid == daemon and record.daemon_lives else None

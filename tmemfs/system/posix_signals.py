@@ -1,6 +1,6 @@
 """POSIX signals of the daemon: only SIGKILL ends it while its swap is in use.
 
-    SIGTERM, SIGINT, SIGQUIT   ask it to stop: it unmounts, unless the image is in use (daemon.py decides)
+    SIGTERM, SIGINT, SIGQUIT   ask it to stop: it unmounts, unless the image is in use (shutdown.py decides)
     SIGHUP                     reopens the log, as logrotate expects
     all others                 are ignored, also those that would stop the process (SIGTSTP)
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from types import FrameType
@@ -26,6 +26,12 @@ STOP: Final = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
 REOPEN_LOG: Final = signal.SIGHUP
 #: Signals that the kernel ignores by default, or lets nobody ignore.
 _LEFT_ALONE: Final = frozenset((signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH))
+
+
+def ignore_others(taken: Collection[int]) -> None:
+    """Ignore every signal that is not `taken`, as far as the kernel lets a process do that."""
+    for number in signal.valid_signals() - set(taken) - _LEFT_ALONE:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class SignalInbox:
@@ -40,8 +46,7 @@ class SignalInbox:
         taken = {*STOP, REOPEN_LOG}
         for number in taken:
             signal.signal(number, self._note)
-        for number in signal.valid_signals() - taken - _LEFT_ALONE:
-            signal.signal(number, signal.SIG_IGN)
+        ignore_others(taken)
 
     async def receive(self) -> signal.Signals:
         """The next signal, in order of arrival. For one task at a time."""

@@ -105,6 +105,11 @@ def name_for(mountpoint: Path) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[-_LONGEST_NAME:]}%{zlib.crc32(path):08x}"
 
 
+def status_path(mountpoint: Path) -> Path:
+    """The file with the status region of the daemon of `mountpoint`, which has no symbolic links. Raises Refused."""
+    return runtime_directory() / f"{name_for(mountpoint)}.status"
+
+
 def lock_of(mountpoint: Path) -> str:
     """The name of the lock of `mountpoint`."""
     return f"{name_for(mountpoint)}.lock"

@@ -1,6 +1,7 @@
 """Tiers: where segments are written to when they leave RAM. Knows nothing of slots, records and codecs.
 
 tier        the protocol: what a new tier has to do
+watched     counts the calls of another tier
 file        a sparse file or a block device
 in_memory   for tests, and for a pool without a backing
 """

@@ -4,8 +4,8 @@ A tier keeps segments in numbered extents of SEGMENT_BYTES. It knows nothing of 
 method raises TierError (BackingFull where it has no space), and a refused write leaves the segment where it was. All methods block.
 Several threads call them at once, but no two at once for the same extent, except to read it.
 
-A new tier is a class with these methods, in a file of its own beside this one. It inherits nothing. daemon.serve makes the one that
-a daemon uses; store/ and jobs/ know the protocol alone.
+A new tier is a class with these methods, in a file of its own beside this one. It inherits nothing. supervisor.serve makes the one
+that a daemon uses; store/ and jobs/ know the protocol alone.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ from typing import Final
 from tmemfs.cli.real_pages import RealPages
 from tmemfs.engine import Engine
 from tmemfs.fuse import wire
+from tmemfs.fuse.mount import Device
+from tmemfs.fuse.page_path import Inheritance
 from tmemfs.fuse.relay import Relay
 from tmemfs.pages.pager import Deferred, Pager
 from tmemfs.store.codec import parse_codec
@@ -153,7 +155,7 @@ def _filled(kind: str) -> Engine:
 
 def _relay(engine: Engine) -> Callable[[int], None]:
     def serve(device: int) -> None:
-        relay = Relay(device, engine.pager, INODE)
+        relay = Relay(Device(device, b"", resends=True), engine.pager, INODE, Inheritance.none(INODE))
         os.close(relay.namespace_fd)
         with suppress(_End):
             relay.pages.lead()

@@ -17,25 +17,28 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
 import trio
 
 from tmemfs.control import Attribute, ControlDirectory
-from tmemfs.daemon import Parts, serve
 from tmemfs.errors import TmemfsError
 from tmemfs.fuse.library import pyfuse3
 from tmemfs.fuse.namespace import SWAP, Namespace, inode_of
 from tmemfs.fuse.wire import REQUEST_PAGES, REQUESTS_UNDER_WAY
+from tmemfs.holdings import Geometry, Regions
 from tmemfs.jobs.executor import Executor
 from tmemfs.jobs.supervision import Job, Jobs
-from tmemfs.options import Options
+from tmemfs.options import Options, check
 from tmemfs.pages.pager import Deferred, Pager
 from tmemfs.services import Services
 from tmemfs.system import memory, swapdev
+from tmemfs.system.memory_safety import MemorySafety
+from tmemfs.tiers.file import FileTier
 from tmemfs.units import PAGE_BYTES, parse_size
+from tmemfs.worker import Parts, build
 from tools.bench.mounts import Mount, end_server, unmount, wait_ready
 
 
@@ -140,17 +143,28 @@ def mounted(directory: Path, name: str, size_bytes: int, pool_max: str) -> Itera
         yield Mount(mountpoint, device)
 
 
+def _serve(options: Options) -> None:
+    """Serve in this process, without a supervisor. Raises what the checks raise."""
+    check(options)
+    assert options.backing is not None
+    safety = MemorySafety()
+    safety.prepare_process()
+    with closing(FileTier(options.backing)) as tier:
+        geometry = Geometry.of(options, tier)
+        safety.lock_current()
+        regions = Regions.create(geometry)
+        regions.lock(safety)
+        parts = build(options, tier, geometry, regions, safety, Pager)
+        PlainServer(options, parts, lambda: print("ready", flush=True)).run()
+
+
 def main() -> int:
     """Serve."""
     mountpoint, size, pool_max, backing = sys.argv[1:]
     logging.basicConfig(level=logging.WARNING)
     options = Options(Path(mountpoint), parse_size(size), pool_max, Path(backing))
     try:
-        serve(
-            options,
-            lambda: print("ready", flush=True),
-            serve_parts=lambda options, parts, ready: PlainServer(options, parts, ready).run(),
-        )
+        _serve(options)
     except TmemfsError as error:
         print(f"plain_fuse: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,381 @@
+"""The supervisor: the process that must not die. It holds what a mount consists of, and forks the worker that serves it.
+
+    Holdings    /dev/fuse, regions, tier, status (holdings.py): made here, before the first worker
+    Worker      a forked process (worker.py); if it ends otherwise than by an unmount, the next one is forked over the same holdings
+    Watchdog    a worker that hangs is killed (watchdog.py)
+    Refusing    workers that die one after the other, and answer nothing, are not followed by another: the mount answers errors
+
+A worker is forked, not executed: everything it needs has been imported, so no file is read for it and little memory is needed while
+the machine's swap stands still. The supervisor itself starts no thread, writes no file and does not log while the mount is in use:
+its log may lie in the very swap that is not served. What it has to say is in the status region, and the next worker logs it.
+
+Signals: SIGTERM, SIGINT, SIGQUIT and SIGHUP are the worker's to obey, and are passed on to it once it serves. All others are
+ignored. SIGKILL ends the supervisor, and with it the worker (memory.end_with_parent) and all that is swapped out.
+
+Invariants:
+1. The regions stay mapped and locked here, so no page of the pool leaves RAM while no worker lives.
+2. At most one worker lives at any time.
+3. What was changed of the machine's settings is restored when the supervisor ends, whatever ended it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import closing, suppress
+from types import FrameType
+from typing import Final, NoReturn
+
+from tmemfs import __version__
+from tmemfs.errors import Refused, TmemfsError
+from tmemfs.fuse.handling import IDLE
+from tmemfs.fuse.kept_requests import KeptRequests
+from tmemfs.fuse.mount import Device, mount_fuse
+from tmemfs.fuse.refusing import Refusing
+from tmemfs.fuse.wire import RESENT
+from tmemfs.holdings import Geometry, Holdings, Regions
+from tmemfs.options import Options, check
+from tmemfs.store.region import Region
+from tmemfs.system import memory, runtime
+from tmemfs.system.background import said_of
+from tmemfs.system.kernel_settings import KernelSettings
+from tmemfs.system.memory_safety import MemorySafety
+from tmemfs.system.notify import notify
+from tmemfs.system.posix_signals import REOPEN_LOG, STOP, ignore_others
+from tmemfs.system.rlimits import raise_limits
+from tmemfs.system.status_region import HANDLING, MOST_HANDLING, State, StatusRegion, Word
+from tmemfs.system.swapdev import unmount
+from tmemfs.tiers.file import FileTier
+from tmemfs.tiers.in_memory import MemoryTier
+from tmemfs.tiers.tier import Tier
+from tmemfs.watchdog import Signs, Watchdog
+from tmemfs.worker import Birth, RunWorker, run_worker
+
+log = logging.getLogger(__name__)
+
+#: So many workers that answered nothing, within the time, and no other is forked.
+_MOST_DEATHS: Final = 5
+_DEATHS_WITHIN_S: Final = 60.0
+#: The worker's status after an unmount, and after an error before its mount answered.
+_UNMOUNTED: Final = 0
+_FAILED: Final = 1
+_READY: Final = b"\0ready"
+_LONGEST_MESSAGE: Final = 4096
+_LONGEST_DUMP: Final = 32 << 10
+#: A worker that is told to dump its stacks has this long to do it. One that could not be reached by a signal does not.
+_DUMP_S: Final = 0.5
+_DUMP: Final = signal.SIGRTMAX
+_MOST_LOOK_S: Final = 5.0
+
+
+def serve(options: Options, ready: Callable[[], None], run: RunWorker = run_worker) -> None:
+    """Mount and serve until unmounted; `ready` is called once the mount answers. Raises what `check` raises, and Refused.
+
+    `run` is what a worker does, for those who have it do more.
+    """
+    check(options)
+    raise_limits()
+    safety = MemorySafety()
+    safety.prepare_process()
+    try:
+        tier: Tier = FileTier(options.backing) if options.backing else MemoryTier(0)
+        try:
+            _serve(options, tier, safety, ready, run)
+        finally:
+            tier.close()
+    except BaseException as error:
+        log.error("the daemon of %s has ended: %s", options.mountpoint, error)
+        raise
+    log.info("the daemon of %s has ended: it was unmounted", options.mountpoint)
+
+
+def _serve(options: Options, tier: Tier, safety: MemorySafety, ready: Callable[[], None], run: RunWorker) -> None:
+    geometry = Geometry.of(options, tier)
+    safety.lock_current()
+    regions = Regions.create(geometry)
+    regions.lock(safety)
+    path = runtime.status_path(options.mountpoint)
+    with closing(StatusRegion.create(path)) as status:
+        try:
+            safety.note_lock(memory.lock_region(status.map, status.size_bytes))
+            device = mount_fuse(options.mountpoint)
+            try:
+                requests = Region("requests", KeptRequests.region_bytes(keeps=not device.resends))
+                safety.note_lock(memory.lock_region(requests.map, requests.size_bytes))
+                safety.note_lock(memory.lock_future())
+                holdings = Holdings(device, tier, geometry, regions, requests, status)
+                Supervisor(options, holdings, safety, ready, run).run()
+            finally:
+                os.close(device.fd)
+        finally:
+            path.unlink(missing_ok=True)
+
+
+class Supervisor:
+    """Keeps a worker of `holdings` alive until the unmount; calls `ready` once the mount answers for the first time."""
+
+    def __init__(
+        self, options: Options, holdings: Holdings, safety: MemorySafety, ready: Callable[[], None], run: RunWorker
+    ) -> None:
+        # constant after construction
+        self._options = options
+        self._holdings = holdings
+        self._device: Device = holdings.device
+        self._status = holdings.status
+        self._words = holdings.status.words
+        self._safety = safety
+        self._ready = ready
+        self._run_worker = run
+        self._pid = os.getpid()
+        self._inbox = _Inbox()
+        self._dump = os.memfd_create("tmemfs-stacks", os.MFD_CLOEXEC)
+        self._unread = select.poll()
+        self._unread.register(self._device.fd, select.POLLIN)
+        # how many workers died of which request, and when those died that answered nothing
+        self._suspects: dict[int, int] = {}
+        self._fruitless: list[float] = []
+        self._is_ready = False
+        self._is_unmounted = False
+        self._was_killed_for = ""
+
+    def run(self) -> None:
+        """Serve until unmounted. Raises Refused if the first worker cannot."""
+        self._inbox.install()
+        words = self._words
+        words[Word.SUPERVISOR_PID] = self._pid
+        self._status.set_version(__version__)
+        words[Word.WATCHDOG_MS] = int(self._options.watchdog_s * 1000)
+        try:
+            while not self._is_unmounted:
+                self._is_unmounted = self._serve_once()
+                if len(self._fruitless) >= _MOST_DEATHS:
+                    self._refuse()
+                    self._is_unmounted = True
+        finally:
+            words[Word.STATE] = State.ENDED
+            self._unmount_at_last()
+            self._restore_settings()
+
+    # ---- one worker ------------------------------------------------------------------------------------------------
+
+    def _serve_once(self) -> bool:
+        """Fork a worker, and wait for its end; whether the file system was unmounted. Raises Refused."""
+        words, (reader, writer) = self._words, os.pipe()
+        words[Word.IS_SERVING] = 0
+        words[Word.STARTED_NS] = time.monotonic_ns()
+        words[Word.GENERATION] += 1
+        birth = Birth(self._pid, words[Word.GENERATION], self._suspects, self._last_words())
+        worker = os.fork()
+        if not worker:
+            os.close(reader)
+            self._become_worker(birth, writer)
+        os.close(writer)
+        words[Word.WORKER_PID] = worker
+        words[Word.STATE] = State.SERVING if self._is_ready else State.STARTING
+        status, said = self._wait(worker, reader)
+        os.close(reader)
+        words[Word.WORKER_PID] = 0
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == _UNMOUNTED:
+            return True
+        if not self._is_ready:
+            raise Refused(said or f"the worker ended at once ({_why(status)}): see the log")
+        self._note_death(worker, status)
+        return False
+
+    def _become_worker(self, birth: Birth, writer: int) -> NoReturn:
+        """In the forked process: serve, say how that went, and end."""
+        status = _FAILED
+        try:
+            signal.set_wakeup_fd(-1)
+            memory.end_with_parent(self._pid)
+            faulthandler.register(_DUMP, file=self._dump, all_threads=True)
+            faulthandler.enable(file=self._dump, all_threads=True)
+
+            def announce() -> None:
+                os.write(writer, _READY)
+
+            self._run_worker(self._options, self._holdings, self._safety, birth, announce)
+            status = _UNMOUNTED
+        except BaseException as error:
+            if not isinstance(error, TmemfsError):
+                traceback.print_exc()
+            with suppress(OSError):
+                os.write(writer, os.fsencode(said_of(error)))
+        finally:
+            with suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(status)
+
+    def _wait(self, worker: int, reader: int) -> tuple[int, str]:
+        """Wait for the end of the worker; its status, and what it said before its mount answered."""
+        said, watchdog = b"", Watchdog(time.monotonic())
+        ended, poll = os.pidfd_open(worker), select.poll()
+        for fd in (ended, reader, self._inbox.fd):
+            poll.register(fd, select.POLLIN)
+        try:
+            while True:
+                events = {fd for fd, _ in poll.poll(self._look_s() * 1000)}
+                if reader in events:
+                    poll.unregister(reader)  # it says one thing
+                    said = os.read(reader, _LONGEST_MESSAGE)
+                    if said == _READY:
+                        self._answers()
+                if ended in events:
+                    return os.waitpid(worker, 0)[1], os.fsdecode(said)
+                self._pass_signals_on(worker)
+                self._watch(watchdog, worker)
+        finally:
+            os.close(ended)
+
+    def _answers(self) -> None:
+        """The mount answers. Tell the caller, the first time."""
+        self._words[Word.STATE] = State.SERVING
+        if self._is_ready:
+            return
+        self._is_ready = True
+        notify("READY=1")
+        try:
+            self._ready()
+        except OSError as error:
+            mountpoint = self._options.mountpoint
+            log.warning("nobody waits for the mount any more (%s): 'tmemfs umount %s' ends it", error.strerror, mountpoint)
+
+    def _pass_signals_on(self, worker: int) -> None:
+        """Before it serves it would not obey them."""
+        while self._words[Word.IS_SERVING] and (number := self._inbox.take()):
+            with suppress(ProcessLookupError):
+                os.kill(worker, number)
+
+    # ---- a worker that hangs ---------------------------------------------------------------------------------------
+
+    def _look_s(self) -> float:
+        """How often to look at the worker."""
+        limit_s = self._words[Word.WATCHDOG_MS] / 1000
+        return min(limit_s / 8, _MOST_LOOK_S) if limit_s else _MOST_LOOK_S
+
+    def _watch(self, watchdog: Watchdog, worker: int) -> None:
+        """Kill the worker if it hangs."""
+        words, now = self._words, time.monotonic()
+        has_unread = bool(self._unread.poll(0))
+        begun, ended = words[Word.TIER_BEGUN], words[Word.TIER_ENDED]
+        watchdog.look(Signs(has_unread, self._status.handling(), words[Word.PULSE], begun, ended), now)
+        words[Word.ANSWERED_NS] = int((now - watchdog.silent_s(now)) * 1e9)
+        limit_s = words[Word.WATCHDOG_MS] / 1000
+        if limit_s and watchdog.hangs(limit_s, now):
+            self._was_killed_for = f"no request was answered for {watchdog.silent_s(now):.1f} s"
+            self._dump_stacks(worker)
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+
+    def _dump_stacks(self, worker: int) -> None:
+        """Have the worker write where its threads are, which the next one logs."""
+        with suppress(ProcessLookupError):
+            os.kill(worker, _DUMP)
+            os.kill(worker, signal.SIGCONT)  # a stopped process takes no signal
+        size, deadline = -1, time.monotonic() + _DUMP_S
+        # Until it has begun, and does not grow any more.
+        while time.monotonic() < deadline and (size <= 0 or size != os.fstat(self._dump).st_size):
+            size = os.fstat(self._dump).st_size
+            time.sleep(_DUMP_S / 10)
+
+    def _last_words(self) -> str:
+        """What the last worker dumped."""
+        found = os.pread(self._dump, _LONGEST_DUMP, 0)
+        os.ftruncate(self._dump, 0)
+        os.lseek(self._dump, 0, os.SEEK_SET)
+        return found.decode(errors="replace")
+
+    # ---- a worker that died ----------------------------------------------------------------------------------------
+
+    def _note_death(self, worker: int, status: int) -> None:
+        """Count why it died, and what it died of."""
+        words, hung = self._words, self._was_killed_for
+        self._was_killed_for = ""
+        is_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not hung
+        words[Word.DEATHS_HUNG if hung else Word.DEATHS_KILLED if is_killed else Word.DEATHS_CRASHED] += 1
+        how = f"was killed, as {hung}" if hung else _why(status)
+        self._status.add_death(f"worker {words[Word.GENERATION]} (process {worker}) {how}")
+        handled = self._status.handling()
+        if not is_killed:  # whoever kills a worker from outside says nothing of its request
+            for unique in {word & ~RESENT for word in handled if word and not word & IDLE}:
+                self._suspects[unique] = self._suspects.get(unique, 0) + 1
+        self._note_fruitless(handled)
+        for at in range(HANDLING, HANDLING + MOST_HANDLING):
+            words[at] = 0
+
+    def _note_fruitless(self, handled: tuple[int, ...]) -> None:
+        """Remember the death of a worker that answered nothing, if there was something to answer; one that did makes up for all."""
+        now = time.monotonic()
+        if any(word & IDLE and word != IDLE for word in handled):
+            self._fruitless.clear()
+        elif not self._words[Word.IS_SERVING] or self._unread.poll(0) or any(handled):
+            self._fruitless = [at for at in self._fruitless if now - at < _DEATHS_WITHIN_S] + [now]
+
+    # ---- the end ---------------------------------------------------------------------------------------------------
+
+    def _refuse(self) -> None:
+        """Workers cannot serve this mount: answer errors, so that nobody hangs, until it is unmounted."""
+        self._words[Word.STATE] = State.GAVE_UP
+        self._restore_settings()
+        log.critical("%d workers died within a minute and answered nothing: the mount answers errors from now on", _MOST_DEATHS)
+        Refusing(self._device, self._holdings.requests).run(self._inbox.fd, self._stop)
+
+    def _stop(self) -> None:
+        """A signal while the mount answers errors."""
+        while number := self._inbox.take():
+            if number in STOP:
+                with suppress(OSError):
+                    unmount(self._options.mountpoint)
+
+    def _unmount_at_last(self) -> None:
+        """After a failure the mount must not be left behind, dead; where it was unmounted, what is there by now is not ours."""
+        if not self._is_unmounted:
+            with suppress(OSError):
+                unmount(self._options.mountpoint, lazy=True)
+
+    def _restore_settings(self) -> None:
+        """Restore what a worker that was killed has left changed. What fails, `tmemfs down` tries again."""
+        with suppress(TmemfsError, OSError), closing(KernelSettings()) as settings:
+            settings.restore_leftovers()
+
+
+class _Inbox:
+    """Signals that have arrived and were not passed on, each once; `fd` is readable after one has arrived."""
+
+    def __init__(self) -> None:
+        self._arrived: list[int] = []
+        self.fd, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def install(self) -> None:
+        """Take over all signals of the process."""
+        taken = {*STOP, REOPEN_LOG}
+        for number in taken:
+            signal.signal(number, self._note)
+        ignore_others(taken)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+
+    def take(self) -> int | None:
+        """The first signal that has arrived, None if there is none."""
+        with suppress(BlockingIOError):
+            while os.read(self.fd, 64):
+                pass
+        return self._arrived.pop(0) if self._arrived else None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number not in self._arrived:
+            self._arrived.append(number)
+
+
+def _why(status: int) -> str:
+    """How a process with wait status `status` ended."""
+    if os.WIFSIGNALED(status):
+        return f"was ended by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"ended with {os.WEXITSTATUS(status)}"
