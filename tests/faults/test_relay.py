@@ -20,6 +20,7 @@ from tests.waiting import HANG_S, readable, wait_until
 from tmemfs.engine import Engine
 from tmemfs.fuse import page_path, wire
 from tmemfs.fuse import relay as relay_module
+from tmemfs.fuse.interrupts import Interrupts
 from tmemfs.fuse.leader_followers import HAND_OVERS_AFTER_SLOW
 from tmemfs.fuse.mount import Device
 from tmemfs.fuse.page_path import READERS, Inheritance
@@ -61,6 +62,8 @@ class Kernel:
             assert warmed.acquire(timeout=HANG_S)
         tier.fail()
         assert self.forwarded() == 1  # INIT comes before all else
+        os.write(self.relay.namespace_fd, wire.empty_reply(1))
+        assert self.end.recv(PAGE_BYTES) == wire.empty_reply(1)
 
     def _write_back(self, engine: Engine) -> None:
         while (plan := engine.tmem.plan_write_back(include_open=True)) is not None:
@@ -179,8 +182,8 @@ def test_an_unknown_error_of_the_device_does_not_end_the_page_path(kernel: Kerne
 
 
 def test_a_request_that_cannot_be_forwarded_is_answered_with_an_error(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    fail_once(monkeypatch, wire, "decline_splice", MemoryError())
-    kernel.end.send(_READ.pack(wire.IO_BYTES, wire.INIT, 5001, 0, 0, 0, 0))
+    fail_once(monkeypatch, Interrupts, "began", MemoryError())
+    kernel.end.send(_READ.pack(wire.IO_BYTES, wire.WRITE, 5001, 1, 0, 0, 0))
     assert wire.REPLY.unpack(kernel.end.recv(100)) == (wire.REPLY_BYTES, -errno.EIO, 5001)
     kernel.ask(1001)
     assert kernel.answer() == 1001
@@ -201,7 +204,7 @@ def test_what_pyfuse3_dropped_is_answered_once(kernel: Kernel) -> None:
 def test_a_reply_that_cannot_be_copied_does_not_end_its_thread(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     namespace = socket.socket(fileno=os.dup(kernel.relay.namespace_fd))
     with namespace:
-        failed = fail_once(monkeypatch, wire, "limit_requests", MemoryError())
+        failed = fail_once(monkeypatch, Interrupts, "ended", MemoryError())
         namespace.send(wire.empty_reply(0))
         namespace.send(wire.empty_reply(0))
         assert wire.REPLY.unpack(kernel.end.recv(100)) == (wire.REPLY_BYTES, 0, 0) and failed.is_set()
