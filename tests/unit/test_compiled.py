@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from array import array
 from collections.abc import Sequence
 from functools import cache
 from random import Random
@@ -15,14 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.parts import KINDS, Regions, page_of
-from tmemfs.store import codec
+from tmemfs.errors import TmemfsError
+from tmemfs.store import codec, recovery
 from tmemfs.store import native as hot
 from tmemfs.store.append import Appender
-from tmemfs.store.codec import LARGEST_COMPRESSED_BYTES, LZ4, RAW, ZERO_PAGE, Packed, decode, encode, parse_codec
+from tmemfs.store.codec import FILL, LARGEST_COMPRESSED_BYTES, LZ4, RAW, ZERO_PAGE, Packed, decode, encode, parse_codec
 from tmemfs.store.consistency import check
+from tmemfs.store.record import GRAIN_BYTES, ZERO_HANDLE, SegmentId, handle_length, handle_of, handle_segment, handle_tag
+from tmemfs.store.segments import FREE, LANE_COLD, LANE_PACKED, LANE_RAW, MERGING, SEALED, SegmentTable
+from tmemfs.store.slots import SlotTable
 from tmemfs.store.statistics import statistics
 from tmemfs.store.tmem import Tmem
-from tmemfs.units import PAGE_BYTES
+from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
 pytestmark = pytest.mark.compiled
 
@@ -141,6 +146,61 @@ class _Store:
         tables = (ledger.live, ledger.pages, tmem.segments.base, ledger.occupancy.floor)
         lanes = [(lane.is_open, lane.segment, lane.base, lane.fill, lane.seed, [*lane.sealed]) for lane in tmem.lanes]
         return (*regions, *map(bytes, tables), lanes, statistics(tmem), tmem.counts, ledger.counters)
+
+
+#: A segment as a crash may leave it: its state, its lane, what of it is filled.
+SEGMENT = st.tuples(st.integers(FREE, MERGING), st.sampled_from((LANE_PACKED, LANE_RAW, LANE_COLD)), st.integers(0, SEGMENT_BYTES))
+#: A slot and a handle into one of the segments, whether or not a record is there.
+HANDLE = st.tuples(
+    st.integers(0, SLOTS - 1),
+    st.builds(
+        handle_of,
+        st.sampled_from((RAW, LZ4, FILL)),
+        st.integers(1, PAGE_BYTES),
+        st.integers(0, SEGMENT_BYTES // GRAIN_BYTES - 1).map(lambda grain: grain * GRAIN_BYTES),
+        st.integers(0, 6),
+    )
+    | st.sampled_from((ZERO_HANDLE, (1 << 64) - 1)),
+)
+
+
+@settings(max_examples=200)
+@given(st.lists(SEGMENT, min_size=4, max_size=6), st.lists(HANDLE, max_size=60), st.booleans())
+def test_a_scan_finds_what_the_one_in_python_finds(
+    records: list[tuple[int, int, int]], handles: list[tuple[int, int]], is_whole: bool
+) -> None:
+    slots, segments = SlotTable(SLOTS), SegmentTable(len(records))
+    for segment, (state, lane, fill) in enumerate(records):
+        # Nearly every random table has a handle that refers to nothing. So there are some in which all refer to something.
+        segments.words[segment * 4] = (state or SEALED if is_whole else state) | lane << 8
+        segments.set_fill(SegmentId(segment), SEGMENT_BYTES if is_whole else fill, segment)
+    for slot, handle in handles:
+        slots.handles[slot] = _into_table(handle, len(records)) if is_whole else handle
+    found = list[recovery.Recount | str]()
+    for count in (recovery.count_pool, hot.count_pool):
+        try:
+            found.append(recovery.recount((slots,), segments, count))
+        except TmemfsError as error:
+            found.append(str(error))
+    assert found[0] == found[1]
+    assert not is_whole or isinstance(found[0], recovery.Recount)
+    for region in (slots.region, segments.region):
+        region.close()
+
+
+def _into_table(handle: int, segments: int) -> int:
+    """`handle`, at the start of a segment that is there."""
+    if handle == ZERO_HANDLE:
+        return handle
+    return handle_of(handle_tag(handle), min(handle_length(handle), PAGE_BYTES), 0, handle_segment(handle) % segments)
+
+
+def test_a_scan_of_tables_that_are_too_short_is_refused() -> None:
+    compiled = pytest.importorskip("tmemfs.store.compiled")
+    slots, segments, counts = SlotTable(SLOTS), SegmentTable(8), array("i", [0]) * 8
+    for live, count in ((counts[:7], 8), (counts, 9)):
+        with pytest.raises(IndexError, match="there are not"):
+            compiled.count_pool(slots.handles, segments.words[: 8 * 4], count, live, counts)
 
 
 def test_what_is_no_page_is_refused_and_nothing_is_lost() -> None:

@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
-"""The two functions that every stored page goes through, compiled: `encode_lz4` (codec.py) and `Appender.append` (append.py).
+"""The two functions that every stored page goes through, compiled: `encode_lz4` (codec.py) and `Appender.append` (append.py); and
+`count_pool` (recovery.py), which a start waits for.
 
 They do what their pure-Python namesakes do, which stay, and are used where this was not built; tests hold the two against each
 other. lz4 and xxhash are called directly: a batch is compressed without the interpreter's lock. The order of a store (record,
@@ -284,3 +285,76 @@ cdef class Appender:
             if changes.lanes[index].is_known:
                 self._transitions.lanes[index].advance(changes.lanes[index].fill)
         return 0
+
+
+# ---- the scan of a start: recovery.py, in C ----------------------------------------------------------------------------
+
+
+#: What a scan has found, as ledger.Totals has it.
+cdef struct Found:
+    int64_t by_tag[TAGS]
+    int64_t compressed_bytes
+    int64_t live_bytes
+    int64_t tier_pages
+    int64_t tier_live_bytes
+    int64_t cold_pages
+    int64_t cold_raw_pages
+
+
+def count_pool(
+    const uint64_t[::1] handles not None,
+    const uint64_t[::1] words not None,
+    uint64_t segments,
+    int32_t[::1] live not None,
+    int32_t[::1] pages not None,
+):
+    """Totals of the pool with `handles`, as a tuple; None where a handle refers to nothing. Adds to `live` and `pages`.
+
+    `words` are those of the segment table, which has `segments` segments, as many as `live` and `pages`.
+    """
+    if <uint64_t>words.shape[0] < segments * WORDS_PER_SEGMENT or min(live.shape[0], pages.shape[0]) < <Py_ssize_t>segments:
+        raise IndexError(f"there are not {segments} segments")
+    cdef Found found
+    memset(&found, 0, sizeof(found))
+    cdef Py_ssize_t slot
+    cdef uint64_t handle
+    cdef bint is_whole = True
+    with nogil:
+        for slot in range(handles.shape[0]):
+            handle = handles[slot]
+            if not handle:
+                continue
+            found.by_tag[handle & TAG_MASK] += 1
+            if handle & TAG_MASK != ZERO and not count_record(&found, handle, words, segments, live, pages):
+                is_whole = False
+                break
+    if not is_whole:
+        return None
+    return (
+        tuple([found.by_tag[tag] for tag in range(TAGS)]), found.compressed_bytes, found.live_bytes,
+        found.tier_pages, found.tier_live_bytes, found.cold_pages, found.cold_raw_pages,
+    )
+
+
+cdef inline bint count_record(
+    Found *found, uint64_t handle, const uint64_t[::1] words, uint64_t segments, int32_t[::1] live, int32_t[::1] pages
+) noexcept nogil:
+    """A slot has `handle`; False if that refers to no record."""
+    cdef uint64_t segment = handle >> SEGMENT_SHIFT, length = handle >> LENGTH_SHIFT & LENGTH_MASK, size = record_bytes(length)
+    if segment >= segments:
+        return False
+    cdef uint64_t place = words[segment * WORDS_PER_SEGMENT + PLACE_WORD]
+    cdef uint64_t fill = words[segment * WORDS_PER_SEGMENT + FILL_WORD] & FILL_MASK
+    if place & STATE_MASK == FREE or (handle >> OFFSET_BYTES_SHIFT & OFFSET_BYTES_MASK) + size > fill:
+        return False
+    live[segment] += <int32_t>size
+    pages[segment] += 1
+    found.compressed_bytes += length
+    found.live_bytes += size
+    if place & STATE_MASK == ON_TIER:
+        found.tier_pages += 1
+        found.tier_live_bytes += size
+        if place >> LANE_SHIFT & STATE_MASK == LANE_COLD:
+            found.cold_pages += 1
+            found.cold_raw_pages += handle & TAG_MASK == RAW
+    return True

@@ -30,8 +30,8 @@ def check(tmem: Tmem) -> None:
 
 def _check_segment(tmem: Tmem, segment: SegmentId, found: Recount) -> None:
     segments, ledger = tmem.segments, tmem.ledger
-    assert ledger.live[segment] == found.live.get(segment, 0), f"live bytes of segment {segment}"
-    assert ledger.pages[segment] == found.pages.get(segment, 0), f"pages of segment {segment}"
+    assert ledger.live[segment] == found.live[segment], f"live bytes of segment {segment}"
+    assert ledger.pages[segment] == found.pages[segment], f"pages of segment {segment}"
     assert segments.is_cold[segment] == (segments.lane(segment) == LANE_COLD), f"lane of segment {segment}"
     base = -1 if segments.state(segment) == ON_TIER else segments.index(segment) * SEGMENT_BYTES
     assert segments.base[segment] == base, f"base of segment {segment}"

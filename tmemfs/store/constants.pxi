@@ -18,10 +18,17 @@ cdef enum:
     LENGTH_SHIFT = 3
     LENGTH_MASK = 8191
     OFFSET_BYTES_SHIFT = 14
+    OFFSET_BYTES_MASK = 1048572
     SEGMENT_SHIFT = 34
     SEED_TAG_SHIFT = 32
     WORDS_PER_SEGMENT = 4
     FILL_WORD = 1
+    PLACE_WORD = 0
+    STATE_MASK = 255
+    LANE_SHIFT = 8
+    FREE = 0
+    ON_TIER = 4
+    LANE_COLD = 2
     COMPRESSED_BYTES = 8
     LIVE_BYTES = 9
     STORES = 14
@@ -29,5 +36,6 @@ cdef enum:
     STORED_BYTES = 16
 
 cdef uint64_t CHECKSUM_MASK = 0xffffffffffff0000
+cdef uint64_t FILL_MASK = 0xffffffff
 
-cdef str BUILT_FROM = "800a7f8fbbeb8919"
+cdef str BUILT_FROM = "8959600a98d681c7"

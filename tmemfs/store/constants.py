@@ -40,10 +40,17 @@ _INTS: Final = {
     "LENGTH_SHIFT": record.LENGTH_SHIFT,
     "LENGTH_MASK": record.LENGTH_MASK,
     "OFFSET_BYTES_SHIFT": record.OFFSET_BYTES_SHIFT,
+    "OFFSET_BYTES_MASK": record.OFFSET_BYTES_MASK,
     "SEGMENT_SHIFT": record.SEGMENT_SHIFT,
     "SEED_TAG_SHIFT": record.SEED_TAG_SHIFT,
     "WORDS_PER_SEGMENT": segments.RECORD_BYTES // codec.WORD_BYTES,
     "FILL_WORD": segments.FILL_WORD,
+    "PLACE_WORD": segments.PLACE_WORD,
+    "STATE_MASK": segments.STATE_MASK,
+    "LANE_SHIFT": segments.LANE_SHIFT,
+    "FREE": segments.FREE,
+    "ON_TIER": segments.ON_TIER,
+    "LANE_COLD": segments.LANE_COLD,
     "COMPRESSED_BYTES": ledger.COMPRESSED_BYTES,
     "LIVE_BYTES": ledger.LIVE_BYTES,
     "STORES": ledger.STORES,
@@ -51,7 +58,7 @@ _INTS: Final = {
     "STORED_BYTES": ledger.STORED_BYTES,
 }
 #: What does not. In an enum it would make a wider type of every other member.
-_WIDE: Final = {"CHECKSUM_MASK": record.CHECKSUM_MASK}
+_WIDE: Final = {"CHECKSUM_MASK": record.CHECKSUM_MASK, "FILL_MASK": segments.FILL_MASK}
 
 
 def _built_from() -> str:

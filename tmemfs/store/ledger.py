@@ -22,7 +22,7 @@ Invariants (`consistency.check` compares them with a scan):
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NewType
 
@@ -198,12 +198,9 @@ class Ledger:
         counters[TIER_LIVE_BYTES] += self.live[segment]
         self.file(segment)
 
-    def adopt(self, live: Mapping[SegmentId, int], pages: Mapping[SegmentId, int], pools: Sequence[Totals]) -> None:
+    def adopt(self, live: array[int], pages: array[int], pools: Sequence[Totals]) -> None:
         """Take over what a scan has found, at a start: `live` bytes and `pages` by segment, totals by pool."""
-        # New arrays are all zero, and so are those of segments that are not in use.
-        for segment, live_bytes in live.items():
-            self.live[segment] = live_bytes
-            self.pages[segment] = pages[segment]
+        self.live[:], self.pages[:] = live, pages
         for counters, found in zip(self.counters, pools, strict=True):
             counters[:TAGS] = found.pages_by_tag
             counters[COMPRESSED_BYTES] = found.compressed_bytes

@@ -1,4 +1,4 @@
-"""Native dispatch: the two functions that every stored page passes through, compiled if they were built, else in Python.
+"""Native dispatch: the two functions that every stored page passes through, and the scan of a start, compiled if they were built.
 
 `TMEMFS_PURE_PYTHON=1` in the environment selects Python although they were built. Constant after import.
 """
@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import os
+from array import array
 from typing import Final, Protocol
 
-from tmemfs.store import codec
+from tmemfs.store import codec, recovery
 from tmemfs.store.append import Appender
 from tmemfs.store.codec import LZ4, Codec, Packed
+from tmemfs.store.ledger import Totals
+from tmemfs.store.segments import SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.transitions import Transitions
 
@@ -42,3 +45,13 @@ def encode_pages(pages: memoryview, chosen: Codec) -> list[Packed]:
 def appender(slots: SlotTable, transitions: Transitions) -> AppendsPages:
     """What appends pages of `slots`, under the store's lock."""
     return compiled.Appender(slots, transitions) if IS_COMPILED else Appender(slots, transitions)
+
+
+def count_pool(slots: SlotTable, segments: SegmentTable, live: array[int], pages: array[int]) -> Totals:
+    """See recovery.CountPool. Raises TmemfsError where a handle refers to nothing."""
+    if IS_COMPILED:
+        found = compiled.count_pool(slots.handles[: slots.count], segments.words, segments.count, live, pages)
+        if found is not None:
+            return Totals(*found)
+    # The one in Python says what is wrong with a handle.
+    return recovery.count_pool(slots, segments, live, pages)

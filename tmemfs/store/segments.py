@@ -69,9 +69,12 @@ LANE_COLD: Final = 2
 LANES: Final = ("packed", "raw", "cold")
 
 _WORDS: Final = 4
-_PLACE, FILL_WORD, _SEQUENCE, _AGE = range(4)
+PLACE_WORD, FILL_WORD, _SEQUENCE, _AGE = range(4)
+STATE_MASK: Final = 0xFF
+LANE_SHIFT: Final = 8
+_INDEX_SHIFT: Final = 16
 _DICTIONARY_SHIFT: Final = 32
-_FILL_MASK: Final = (1 << _DICTIONARY_SHIFT) - 1
+FILL_MASK: Final = (1 << _DICTIONARY_SHIFT) - 1
 RECORD_BYTES: Final = 8 * _WORDS
 
 
@@ -94,19 +97,19 @@ class SegmentTable:
 
     def state(self, segment: SegmentId) -> int:
         """FREE, OPEN, SEALED, WRITING, ON_TIER or MERGING."""
-        return self.words[segment * _WORDS + _PLACE] & 0xFF
+        return self.words[segment * _WORDS + PLACE_WORD] & STATE_MASK
 
     def lane(self, segment: SegmentId) -> int:
         """LANE_PACKED, LANE_RAW or LANE_COLD."""
-        return self.words[segment * _WORDS + _PLACE] >> 8 & 0xFF
+        return self.words[segment * _WORDS + PLACE_WORD] >> LANE_SHIFT & STATE_MASK
 
     def index(self, segment: SegmentId) -> int:
         """The frame or the extent, by the state."""
-        return self.words[segment * _WORDS + _PLACE] >> 16
+        return self.words[segment * _WORDS + PLACE_WORD] >> _INDEX_SHIFT
 
     def fill(self, segment: SegmentId) -> int:
         """Bytes that hold records."""
-        return self.words[segment * _WORDS + FILL_WORD] & _FILL_MASK
+        return self.words[segment * _WORDS + FILL_WORD] & FILL_MASK
 
     def dictionary(self, segment: SegmentId) -> int:
         """Number of the dictionary it begins with; 0: none."""
@@ -159,7 +162,7 @@ class SegmentTable:
 
     def move(self, segment: SegmentId, state: int, index: int, lane: int | None = None) -> None:
         """Change state and place with one write. The transition must be legal."""
-        at = segment * _WORDS + _PLACE
+        at = segment * _WORDS + PLACE_WORD
         old = self.words[at]
         if (old & 0xFF, state) not in TRANSITIONS:
             moved = f"{STATE_NAMES[old & 0xFF]} to {STATE_NAMES[state]}"
@@ -197,23 +200,23 @@ class SegmentTable:
 
     def recover(self) -> list[SegmentId]:
         """Rebuild free list, bases and the next sequence from the region; what was open or being written is sealed."""
-        self.touched = self.count
-        used: list[SegmentId] = []
-        for segment in map(SegmentId, range(self.count)):
-            state = self.state(segment)
-            # A free one keeps the sequence of its last use, which must not be given again: it is part of checksums and versions.
-            self.next_sequence = max(self.next_sequence, self.sequence(segment) + 1)
-            if state == FREE:
-                continue
-            used.append(segment)
-            self.is_cold[segment] = self.lane(segment) == LANE_COLD
-            if state == ON_TIER:
-                continue
-            if state != SEALED:
-                # Nobody writes or copies it any more. Its frame is whole: records lie there before the fill says so.
-                self.move(segment, SEALED, self.index(segment))
-            self.base[segment] = self.index(segment) * SEGMENT_BYTES
+        # Column by column: a call of `state` for each of the 140,000 segments of 64 GiB takes 0.1 s, in which nobody gets a page.
+        end = self.count * _WORDS
+        states = [place & STATE_MASK for place in self.words[PLACE_WORD:end:_WORDS].tolist()]
+        # A free one keeps the sequence of its last use, which must not be given again: it is part of checksums and versions.
+        self.next_sequence = max(self.words[_SEQUENCE:end:_WORDS].tolist(), default=0) + 1
+        used = [SegmentId(segment) for segment, state in enumerate(states) if state != FREE]
+        for segment in used:
+            self._adopt(segment, states[segment])
         self.touched = used[-1] + 1 if used else 0
-        taken = set(used)
-        self._free = [SegmentId(s) for s in reversed(range(self.touched)) if s not in taken]
+        self._free = [SegmentId(segment) for segment in reversed(range(self.touched)) if states[segment] == FREE]
         return sorted(used, key=self.age)
+
+    def _adopt(self, segment: SegmentId, state: int) -> None:
+        self.is_cold[segment] = self.lane(segment) == LANE_COLD
+        if state == ON_TIER:
+            return
+        if state != SEALED:
+            # Nobody writes or copies it any more. Its frame is whole: records lie there before the fill says so.
+            self.move(segment, SEALED, self.index(segment))
+        self.base[segment] = self.index(segment) * SEGMENT_BYTES

@@ -41,7 +41,7 @@ from tmemfs.store.lanes import Lane
 from tmemfs.store.ledger import COMPRESSED_BYTES, RAW_STORES, STORED_BYTES, STORES, Ledger
 from tmemfs.store.merge_plans import Merge
 from tmemfs.store.merges import Merges
-from tmemfs.store.native import appender
+from tmemfs.store.native import appender, count_pool
 from tmemfs.store.plans import ReadPlan, RecordAt, WriteBack
 from tmemfs.store.reclaim import Reclaim
 from tmemfs.store.record import (
@@ -129,7 +129,7 @@ class Tmem:
         self.lanes: Final = self.transitions.lanes
         self.counts: Final = Counts(self.ledger)
         self.dictionaries: Final = Dictionaries()
-        recover((slots,), self.transitions, self.dictionaries)
+        recover((slots,), self.transitions, self.dictionaries, count_pool)
         # their methods take the lock
         self.merges: Final = Merges(self.lock, slots, self.transitions, self.dictionaries, score)
         self.reclaim: Final = Reclaim(self.lock, arena, extents, notice)
