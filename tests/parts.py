@@ -18,7 +18,7 @@ from tmemfs.store.extents import Extents
 from tmemfs.store.frames import Arena
 from tmemfs.store.merge_plans import Copied, Merge
 from tmemfs.store.region import Region
-from tmemfs.store.segments import RECORD_BYTES, SegmentTable
+from tmemfs.store.segments import SegmentTable, table_bytes
 from tmemfs.store.slots import SLOT_BYTES, SlotTable
 from tmemfs.store.tmem import Tmem
 from tmemfs.store.transitions import Notice
@@ -61,7 +61,7 @@ class Regions:
         """Empty regions."""
         return cls(
             Region("slots", slots * SLOT_BYTES),
-            Region("segments", (frames + extents) * RECORD_BYTES),
+            Region("segments", table_bytes(frames + extents)),
             Region("arena", frames * SEGMENT_BYTES),
             frames,
             extents,

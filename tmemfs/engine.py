@@ -16,6 +16,7 @@ from tmemfs.jobs.cleaner import Cleaner
 from tmemfs.jobs.executor import Executor
 from tmemfs.jobs.full_tier import FullTier
 from tmemfs.jobs.holes import Holes
+from tmemfs.jobs.left_frames import adopt_left_frames
 from tmemfs.jobs.merger import Merger
 from tmemfs.jobs.notices import Notices
 from tmemfs.jobs.pool_size import PoolSize
@@ -76,6 +77,7 @@ class Engine:
         free_frames = FreeFrames()
         notices = Notices(free_frames)
         tmem = make_tmem(notice=notices)
+        adopt_left_frames(tmem)
         pool_size = PoolSize(tmem, notices)
         reader, holes = Reader(tmem, tier), Holes(tmem, tier)
         pager = make_pager(tmem, reader, free_frames, codec)

@@ -22,7 +22,7 @@ from tmemfs.jobs.limits import parse_pool_max
 from tmemfs.options import Options, frames_and_extents
 from tmemfs.store.frames import KEPT_FRAMES
 from tmemfs.store.region import Region
-from tmemfs.store.segments import RECORD_BYTES
+from tmemfs.store.segments import table_bytes
 from tmemfs.store.slots import SLOT_BYTES
 from tmemfs.system import memory
 from tmemfs.system.kept_mapping import KeptMapping
@@ -72,7 +72,7 @@ class Regions:
         arena = Region("arena", geometry.frames * SEGMENT_BYTES)
         return cls(
             Region("slots", geometry.slots * SLOT_BYTES),
-            Region("segments", (geometry.frames + geometry.extents) * RECORD_BYTES),
+            Region("segments", table_bytes(geometry.frames + geometry.extents)),
             arena,
             KeptMapping(arena.map),
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -120,11 +122,37 @@ def test_only_what_is_out_can_be_retired() -> None:
         Extents(2).retire(Extent(0))
 
 
+def touched(count: int) -> memoryview:
+    """The word that says how many extents were ever taken."""
+    return memoryview(array("Q", [count]))
+
+
 def test_adopted_extents_are_out_and_the_ones_between_them_free() -> None:
     extents = Extents(6)
-    extents.adopt({Extent(1): 4096, Extent(4): 8192})
+    extents.adopt({Extent(1): 4096, Extent(4): 8192}, touched(0))
     assert extents.held_bytes == 12288
     assert [extents.take(4096) for _ in range(5)] == [0, 2, 3, 5, None]
+
+
+def test_extents_that_a_killed_process_may_have_written_to_are_punched() -> None:
+    extents, word = Extents(6), touched(0)
+    extents.adopt({}, word)
+    for number in range(4):
+        assert extents.take(4096) == number and word[0] == number + 1
+    extents.retire(Extent(0))
+    extents.discarded(extents.take_retired(1), ok=True)
+    assert extents.take(4096) == 0 and word[0] == 4  # which was taken before
+    later = Extents(6)
+    later.adopt({Extent(2): 4096}, word)
+    assert later.has_stale and (later.held_bytes, later.retired_bytes) == (4096, 0)
+    later.punch_again()
+    assert later.take_retired(9) == (0, 1, 3)
+
+
+def test_extents_that_were_perhaps_written_to_keep_no_segment_away() -> None:
+    extents = Extents(6, limit_bytes=5 * SEGMENT_BYTES)
+    extents.adopt({Extent(1): SEGMENT_BYTES}, touched(6))
+    assert [extents.take(SEGMENT_BYTES) for _ in range(5)] == [0, 2, 3, 4, None]
 
 
 @given(

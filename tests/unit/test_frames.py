@@ -181,6 +181,27 @@ def test_adopting_more_than_the_limit_leaves_no_free_frame(arena: Arena) -> None
     assert (arena.held, arena.has_free_frame, arena.wants_populating, arena.take()) == (FRAMES, False, False, None)
 
 
+def test_frames_that_were_left_with_memory_are_ready_or_released(arena: Arena) -> None:
+    arena.adopt({Frame(1), Frame(4)})
+    arena.adopt_resident({Frame(number): SEGMENT_BYTES for number in (0, 3, 7)} | {Frame(9): 4096})
+    assert (arena.used, arena.held, arena.idle, arena.peak) == ({1, 4}, 6, 4, 6)
+    assert not arena.wants_populating  # two of the whole ones are ready
+    assert arena.take_releasing(1) == (9,)  # which is not whole, and so the last that a store would want
+    assert arena.take_releasing(9) == (7,)
+    arena.released((Frame(9), Frame(7)))
+    assert sorted(take(arena, 6)) == [0, 3, 6, 7, 8, 9]
+    assert arena.take() is None
+
+
+def test_frames_that_were_left_with_memory_count_also_above_the_limit(arena: Arena) -> None:
+    arena.adopt({Frame(number) for number in range(7)})
+    arena.adopt_resident({Frame(number): SEGMENT_BYTES for number in range(7, FRAMES)})
+    assert (arena.held, arena.wants_populating) == (FRAMES, False)
+    assert [arena.take(), arena.take()] == [7, None]  # the one that the limit leaves ready
+    arena.released(arena.take_releasing(9))
+    assert (arena.held, arena.has_free_frame) == (8, False)
+
+
 def test_a_frame_is_a_segment_of_the_region(arena: Arena) -> None:
     arena.frame_view(Frame(3))[:] = b"\x55" * SEGMENT_BYTES
     assert bytes(arena.view[3 * SEGMENT_BYTES - 1 : 3 * SEGMENT_BYTES + 1]) == b"\x00\x55"

@@ -28,6 +28,7 @@ from tmemfs.store.segments import (
     TRANSITIONS,
     WRITING,
     SegmentTable,
+    table_bytes,
 )
 from tmemfs.units import SEGMENT_BYTES
 
@@ -40,7 +41,7 @@ ILLEGAL = sorted(set(product(STATES, STATES)) - TRANSITIONS)
 
 @pytest.fixture
 def region() -> Iterator[Region]:
-    region = Region("segments", COUNT * RECORD_BYTES)
+    region = Region("segments", table_bytes(COUNT))
     yield region
     region.close()
 
@@ -199,7 +200,7 @@ def test_the_sequence_of_a_freed_segment_is_not_used_again_after_a_recovery(tabl
 
 @given(st.lists(st.sampled_from(["open", "seal", "free", "recover"]), max_size=40))
 def test_no_sequence_is_used_twice_over_any_number_of_recoveries(steps: list[str]) -> None:
-    region = Region("segments", COUNT * RECORD_BYTES)
+    region = Region("segments", table_bytes(COUNT))
     table = SegmentTable(COUNT, region)
     given_out: list[int] = []
     for step in steps:
@@ -231,3 +232,13 @@ def test_a_segment_that_was_not_used_is_taken_again(table: SegmentTable) -> None
     table.begin(segment)
     table.give_back(segment)
     assert table.take() == segment
+
+
+def test_a_region_without_the_word_behind_its_records_is_refused() -> None:
+    count = 4096 // RECORD_BYTES
+    short, long = Region("segments", count * RECORD_BYTES), Region("segments", table_bytes(count))
+    with pytest.raises(TmemfsError, match="too few for 128 segments"):
+        SegmentTable(count, short)
+    assert list(SegmentTable(count, long).extents_touched) == [0]
+    short.close()
+    long.close()

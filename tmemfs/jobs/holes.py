@@ -46,9 +46,10 @@ class Holes:
         self._lock = threading.Lock()
         self.counts = HoleCounts()
         self._pause_s = FIRST_PAUSE_S
-        self._again_at = math.inf
         if not tier.can_discard:
             tmem.reclaim.punch_none()
+        # A recovery does not know which holes were punched before, so all of them are due.
+        self._again_at = time.monotonic() if tmem.extents.has_stale else math.inf
 
     @property
     def wait_s(self) -> float:

@@ -5,7 +5,7 @@ An extent is in one of four conditions:
     free      it holds nothing
     out       it holds a segment, or one is being written to it
     retired   what it held is not needed any more; its hole is still to be punched
-    stale     retired, and its hole could not be punched: the next segment is written over it
+    stale     retired, and its hole could not be punched, or was not before a crash: the next segment is written over it
 
 What is not free takes the whole blocks of its fill. What is out or retired takes at most `limit_bytes`, and at most `count`
 extents. Stale extents are taken before free ones. So they never keep a segment away, and the disk they take does not grow. The last
@@ -23,6 +23,7 @@ Invariants:
 from __future__ import annotations
 
 import heapq
+from array import array
 from itertools import islice
 from typing import Final
 
@@ -51,6 +52,7 @@ class Extents:
         self._discarding: dict[Extent, int] = {}
         self._free: list[Extent] = []
         self._untouched = 0
+        self._touched = memoryview(array("Q", [0]))
 
     @property
     def has_retired(self) -> bool:
@@ -98,6 +100,8 @@ class Extents:
         else:
             extent = Extent(self._untouched)
             self._untouched += 1
+            # Before anything is written there: a process that starts after a crash has to know where something may lie.
+            self._touched[0] = self._untouched
         self.out[extent] = size_bytes
         self.held_bytes += size_bytes
         return extent
@@ -107,12 +111,18 @@ class Extents:
         self.held_bytes -= self.out[extent] - size_bytes
         self.out[extent] = size_bytes
 
-    def adopt(self, extents: dict[Extent, int]) -> None:
-        """Count `extents`, with their bytes, as out: segments in the table lie there."""
+    def adopt(self, extents: dict[Extent, int], touched: memoryview) -> None:
+        """Count `extents`, with their bytes, as out: segments in the table lie there. The others below `touched` are stale.
+
+        `touched` is a word that outlives this process, and is kept up to date: extents from its value on were never taken.
+        """
         self.out = dict(extents)
         self.held_bytes = sum(extents.values())
-        self._untouched = max(extents, default=-1) + 1
-        self._free = [Extent(index) for index in range(self._untouched) if index not in extents]
+        self._touched = touched
+        self._untouched = touched[0] = max(touched[0], max(extents, default=-1) + 1)
+        # A write-back or cleaning that was killed may have written there, and a hole may not have been punched. Of most of them
+        # it was: so none is counted as disk in use, which could refuse a write.
+        self._stale = {Extent(index): 0 for index in range(self._untouched) if index not in extents}
 
     def retire(self, extent: Extent) -> None:
         """Nothing in `extent` is needed any more: queue its hole, or free it where there are no holes."""

@@ -21,6 +21,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, NewType
 
 from tmemfs.store.region import Region
@@ -123,6 +124,20 @@ class Arena:
         self.used = set(frames)
         self._untouched = max(max(frames, default=-1) + 1, self.kept)
         self._cold = [Frame(index) for index in range(self.kept, self._untouched) if index not in frames]
+        self.peak = self.held
+
+    def adopt_resident(self, resident: Mapping[Frame, int]) -> None:
+        """Count frames that an earlier process left with memory behind them and no segment in them; `resident` has their bytes."""
+        self._cold += [Frame(index) for index in range(self._untouched, max(resident, default=-1) + 1)]
+        self._untouched = max(self._untouched, max(resident, default=-1) + 1)
+        self._cold = [frame for frame in self._cold if frame not in resident]
+        # Whole ones first, as they may become ready. One that a populate or a release was killed in is never ready, and is
+        # released before those that a store could still take as they are.
+        for frame in sorted(resident, key=lambda frame: (resident[frame] < SEGMENT_BYTES, resident[frame])):
+            if resident[frame] == SEGMENT_BYTES:
+                self.give_back(frame)
+            else:
+                self._releasing.insert(0, frame)
         self.peak = self.held
 
     def take(self) -> Frame | None:

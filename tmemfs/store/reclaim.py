@@ -9,10 +9,11 @@ that plan.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Final
 
 from tmemfs.store.extents import Extents
-from tmemfs.store.frames import Arena
+from tmemfs.store.frames import Arena, Frame
 from tmemfs.store.plans import Discard, Populate, Release
 from tmemfs.store.transitions import Notice
 
@@ -25,6 +26,16 @@ class Reclaim:
         self._arena: Final = arena
         self._extents: Final = extents
         self._notice: Final = notice
+
+    def adopt_resident(self, resident: Mapping[Frame, int]) -> None:
+        """Count frames that hold no segment and have memory behind them, with its bytes: a process that was killed left them.
+
+        To be called at a start, before anything is stored: the store itself cannot ask the kernel for them.
+        """
+        with self._lock:
+            self._arena.adopt_resident(resident)
+            if self._arena.has_releasing:
+                self._notice(False)
 
     def plan_release(self, most: int = 16) -> Release | None:
         """Up to `most` frames whose memory can be released to the system."""

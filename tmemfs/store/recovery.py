@@ -84,7 +84,8 @@ def recover(pools: Sequence[SlotTable], transitions: Transitions, dictionaries: 
     dictionaries.number_above(max(segments.dictionaries(), default=0))
     on_tier = [segment for segment in used if segments.state(segment) == ON_TIER]
     transitions.arena.adopt({Frame(segments.index(segment)) for segment in used if segments.state(segment) != ON_TIER})
-    transitions.extents.adopt({Extent(segments.index(segment)): whole_blocks(segments.fill(segment)) for segment in on_tier})
+    extents = {Extent(segments.index(segment)): whole_blocks(segments.fill(segment)) for segment in on_tier}
+    transitions.extents.adopt(extents, segments.extents_touched)
     # After `segments.recover`, as the scan asks for states and lanes.
     found = recount(pools, segments, count)
     ledger.adopt(found.live, found.pages, found.pools)

@@ -16,6 +16,9 @@ One record of 32 bytes per segment, in a region of its own. Everything else here
     16      8     sequence: unique for each use of a segment, grows with time
     24      8     age: the sequence of the youngest segment its records were first stored in; its own, unless they were copied
 
+One more word follows the last record: how many extents were ever taken. What a killed process wrote to an extent that no segment
+refers to still takes disk; recovery has no other way to know where that may be.
+
 `place` is one word, so a segment moves from RAM to its tier with one 8-byte write. A process that finds 'open', 'writing' or
 'merging' after a crash treats it as sealed: the frame is whole.
 
@@ -75,7 +78,13 @@ LANE_SHIFT: Final = 8
 _INDEX_SHIFT: Final = 16
 _DICTIONARY_SHIFT: Final = 32
 FILL_MASK: Final = (1 << _DICTIONARY_SHIFT) - 1
-RECORD_BYTES: Final = 8 * _WORDS
+_WORD_BYTES: Final = 8
+RECORD_BYTES: Final = _WORD_BYTES * _WORDS
+
+
+def table_bytes(count: int) -> int:
+    """Size of the region of `count` segments."""
+    return count * RECORD_BYTES + _WORD_BYTES
 
 
 class SegmentTable:
@@ -83,8 +92,12 @@ class SegmentTable:
 
     def __init__(self, count: int, region: Region | None = None) -> None:
         self.count = count
-        self.region = region or Region("segments", count * RECORD_BYTES)
+        self.region = region or Region("segments", table_bytes(count))
         self.words = self.region.words()
+        #: One word that `Extents` writes: those from this number on were never taken.
+        self.extents_touched = self.words[count * _WORDS : count * _WORDS + 1]
+        if not self.extents_touched:
+            raise TmemfsError(f"bug in tmemfs: {self.region.size_bytes} bytes are too few for {count} segments; please report it")
         self.base = array("q", [-1]) * count
         self.loaded = bytearray(count)
         #: Whether its lane is LANE_COLD: what a dropped page asks, for less than the lane itself costs.

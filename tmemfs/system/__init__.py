@@ -1,6 +1,7 @@
 """The system: what is done to this process and to the machine. Knows nothing of the store.
 
 kernel_settings, sysctl, kworkers   settings of the machine, and how they are restored. Nothing else changes any
+residency                           which parts of a memfd have memory
 memory, memory_safety, rlimits      locking, faulting in and releasing memory; what the process needs to go on without free memory
 pressure_signals, memory_limits     how much memory is left, and what cgroups allow
 swapdev, swap_watch, own_mount      loop devices, swap and mounts
