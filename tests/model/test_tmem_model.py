@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.crash_points import CrashPoints, Left, Sequences, store_in_python
 from tests.examples import FACTOR
 from tests.parts import KINDS, FaultyTier, Kind, Regions, copy_for, merge, page_of
 from tmemfs.errors import BackingFull, TierError
@@ -33,6 +35,7 @@ SLOT = st.integers(0, SLOTS - 1)
 CODEC = st.sampled_from(["lz4", "zstd:1", "none"])
 SEED = st.integers(0, 1 << 20)
 WHICH = st.integers(0, 99)
+POINT = st.integers(1, 60)
 DICTIONARY = st.sampled_from([b"", b"page 1 of a test. page 2 of a test. " * 9, bytes(range(256)) * 16])
 
 
@@ -55,6 +58,7 @@ class TmemMachine(RuleBasedStateMachine):
         super().__init__()
         self.pages: dict[int, bytes] = {}
         self.tier = FaultyTier()
+        self.sequences = Sequences()
         self.regions = Regions.new(SLOTS, FRAMES, EXTENTS)
         self.limit = 6
 
@@ -162,7 +166,7 @@ class TmemMachine(RuleBasedStateMachine):
     def commit_write_back(self, which: int) -> None:
         """The write succeeds."""
         plan = self.write_backs.pop(which % len(self.write_backs))
-        self.tier.write(plan.extent, plan.data)
+        self._write(plan)
         self.tmem.commit_write_back(plan)
 
     @precondition(lambda self: self.write_backs)
@@ -173,7 +177,7 @@ class TmemMachine(RuleBasedStateMachine):
         self.tier.fail("write")
         self.tier.tears = tears
         with pytest.raises(TierError):
-            self.tier.write(plan.extent, plan.data)
+            self._write(plan)
         self.tier.fail()
         self.tier.tears = False
         self.tmem.abort_write_back(plan)
@@ -182,7 +186,7 @@ class TmemMachine(RuleBasedStateMachine):
     def shrink_all(self) -> None:
         """Write back whatever can be written back now, and give its memory back."""
         while plan := self._next_write_back(include_open=True):
-            self.tier.write(plan.extent, plan.data)
+            self._write(plan)
             self.tmem.commit_write_back(plan)
             self._merge_all_in_ram()
         while release := self.tmem.reclaim.plan_release():
@@ -227,7 +231,7 @@ class TmemMachine(RuleBasedStateMachine):
     def copy_merge(self, which: int) -> None:
         """Copy live records, and write it to the tier where it came from there."""
         plan = self.merges.pop(which % len(self.merges))
-        self.copied.append((plan, copy_for(self.tmem, plan, self.tier)))
+        self.copied.append((plan, self._copy(plan)))
 
     @precondition(lambda self: self.copied)
     @rule(which=WHICH)
@@ -349,6 +353,64 @@ class TmemMachine(RuleBasedStateMachine):
         """The process is killed: what was under way is forgotten, and another one starts from the regions."""
         self.start()
 
+    @rule(at=POINT, first=SLOT, count=st.integers(1, 40), kind=st.sampled_from((*KINDS, "raw")), seed=SEED)
+    def crash_in_a_store(self, at: int, first: int, count: int, kind: Kind, seed: int) -> None:
+        """The process is killed behind some write of a store: each of its pages is old or new."""
+        new = {slot: page_of(kind, seed + slot) for slot in range(first, min(first + count, SLOTS))}
+        packed = [encode(page, parse_codec("lz4")) for page in new.values()]
+        store_in_python(self.tmem)
+        self._crash_in(at, lambda: self.tmem.store(first, packed), new)
+
+    @rule(at=POINT, first=SLOT, count=st.integers(1, 2000))
+    def crash_in_an_invalidate(self, at: int, first: int, count: int) -> None:
+        """Each of its pages is there or forgotten."""
+        gone = dict.fromkeys(range(first, min(first + count, SLOTS)), ZERO_PAGE)
+        self._crash_in(at, lambda: self.tmem.invalidate(first, len(gone)), gone)
+
+    @rule(at=st.integers(1, 9))
+    def crash_in_a_write_back(self, at: int) -> None:
+        """All pages are there, whether or not the segment was written."""
+        if plan := self._next_write_back(include_open=True):
+            self._crash_in(at, lambda: self._write_and_commit(plan))
+
+    @precondition(lambda self: self.merges)
+    @rule(which=WHICH, at=POINT)
+    def crash_anywhere_in_a_merge(self, which: int, at: int) -> None:
+        """All pages are there, whether or not their records were moved."""
+        plan = self.merges[which % len(self.merges)]
+        self._crash_in(at, lambda: self.tmem.merges.commit(plan, self._copy(plan)))
+
+    @rule(at=st.integers(1, 9))
+    def crash_in_a_recovery(self, at: int) -> None:
+        """The next process is killed as well, before it has recovered."""
+        self._crash_in(at, lambda: self.regions.start(self.limit, SLOTS))
+
+    def _crash_in(self, at: int, operation: Callable[[], object], may_be: dict[int, bytes] | None = None) -> None:
+        """Begin `operation`, and go on from what a kill at the `at`-th point of it leaves, or one behind its end.
+
+        A slot of `may_be` has its page from there, or still the one that it had.
+        """
+        kept: list[tuple[Left, Sequences]] = []
+
+        def at_point() -> None:
+            if points.count == at:
+                kept.append((Left.to_stay(self.regions, self.tier), self.sequences.copy()))
+
+        points = CrashPoints(self.regions, self.tier, at_point)
+        points.run(operation)
+        if kept:  # else it was killed behind its end
+            self.regions.close()
+            left, self.sequences = kept[0]
+            self.regions, self.tier = left.regions, left.tier
+        self.start()
+        for slot, page in (may_be or {}).items():
+            found = self.reader.perform(self.tmem.plan_read(slot, 1))
+            assert found in ([page], self._expected(slot, 1))
+            if self.tmem.slots.handles[slot]:
+                self.pages[slot] = found[0]
+            else:
+                self.pages.pop(slot, None)
+
     @invariant()
     def agrees(self) -> None:
         """What the store counts is what a scan finds, and what the dict holds."""
@@ -363,6 +425,20 @@ class TmemMachine(RuleBasedStateMachine):
 
     def _expected(self, first: int, count: int) -> list[bytes]:
         return [self.pages.get(slot, ZERO_PAGE) for slot in range(first, first + count)]
+
+    def _write(self, plan: WriteBack) -> None:
+        self.sequences.write(self.tmem.segments.sequence(plan.segment), plan.data)
+        self.tier.write(plan.extent, plan.data)
+
+    def _write_and_commit(self, plan: WriteBack) -> None:
+        self._write(plan)
+        self.tmem.commit_write_back(plan)
+
+    def _copy(self, plan: Merge) -> Copied:
+        copied = copy_for(self.tmem, plan, self.tier)
+        if plan.extent is not None:
+            self.sequences.write(self.tmem.segments.sequence(plan.target), copied.data)
+        return copied
 
     def _next_write_back(self, include_open: bool) -> WriteBack | None:
         try:
