@@ -209,10 +209,10 @@ def copy_for(tmem: Tmem, plan: Merge, tier: Tier) -> Copied:
         data = source.data
         if data is None:
             data = memoryview(bytearray(source.size_bytes))
-            tier.read(source.extent, 0, data)
+            tier.read(source.extent, 0, data, source.sequence)
         tmem.merges.copy(plan, source, data, copied)
     if plan.extent is not None:
-        tier.write(plan.extent, copied.data, for_cleaning=True)
+        tier.write(plan.extent, copied.data, plan.sequence, for_cleaning=True)
     return copied
 
 
@@ -234,18 +234,19 @@ class FaultyTier:
     name = "faulty"
     capacity_bytes = 1 << 30
     most_extents: ClassVar[int | None] = None
+    is_encrypted = False
 
-    def write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
+    def write(self, extent: Extent, data: memoryview, sequence: int, for_cleaning: bool = False) -> None:
         """Write; when it `tears`, only the first half arrives before the fault."""
         if self.tears:
-            self.inner.write(extent, data[: len(data) // 2])
+            self.inner.write(extent, data[: len(data) // 2], sequence)
         self._meet("write")
-        self.inner.write(extent, data)
+        self.inner.write(extent, data, sequence)
 
-    def read(self, extent: Extent, offset: int, into: memoryview) -> None:
+    def read(self, extent: Extent, offset: int, into: memoryview, sequence: int) -> None:
         """Read."""
         self._meet("read")
-        self.inner.read(extent, offset, into)
+        self.inner.read(extent, offset, into, sequence)
 
     def discard(self, extents: tuple[Extent, ...]) -> None:
         """Discard, if it can; a fault may be that it turns out that it cannot."""

@@ -67,7 +67,7 @@ class Kernel:
 
     def _write_back(self, engine: Engine) -> None:
         while (plan := engine.tmem.plan_write_back(include_open=True)) is not None:
-            engine.tier.write(plan.extent, plan.data)
+            engine.tier.write(plan.extent, plan.data, plan.sequence)
             engine.tmem.commit_write_back(plan)
 
     def hang(self) -> None:

@@ -427,8 +427,8 @@ class TmemMachine(RuleBasedStateMachine):
         return [self.pages.get(slot, ZERO_PAGE) for slot in range(first, first + count)]
 
     def _write(self, plan: WriteBack) -> None:
-        self.sequences.write(self.tmem.segments.sequence(plan.segment), plan.data)
-        self.tier.write(plan.extent, plan.data)
+        self.sequences.write(plan.sequence, plan.data)
+        self.tier.write(plan.extent, plan.data, plan.sequence)
 
     def _write_and_commit(self, plan: WriteBack) -> None:
         self._write(plan)
@@ -437,7 +437,7 @@ class TmemMachine(RuleBasedStateMachine):
     def _copy(self, plan: Merge) -> Copied:
         copied = copy_for(self.tmem, plan, self.tier)
         if plan.extent is not None:
-            self.sequences.write(self.tmem.segments.sequence(plan.target), copied.data)
+            self.sequences.write(plan.sequence, copied.data)
         return copied
 
     def _next_write_back(self, include_open: bool) -> WriteBack | None:

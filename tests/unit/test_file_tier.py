@@ -22,6 +22,8 @@ HEADER = MAGIC.ljust(BLOCK_BYTES, b"\0")
 LEFT_BEHIND = HEADER.ljust(BACKING_HEADER_BYTES, b"\0") + b"pages that nobody wants" * 1000
 #: What a file system may take for itself when it cuts an extent of its own in two.
 METADATA_BYTES = 64 << 10
+#: This tier only hands it on.
+SEQUENCE = 1
 #: What a file may hold that is not ours.
 FOREIGN = {
     "empty": b"",
@@ -74,7 +76,7 @@ def noise(seed: int, size: int = SEGMENT_BYTES) -> memoryview:
 
 def read(tier: FileTier, extent: int, offset: int, size: int) -> bytes:
     into = buffer(size)
-    tier.read(Extent(extent), offset, into)
+    tier.read(Extent(extent), offset, into, SEQUENCE)
     return bytes(into)
 
 
@@ -95,8 +97,8 @@ def test_the_header_is_the_documented_one() -> None:
 
 def test_what_is_written_is_read_back(tier: FileTier) -> None:
     first, second = noise(1), noise(2, 3 * BLOCK_BYTES)
-    tier.write(Extent(0), first)
-    tier.write(Extent(5), second)
+    tier.write(Extent(0), first, SEQUENCE)
+    tier.write(Extent(5), second, SEQUENCE)
     assert read(tier, 0, 0, SEGMENT_BYTES) == first
     assert read(tier, 5, 0, 3 * BLOCK_BYTES) == second
     assert read(tier, 0, 7 * BLOCK_BYTES, 2 * BLOCK_BYTES) == first[7 * BLOCK_BYTES : 9 * BLOCK_BYTES]
@@ -115,7 +117,7 @@ def least_direct_read(path: Path) -> int:
 
 
 def test_a_sector_is_what_the_file_system_says_and_can_be_read(path: Path, tier: FileTier) -> None:
-    tier.write(Extent(3), noise(5, 2 * BLOCK_BYTES))
+    tier.write(Extent(3), noise(5, 2 * BLOCK_BYTES), SEQUENCE)
     sector = tier.sector_bytes
     assert sector == least_direct_read(path), "what the file system takes, it was to say: Linux 6.1"
     assert sector in (512, 1024, 2048, 4096)
@@ -133,7 +135,7 @@ def test_where_it_says_nothing_or_more_than_a_block_a_sector_is_a_block(
 
 
 def test_an_extent_lies_behind_the_header_at_its_number(path: Path, tier: FileTier) -> None:
-    tier.write(Extent(2), noise(3, BLOCK_BYTES))
+    tier.write(Extent(2), noise(3, BLOCK_BYTES), SEQUENCE)
     with path.open("rb") as file:
         file.seek(SEGMENT_BYTES * 4)
         assert file.read(BLOCK_BYTES) == noise(3, BLOCK_BYTES)
@@ -141,13 +143,13 @@ def test_an_extent_lies_behind_the_header_at_its_number(path: Path, tier: FileTi
 
 
 def test_an_extent_that_is_written_again_has_the_new_data(tier: FileTier) -> None:
-    tier.write(Extent(0), noise(1))
-    tier.write(Extent(0), noise(2, BLOCK_BYTES))
+    tier.write(Extent(0), noise(1), SEQUENCE)
+    tier.write(Extent(0), noise(2, BLOCK_BYTES), SEQUENCE)
     assert read(tier, 0, 0, 2 * BLOCK_BYTES) == bytes(noise(2, BLOCK_BYTES)) + bytes(noise(1)[BLOCK_BYTES : 2 * BLOCK_BYTES])
 
 
 def test_a_read_past_the_end_of_the_file_fails(tier: FileTier) -> None:
-    tier.write(Extent(0), noise(1, BLOCK_BYTES))
+    tier.write(Extent(0), noise(1, BLOCK_BYTES), SEQUENCE)
     with pytest.raises(TierError, match="ends before extent 0: something else truncated it"):
         read(tier, 0, 0, 2 * BLOCK_BYTES)
     with pytest.raises(TierError, match="ends before extent 9"):
@@ -158,20 +160,20 @@ def test_a_read_past_the_end_of_the_file_fails(tier: FileTier) -> None:
 def test_a_disk_without_space_is_full_not_broken(tier: FileTier, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
     fails(monkeypatch, "pwrite", number)
     with pytest.raises(BackingFull, match=r"is full: free space on its file system or lower backing\.max"):
-        tier.write(Extent(0), noise(1, BLOCK_BYTES))
+        tier.write(Extent(0), noise(1, BLOCK_BYTES), SEQUENCE)
 
 
 def test_a_disk_that_writes_nothing_is_full(tier: FileTier, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "pwrite", lambda fd, data, position: 0)
     with pytest.raises(BackingFull, match="accepts no more data"):
-        tier.write(Extent(0), noise(1, BLOCK_BYTES))
+        tier.write(Extent(0), noise(1, BLOCK_BYTES), SEQUENCE)
 
 
 def test_a_disk_that_fails_is_said(tier: FileTier, monkeypatch: pytest.MonkeyPatch) -> None:
     fails(monkeypatch, "pwrite", "EIO")
     fails(monkeypatch, "preadv", "EIO")
     with pytest.raises(TierError, match=r"writing to .* failed \(.*\): check the disk") as caught:
-        tier.write(Extent(0), noise(1, BLOCK_BYTES))
+        tier.write(Extent(0), noise(1, BLOCK_BYTES), SEQUENCE)
     assert not isinstance(caught.value, BackingFull)
     with pytest.raises(TierError, match=r"reading from .* failed \(.*\): check the disk"):
         read(tier, 0, 0, BLOCK_BYTES)
@@ -188,12 +190,12 @@ def test_a_short_write_is_finished(tier: FileTier, monkeypatch: pytest.MonkeyPat
     real = os.pwrite
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", lambda fd, data, position: real(fd, data[:BLOCK_BYTES], position))
-        tier.write(Extent(1), noise(4, 4 * BLOCK_BYTES))
+        tier.write(Extent(1), noise(4, 4 * BLOCK_BYTES), SEQUENCE)
     assert read(tier, 1, 0, 4 * BLOCK_BYTES) == noise(4, 4 * BLOCK_BYTES)
 
 
 def test_a_short_read_is_finished(tier: FileTier, monkeypatch: pytest.MonkeyPatch) -> None:
-    tier.write(Extent(1), noise(4, 4 * BLOCK_BYTES))
+    tier.write(Extent(1), noise(4, 4 * BLOCK_BYTES), SEQUENCE)
     real = os.preadv
     with monkeypatch.context() as patch:
         patch.setattr(os, "preadv", lambda fd, into, position: real(fd, [into[0][:BLOCK_BYTES]], position))
@@ -202,7 +204,7 @@ def test_a_short_read_is_finished(tier: FileTier, monkeypatch: pytest.MonkeyPatc
 
 def test_a_discard_gives_the_disk_back_and_leaves_the_neighbours(path: Path, tier: FileTier) -> None:
     for number in range(5):
-        tier.write(Extent(number), noise(number))
+        tier.write(Extent(number), noise(number), SEQUENCE)
     before = allocated(path)
     tier.discard((Extent(3), Extent(1), Extent(2)))
     given_back = before - allocated(path)
@@ -235,7 +237,7 @@ def test_a_hole_that_cannot_be_punched_is_an_error_of_the_tier(tier: FileTier, m
 
 def test_nothing_is_left_at_the_end_but_the_header(path: Path) -> None:
     tier = FileTier(path)
-    tier.write(Extent(3), noise(1))
+    tier.write(Extent(3), noise(1), SEQUENCE)
     tier.close()
     assert path.read_bytes() == HEADER
 
@@ -258,7 +260,7 @@ def test_a_file_that_is_not_ours_is_refused_and_untouched(path: Path, content: b
 
 
 def test_a_second_daemon_is_refused_by_name(path: Path, tier: FileTier) -> None:
-    tier.write(Extent(0), noise(1))
+    tier.write(Extent(0), noise(1), SEQUENCE)
     for use in (FileTier, check_backing):
         with pytest.raises(Busy, match=f"{path} is in use by another tmemfs daemon: give another --backing, or stop that one"):
             use(path)
@@ -367,13 +369,13 @@ def test_cleaning_gets_the_reserve_of_a_full_file_system_and_nothing_else_does(
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(BackingFull):
-        tier.write(Extent(0), noise(1))
-    tier.write(Extent(0), noise(1, BLOCK_BYTES), for_cleaning=True)
+        tier.write(Extent(0), noise(1), SEQUENCE)
+    tier.write(Extent(0), noise(1, BLOCK_BYTES), SEQUENCE, for_cleaning=True)
     assert read(tier, 0, 0, BLOCK_BYTES) == noise(1, BLOCK_BYTES)
     tier.discard((Extent(3),))
     assert allocated(path) >= BACKING_HEADER_BYTES
     with pytest.raises(BackingFull):
-        tier.write(Extent(1), noise(1))
+        tier.write(Extent(1), noise(1), SEQUENCE)
 
 
 def refuses_holes(patch: pytest.MonkeyPatch, number: int) -> None:
@@ -388,9 +390,9 @@ def test_a_file_system_without_holes_is_found_out_at_the_start(path: Path, monke
     refuses_holes(monkeypatch, number)
     tier = FileTier(path)
     assert not tier.can_discard
-    tier.write(Extent(0), noise(1))
+    tier.write(Extent(0), noise(1), SEQUENCE)
     tier.discard((Extent(0),))
-    tier.write(Extent(0), noise(2))
+    tier.write(Extent(0), noise(2), SEQUENCE)
     assert read(tier, 0, 0, SEGMENT_BYTES) == noise(2)
     tier.close()
     assert path.read_bytes() == HEADER

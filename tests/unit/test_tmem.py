@@ -74,7 +74,7 @@ class Place:
     def write_back(self) -> WriteBack:
         """Write the next victim back."""
         plan = planned(self.tmem)
-        self.tier.write(plan.extent, plan.data)
+        self.tier.write(plan.extent, plan.data, plan.sequence)
         self.tmem.commit_write_back(plan)
         return plan
 
@@ -649,7 +649,7 @@ def go_on(place: Place) -> None:
         plan = place.tmem.plan_write_back(include_open=True)
         if plan is None:
             break
-        place.tier.write(plan.extent, plan.data)
+        place.tier.write(plan.extent, plan.data, plan.sequence)
         place.tmem.commit_write_back(plan)
     place.verify()
 
@@ -724,7 +724,7 @@ def test_a_store_killed_while_it_opens_a_segment_loses_nothing(place: Place, mon
 def test_a_write_back_killed_while_it_writes_leaves_the_pages_in_ram(place: Place, written: float) -> None:
     furnish(place)
     plan = planned(place.tmem)
-    place.tier.write(plan.extent, plan.data[: int(len(plan.data) * written)])
+    place.tier.write(plan.extent, plan.data[: int(len(plan.data) * written)], plan.sequence)
     on_disk = place.tmem.ledger.totals().tier_pages
     place.start()
     assert place.tmem.ledger.totals().tier_pages == on_disk
@@ -735,7 +735,7 @@ def test_a_write_back_killed_while_it_writes_leaves_the_pages_in_ram(place: Plac
 def test_a_write_back_killed_while_it_is_committed_loses_nothing(place: Place, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
     furnish(place)
     plan = planned(place.tmem)
-    place.tier.write(plan.extent, plan.data)
+    place.tier.write(plan.extent, plan.data, plan.sequence)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         COMMIT_POINTS[point](patch, place.tmem)
         place.tmem.commit_write_back(plan)

@@ -159,7 +159,7 @@ def shrink(tmem: Tmem, tier: Tier) -> None:
     if merge := tmem.plan_merge_before_write(include_open=True):
         tmem.merges.abort(merge)
     elif plan := tmem.plan_write_back(include_open=True):
-        tier.write(plan.extent, plan.data)
+        tier.write(plan.extent, plan.data, plan.sequence)
         tmem.commit_write_back(plan)
     while release := tmem.reclaim.plan_release():
         tmem.reclaim.commit_release(release)

@@ -148,7 +148,7 @@ class Merger:
             # The new extent is written before any handle moves (invariant 1): an error here leaves every record where it was.
             if gains and copied.fill:
                 assert plan.extent is not None
-                self._tier.write(plan.extent, copied.data, for_cleaning=True)
+                self._tier.write(plan.extent, copied.data, plan.sequence, for_cleaning=True)
         except BaseException:
             self._merges.abort(plan, copied.damaged)
             raise
@@ -167,7 +167,7 @@ class Merger:
             self._give_way(stop)
             data = self._from[: source.size_bytes]
             try:
-                self._tier.read(source.extent, 0, data)
+                self._tier.read(source.extent, 0, data, source.sequence)
             except TierError as error:
                 log.warning("a segment cannot be cleaned: %s", error)
                 self.note_failure()

@@ -264,7 +264,7 @@ class Shrinker:
     def _write_back(self, plan: WriteBack, tally: Tally) -> None:
         """Perform `plan`. Raises TierError."""
         try:
-            self._tier.write(plan.extent, plan.data)
+            self._tier.write(plan.extent, plan.data, plan.sequence)
         except BaseException:
             self._tmem.abort_write_back(plan)
             with self._lock:

@@ -63,7 +63,7 @@ class Reader:
             write_record(blocks, 0, RAW, slot, page, 0)
             decode(RAW, read_record(blocks, 0, slot, RAW, PAGE_BYTES, 0))
         with suppress(TierError):  # nothing lies there yet; what counts is the way there
-            self._tier.read(Extent(0), 0, blocks[:BLOCK_BYTES])
+            self._tier.read(Extent(0), 0, blocks[:BLOCK_BYTES], 0)
 
     def load(self, slot: int) -> bytes:
         """The page of `slot`, which a tier held a moment ago (Tmem.load gave None). Raises TierError, Corrupt.
@@ -83,7 +83,7 @@ class Reader:
             first = record.offset // sector * sector
             size = -(-record.end // sector) * sector - first
             blocks = self._buffers.view[:size]
-            self._tier.read(record.extent, first, blocks)
+            self._tier.read(record.extent, first, blocks, record.sequence)
             read = 1  # counted also if the record is damaged, but not if the tier failed
             return self._decoded(record, blocks, record.offset - first)
         except TierError as error:
@@ -122,7 +122,7 @@ class Reader:
         first = run[0].offset // sector * sector
         size = -(-run[-1].end // sector) * sector - first
         blocks = self._buffers.view[:size]
-        self._tier.read(run[0].extent, first, blocks)
+        self._tier.read(run[0].extent, first, blocks, run[0].sequence)
         with self._lock:
             self.counts.records += len(run)
             self.counts.reads += 1
@@ -147,7 +147,7 @@ class Reader:
         if found is None:
             # Not into the thread's buffer, which holds the record that is to be decoded.
             blocks = memoryview(mmap.mmap(-1, whole_blocks(DICTIONARY_RECORD_BYTES)))
-            self._tier.read(record.extent, 0, blocks)
+            self._tier.read(record.extent, 0, blocks, record.sequence)
             data = read_dictionary(blocks, record.seed)
             # Read without the lock; another thread may have adopted it meanwhile, and the first one stays.
             with self._tmem.lock:

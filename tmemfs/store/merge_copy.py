@@ -75,16 +75,16 @@ class RecordCopier:
     def _copy_records(self, plan: Merge, source: Source, data: memoryview, copied: Copied, pause: Pause, recode: Recode) -> None:
         """Copy records until there are no more or `copied` is full. Raises StructError and Corrupt where `data` is damaged."""
         handles, into = self._slots.handles, copied.into
-        slots = len(handles)
+        slots, of_source, of_target = len(handles), source.seed, plan.seed
         if plan.dictionary and not copied.fill:
-            copied.fill = self._dictionary(plan, source, data).write_to(into, plan.seed)
+            copied.fill = self._dictionary(plan, source, data).write_to(into, of_target)
         for offset, slot, tag, length in scan(data, source.fill):
             old = handle_of(tag, length, offset, source.segment)
             # A slot that refers to another place has been stored again or invalidated. A damaged one may be any number.
             if slot >= slots or handles[slot] != old:
                 continue
             try:
-                found = read_record(data, offset, slot, tag, length, source.seed)
+                found = read_record(data, offset, slot, tag, length, of_source)
                 tag, payload = recode(tag, found)
             except Corrupt:
                 self._damaged(source, copied)
@@ -96,7 +96,7 @@ class RecordCopier:
                 return
             if at != copied.fill:
                 mark_gap(into, copied.fill)
-            copied.fill = write_record(into, at, tag, slot, payload, plan.seed)
+            copied.fill = write_record(into, at, tag, slot, payload, of_target)
             copied.moves.append((slot, old, handle_of(tag, length, at, plan.target)))
             pause()
 

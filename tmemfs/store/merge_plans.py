@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tmemfs.store.frames import Frame
-from tmemfs.store.record import SegmentId, whole_blocks
+from tmemfs.store.record import SegmentId, segment_seed, whole_blocks
 from tmemfs.tiers.tier import Extent
 
 #: Called between two steps of a merge, so that others get the processor.
@@ -21,30 +21,40 @@ def no_pause() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A segment to copy from: `size_bytes` at `extent`, or in RAM as `data` (borrowed)."""
+    """A segment to copy from: `size_bytes` at `extent`, or in RAM as `data` (borrowed). `sequence` is that of this use of it."""
 
     segment: SegmentId
-    seed: int
+    sequence: int
     fill: int
     size_bytes: int
     data: memoryview | None
     extent: Extent
+
+    @property
+    def seed(self) -> int:
+        """What the segment adds to the checksums of its records."""
+        return segment_seed(self.sequence)
 
 
 @dataclass(frozen=True, slots=True)
 class Merge:
     """Copy the live records of `sources` into `target`: in RAM at `frame` (then `into` is that), else for `extent`.
 
-    `dictionary` is the number of the one that the target begins with; 0: none.
+    `sequence` is that of the target, `dictionary` the number of the one that it begins with; 0: none.
     """
 
     sources: tuple[Source, ...]
     target: SegmentId
-    seed: int
+    sequence: int
     frame: Frame | None
     extent: Extent | None
     into: memoryview | None
     dictionary: int = 0
+
+    @property
+    def seed(self) -> int:
+        """What the target adds to the checksums of its records."""
+        return segment_seed(self.sequence)
 
 
 @dataclass(slots=True)

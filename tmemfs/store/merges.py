@@ -40,7 +40,7 @@ from tmemfs.store.ledger import LIVE_BYTES, TIER_LIVE_BYTES
 from tmemfs.store.merge_copy import RecordCopier, keep
 from tmemfs.store.merge_plans import Copied, Merge, MergeCounts, Pause, Recode, Source, no_pause
 from tmemfs.store.occupancy import TIER
-from tmemfs.store.record import SegmentId, segment_seed, whole_blocks
+from tmemfs.store.record import SegmentId, whole_blocks
 from tmemfs.store.segments import LANE_COLD, ON_TIER, OPEN
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.transitions import Transitions
@@ -114,7 +114,7 @@ class Merges:
         sources = tuple(map(self._source_in_ram, segments))
         if dictionary is None:
             dictionary = table.dictionary(segments[0])
-        return Merge(sources, target, segment_seed(sequence), frame, None, self._arena.frame_view(frame), dictionary)
+        return Merge(sources, target, sequence, frame, None, self._arena.frame_view(frame), dictionary)
 
     def plan_clean(self, least_gain_bytes: int = LEAST_GAIN_BYTES) -> Merge | None:
         """The best victims on the tier whose live records fill one segment; None if too little would be gained."""
@@ -130,7 +130,7 @@ class Merges:
             # The target stays free until it is written, so that a crash leaves nothing of it.
             sequence = table.begin(target, max(map(table.age, victims)))
             sources = tuple(map(self._source_on_tier, victims))
-            return Merge(sources, target, segment_seed(sequence), None, extent, None, table.dictionary(victims[0]))
+            return Merge(sources, target, sequence, None, extent, None, table.dictionary(victims[0]))
 
     def copy_in_ram(self, plan: Merge, pause: Pause = no_pause, recode: Recode = keep) -> Copied:
         """See RecordCopier."""
@@ -249,7 +249,7 @@ class Merges:
         table = self._segments
         self._transitions.begin_merge(segment)
         data = self._arena.frame_view(Frame(table.index(segment)))
-        return Source(segment, segment_seed(table.sequence(segment)), table.fill(segment), 0, data, Extent(0))
+        return Source(segment, table.sequence(segment), table.fill(segment), 0, data, Extent(0))
 
     def _source_on_tier(self, segment: SegmentId) -> Source:
         """Pin a segment on the tier, which is no victim any more."""
@@ -257,8 +257,8 @@ class Merges:
         self._ledger.withdraw(segment)
         # Else its extent would be free, and written over, once its last record is dropped: while it is being read.
         table.pin(segment)
-        fill, seed = table.fill(segment), segment_seed(table.sequence(segment))
-        return Source(segment, seed, fill, whole_blocks(fill), None, Extent(table.index(segment)))
+        fill = table.fill(segment)
+        return Source(segment, table.sequence(segment), fill, whole_blocks(fill), None, Extent(table.index(segment)))
 
     def _repoint(self, moves: list[tuple[int, int, int]]) -> None:
         """Let slots refer to the copies of their records, unless they were stored or invalidated since."""

@@ -17,15 +17,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tmemfs.store.frames import Frame
-from tmemfs.store.record import RECORD_HEADER_BYTES, SegmentId
+from tmemfs.store.record import RECORD_HEADER_BYTES, SegmentId, segment_seed
 from tmemfs.tiers.tier import Extent
 
 
 @dataclass(frozen=True, slots=True)
 class WriteBack:
-    """Write `data` (borrowed from the frame, whole blocks) to `extent`. `pages` live pages when it was planned."""
+    """Write `data` (borrowed from the frame, whole blocks) to `extent`. `pages` live pages when it was planned.
+
+    `sequence` is that of this use of the segment.
+    """
 
     segment: SegmentId
+    sequence: int
     frame: Frame
     extent: Extent
     data: memoryview
@@ -35,18 +39,23 @@ class WriteBack:
 class RecordAt(NamedTuple):
     """Where a tier holds the record of `slot`. `at` is its index in the request; `offset` and `length` are bytes.
 
-    `dictionary` is the number of the one its segment begins with, or 0.
+    `sequence` is that of this use of its segment, `dictionary` the number of the one that the segment begins with, or 0.
     """
 
     at: int
     slot: int
     segment: SegmentId
-    seed: int
+    sequence: int
     extent: Extent
     dictionary: int
     offset: int
     tag: int
     length: int
+
+    @property
+    def seed(self) -> int:
+        """What the segment adds to the checksums of its records."""
+        return segment_seed(self.sequence)
 
     @property
     def end(self) -> int:

@@ -235,7 +235,7 @@ class Tmem:
                 at,
                 slot,
                 segment,
-                segment_seed(self.segments.sequence(segment)),
+                self.segments.sequence(segment),
                 Extent(self.segments.index(segment)),
                 self.segments.dictionary(segment),
                 handle_offset(handle),
@@ -279,7 +279,7 @@ class Tmem:
             frame = Frame(self.segments.index(segment))
             self.segments.move(segment, WRITING, frame)
             view = self.arena.frame_view(frame, whole)
-            return WriteBack(segment, frame, extent, view, self.ledger.pages[segment])
+            return WriteBack(segment, self.segments.sequence(segment), frame, extent, view, self.ledger.pages[segment])
 
     def commit_write_back(self, plan: WriteBack) -> bool:
         """The data of `plan` is on the tier: change the segment's place and give its frame back. Loads read from the tier now.

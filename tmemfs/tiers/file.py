@@ -51,6 +51,8 @@ _NO_SPACE: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 class FileTier:
     """Extents in the file or block device at `path`, which is created if it is not there. Raises Refused, Busy."""
 
+    is_encrypted = False
+
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         path = backing_place(path)
@@ -74,7 +76,7 @@ class FileTier:
                     path.unlink()
             raise
 
-    def write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
+    def write(self, extent: Extent, data: memoryview, sequence: int, for_cleaning: bool = False) -> None:
         """Write `data` straight from the frame; if the file system is full, cleaning may use the reserve."""
         try:
             self._write(extent, data)
@@ -99,7 +101,7 @@ class FileTier:
                 raise BackingFull(f"{self.name} is full: free space on its file system or lower backing.max") from error
             raise TierError(f"writing to {self.name} failed ({error.strerror}): check the disk") from error
 
-    def read(self, extent: Extent, offset: int, into: memoryview) -> None:
+    def read(self, extent: Extent, offset: int, into: memoryview, sequence: int) -> None:
         """Fill `into`; raises TierError if the file ends too early."""
         position = BACKING_HEADER_BYTES + extent * SEGMENT_BYTES + offset
         try:

@@ -14,18 +14,19 @@ class MemoryTier:
     most_extents: int | None = None
     sector_bytes = SECTOR_BYTES
     can_discard = True
+    is_encrypted = False
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
         self.extents: dict[Extent, bytes] = {}
 
-    def write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
+    def write(self, extent: Extent, data: memoryview, sequence: int, for_cleaning: bool = False) -> None:
         """Keep a copy of `data`."""
         if sum(map(len, self.extents.values())) + len(data) > self.capacity_bytes:
             raise BackingFull("the memory tier is full: give it a larger capacity")
         self.extents[extent] = bytes(data)
 
-    def read(self, extent: Extent, offset: int, into: memoryview) -> None:
+    def read(self, extent: Extent, offset: int, into: memoryview, sequence: int) -> None:
         """Copy from the extent; what is behind the end of its last write reads as zeros."""
         if extent not in self.extents:
             raise TierError(f"extent {extent} holds nothing: this is a bug in tmemfs, please report it")

@@ -38,14 +38,20 @@ class Tier(Protocol):
     def can_discard(self) -> bool:
         """Whether `discard` frees space. It may become False at any time, and never True again; `discard` then does nothing."""
 
-    def write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether what lies there is encrypted."""
+
+    def write(self, extent: Extent, data: memoryview, sequence: int, for_cleaning: bool = False) -> None:
         """Write `data` (borrowed, whole blocks, page-aligned) at the start of `extent`; returns when the tier has it.
+
+        `sequence` is that of the segment: the same number again means the same data again.
 
         A write `for_cleaning` may use a reserve, because cleaning frees more space than it takes.
         """
 
-    def read(self, extent: Extent, offset: int, into: memoryview) -> None:
-        """Fill `into` (whole sectors, page-aligned) from `offset` (a multiple of a sector) of `extent`."""
+    def read(self, extent: Extent, offset: int, into: memoryview, sequence: int) -> None:
+        """Fill `into` (whole sectors, page-aligned) from `offset` (a multiple of a sector) of `extent`, written as `sequence`."""
 
     def discard(self, extents: tuple[Extent, ...]) -> None:
         """Free the space of `extents`, whose contents are not needed any more.

@@ -32,19 +32,19 @@ class WatchedTier:
         """See Tier."""
         return self._tier.can_discard
 
-    def write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
+    def write(self, extent: Extent, data: memoryview, sequence: int, for_cleaning: bool = False) -> None:
         """See Tier."""
         with self._counted():
-            self._tier.write(extent, data, for_cleaning)
+            self._tier.write(extent, data, sequence, for_cleaning)
 
-    def read(self, extent: Extent, offset: int, into: memoryview) -> None:
+    def read(self, extent: Extent, offset: int, into: memoryview, sequence: int) -> None:
         """See Tier."""
         # Written out: as a context manager it would cost each load 1 us.
         words, lock = self._words, self._lock
         with lock:
             words[self._begun] += 1
         try:
-            self._tier.read(extent, offset, into)
+            self._tier.read(extent, offset, into, sequence)
         finally:
             with lock:
                 words[self._ended] += 1

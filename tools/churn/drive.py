@@ -57,15 +57,16 @@ class MemorySegments:
     most_extents: int | None = None
     sector_bytes = SECTOR_BYTES
     can_discard = True
+    is_encrypted = False
 
     def __init__(self) -> None:
         self._extents: dict[Extent, bytes] = {}
 
-    def write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
+    def write(self, extent: Extent, data: memoryview, sequence: int, for_cleaning: bool = False) -> None:
         """Keep a copy."""
         self._extents[extent] = bytes(data)
 
-    def read(self, extent: Extent, offset: int, into: memoryview) -> None:
+    def read(self, extent: Extent, offset: int, into: memoryview, sequence: int) -> None:
         """Copy from it."""
         into[:] = self._extents[extent][offset : offset + len(into)]
 
@@ -176,7 +177,7 @@ class Drive:
                 assert merge.into is not None
                 self._merge(merge, Copied(merge.into))
             elif plan := self.tmem.plan_write_back(include_open=True):
-                self._write(plan.extent, plan.data)
+                self._write(plan.extent, plan.data, plan.sequence)
                 self.tmem.commit_write_back(plan)
         except BackingFull:
             # the least gain that is a gain at all, as the store does it when its tier is full
@@ -201,16 +202,16 @@ class Drive:
             data = source.data
             if data is None:
                 data = self._from[: source.size_bytes]
-                self.tier.read(source.extent, 0, data)
+                self.tier.read(source.extent, 0, data, source.sequence)
             self.tmem.merges.copy(plan, source, data, copied)
         if copied.damaged:
             raise TierError("bug in tmemfs: a record was damaged in memory; please report it")
         if plan.extent is not None:
-            self._write(plan.extent, copied.data, for_cleaning=True)
+            self._write(plan.extent, copied.data, plan.sequence, for_cleaning=True)
         self.tmem.merges.commit(plan, copied)
 
-    def _write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
-        self.tier.write(extent, data, for_cleaning)
+    def _write(self, extent: Extent, data: memoryview, sequence: int, for_cleaning: bool = False) -> None:
+        self.tier.write(extent, data, sequence, for_cleaning)
         self._written += len(data)
 
     def _reading(self, operations: int) -> Point:
