@@ -28,6 +28,7 @@ class Options:
     """What to mount, and how. `backing` None: pages stay in RAM. Sizes as text are resolved here.
 
     `watchdog_s` is how long requests may wait for a worker that answers none, 0 for ever.
+    `encrypt`: what goes to the backing is encrypted.
     `log` is the file behind standard output, which SIGHUP opens again; None: it is no file of ours.
     """
 
@@ -40,6 +41,7 @@ class Options:
     log: Path | None = None
     kernel_tuning: str = "auto"
     watchdog_s: float = 30.0
+    encrypt: bool = True
 
 
 def check(options: Options) -> None:

@@ -46,6 +46,7 @@ from tmemfs.store.region import Region
 from tmemfs.system import memory, runtime
 from tmemfs.system.background import said_of
 from tmemfs.system.kernel_settings import KernelSettings
+from tmemfs.system.key import Key
 from tmemfs.system.memory_safety import MemorySafety
 from tmemfs.system.notify import notify
 from tmemfs.system.posix_signals import REOPEN_LOG, STOP, ignore_others
@@ -85,7 +86,7 @@ def serve(options: Options, ready: Callable[[], None], run: RunWorker = run_work
     safety = MemorySafety()
     safety.prepare_process()
     try:
-        tier: Tier = FileTier(options.backing) if options.backing else MemoryTier(0)
+        tier = _open_tier(options, safety)
         try:
             _serve(options, tier, safety, ready, run)
         finally:
@@ -94,6 +95,21 @@ def serve(options: Options, ready: Callable[[], None], run: RunWorker = run_work
         log.error("the daemon of %s has ended: %s", options.mountpoint, error)
         raise
     log.info("the daemon of %s has ended: it was unmounted", options.mountpoint)
+
+
+def _open_tier(options: Options, safety: MemorySafety) -> Tier:
+    """Where segments go. Raises Refused, Busy."""
+    if options.backing is None:
+        return MemoryTier(0)
+    tier = FileTier(options.backing)
+    if not options.encrypt:
+        return tier
+    # Imported here: it costs 2 MB, which those who do not encrypt need not pay.
+    from tmemfs.tiers.encrypted import EncryptedTier
+
+    key = Key.create()
+    safety.note_lock(key.lock)
+    return EncryptedTier(tier, key)
 
 
 def _serve(options: Options, tier: Tier, safety: MemorySafety, ready: Callable[[], None], run: RunWorker) -> None:

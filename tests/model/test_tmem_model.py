@@ -26,6 +26,8 @@ from tmemfs.store.plans import Discard, Populate, ReadPlan, Release, WriteBack
 from tmemfs.store.recompression import Recompression, reencode
 from tmemfs.store.statistics import statistics
 from tmemfs.store.tmem import Tmem
+from tmemfs.system.key import Key
+from tmemfs.tiers.encrypted import EncryptedTier
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
 SLOTS: Final = 3000
@@ -57,7 +59,8 @@ class TmemMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pages: dict[int, bytes] = {}
-        self.tier = FaultyTier()
+        self.faulty = FaultyTier()
+        self.key = Key.create()
         self.sequences = Sequences()
         self.regions = Regions.new(SLOTS, FRAMES, EXTENTS)
         self.limit = 6
@@ -66,6 +69,7 @@ class TmemMachine(RuleBasedStateMachine):
     def start(self) -> None:
         """Start a store; also after a crash, from the same regions."""
         self.tmem: Tmem = self.regions.start(self.limit, SLOTS, spare=1, reserve_bytes=SEGMENT_BYTES)
+        self.tier = EncryptedTier(self.faulty, self.key)
         self.reader = Reader(self.tmem, self.tier)
         self.write_backs: list[WriteBack] = []
         self.readings: list[_Reading] = []
@@ -144,7 +148,7 @@ class TmemMachine(RuleBasedStateMachine):
     def fail_read(self, which: int) -> None:
         """The tier fails during a read."""
         reading = self.readings.pop(which % len(self.readings))
-        self.tier.fail("read")
+        self.faulty.fail("read")
         try:
             if reading.plan.records:
                 with pytest.raises(TierError):
@@ -152,7 +156,7 @@ class TmemMachine(RuleBasedStateMachine):
             else:
                 assert self.reader.perform(reading.plan) == reading.expected
         finally:
-            self.tier.fail()
+            self.faulty.fail()
 
     @rule(include_open=st.booleans())
     def plan_write_back(self, include_open: bool) -> None:
@@ -174,13 +178,21 @@ class TmemMachine(RuleBasedStateMachine):
     def abort_write_back(self, which: int, tears: bool) -> None:
         """The write fails, before or in the middle."""
         plan = self.write_backs.pop(which % len(self.write_backs))
-        self.tier.fail("write")
-        self.tier.tears = tears
+        self.faulty.fail("write")
+        self.faulty.tears = tears
         with pytest.raises(TierError):
             self._write(plan)
-        self.tier.fail()
-        self.tier.tears = False
+        self.faulty.fail()
+        self.faulty.tears = False
         self.tmem.abort_write_back(plan)
+
+    @precondition(lambda self: self.write_backs)
+    @rule(which=WHICH, arrived=st.floats(0, 1))
+    def crash_in_write_back(self, which: int, arrived: float) -> None:
+        """The process is killed when part of the data has arrived, or all of it."""
+        plan = self.write_backs[which % len(self.write_backs)]
+        self.tier.write(plan.extent, plan.data[: int(len(plan.data) * arrived)], plan.sequence)
+        self.start()
 
     @rule()
     def shrink_all(self) -> None:
@@ -394,14 +406,14 @@ class TmemMachine(RuleBasedStateMachine):
 
         def at_point() -> None:
             if points.count == at:
-                kept.append((Left.to_stay(self.regions, self.tier), self.sequences.copy()))
+                kept.append((Left.to_stay(self.regions, self.faulty), self.sequences.copy()))
 
-        points = CrashPoints(self.regions, self.tier, at_point)
+        points = CrashPoints(self.regions, self.faulty, at_point)
         points.run(operation)
         if kept:  # else it was killed behind its end
             self.regions.close()
             left, self.sequences = kept[0]
-            self.regions, self.tier = left.regions, left.tier
+            self.regions, self.faulty = left.regions, left.tier
         self.start()
         for slot, page in (may_be or {}).items():
             found = self.reader.perform(self.tmem.plan_read(slot, 1))
@@ -422,6 +434,7 @@ class TmemMachine(RuleBasedStateMachine):
         for slot in range(0, SLOTS, 8):
             assert self.reader.perform(self.tmem.plan_read(slot, 8)) == self._expected(slot, 8)
         self.regions.close()
+        self.key.close()
 
     def _expected(self, first: int, count: int) -> list[bytes]:
         return [self.pages.get(slot, ZERO_PAGE) for slot in range(first, first + count)]

@@ -130,7 +130,7 @@ def test_an_up_with_other_options_is_refused_and_names_them(tmp_path: Path) -> N
         assert "already up" in tmemfs("up", *place.options, *same, "--priority", "100").stdout
         files = {"backing none": place.backing, "log /x": place.log}
         figures = {"size 4K": "1 GiB", "pool-max 1G": "64 MiB", "priority 3": "100", "backing-max 1G": ""}
-        for expected in (files, figures, {"codec zstd": "lz4"}):
+        for expected in (files, figures, {"codec zstd": "lz4", "encrypt off": "on"}):
             other = [word for given in expected for word in f"--{given}".split()]
             done = tmemfs("up", place.mountpoint, *other, check=False)
             assert done.returncode == 2 and done.stdout == ""

@@ -78,6 +78,12 @@ def _priority(target: Target, text: str) -> str | None:
     return next((str(entry.priority) for entry in entries if entry.priority != int(text)), None)
 
 
+def _encrypt(target: Target, text: str) -> str | None:
+    # by the record: without a backing nothing is encrypted, whatever was asked for
+    now = _recorded(target, "encrypt")
+    return now if now != text else None
+
+
 def _recorded(target: Target, option: str) -> str | None:
     return target.record.options.get(option) if target.record else None
 
@@ -89,6 +95,7 @@ _COMPARES: Final[dict[str, _Compare]] = {
     "backing-max": _backing_max,
     "codec": _codec,
     "kernel-tuning": _kernel_tuning,
+    "encrypt": _encrypt,
     "log": _path("log"),
     "priority": _priority,
 }

@@ -19,7 +19,7 @@ from tmemfs.system.pressure_signals import PressureSignals
 from tmemfs.system.swapdev import swap_entries
 from tmemfs.units import format_size
 
-_PACKAGES: Final = ("trio", "pyfuse3", "lz4", "zstandard", "xxhash")
+_PACKAGES: Final = ("trio", "pyfuse3", "lz4", "zstandard", "xxhash", "cryptography")
 _PROGRAMS: Final = ("losetup", "mkswap", "swapon", "swapoff")
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Serve: TypeAlias = Callable[[Callable[[], None]], None]
 
 #: What a second `up` compares with (differences.py), besides the size.
-_RECORDED: Final = ("pool_max", "backing", "backing_max", "codec", "kernel_tuning", "log")
+_RECORDED: Final = ("pool_max", "backing", "backing_max", "codec", "kernel_tuning", "encrypt", "log")
 
 
 def swap_bytes(text: str | None) -> int:
@@ -80,6 +80,7 @@ def _options(arguments: argparse.Namespace, size: int) -> Options:
         # in the foreground standard output belongs to the supervisor
         log=None if getattr(arguments, "foreground", False) else arguments.log,
         kernel_tuning=arguments.kernel_tuning,
+        encrypt=arguments.encrypt == "on",
     )
 
 

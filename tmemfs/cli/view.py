@@ -72,13 +72,18 @@ def _memory_rows(stat: Values, show: Callable[[int], str]) -> list[tuple[str, st
         ("swapped out", f"{show(stored)} of {show(int(stat['swap_size']))}"),
         ("compressed", f"{show(compressed)}{ratio}, {stat['codec']}"),
         ("pool", f"{show(pool)} of {show(int(stat['pool_max']))}, peak {show(int(stat['pool_peak']))}"),
-        ("backing", f"{show(int(stat['backing_current']))} of {show(int(stat['backing_max']))}"),
+        ("backing", f"{show(int(stat['backing_current']))} of {show(int(stat['backing_max']))}" + _encrypted(stat)),
         (
             "pages",
             f"{stat['pages_in_ram']} in RAM, {stat['pages_on_disk']} on disk; "
             f"{stat['same_filled_pages']} same-filled, {stat['incompressible_pages']} incompressible",
         ),
     ]
+
+
+def _encrypted(stat: Values) -> str:
+    """What is said of the backing where it is encrypted; an older daemon does not say."""
+    return ", encrypted" if stat.get("backing_encrypted") else ""
 
 
 def _activity_rows(stat: Values, show: Callable[[int], str]) -> list[tuple[str, str]]:

@@ -91,6 +91,8 @@ _BACKING: Final = Section("The backing", (
     Metric("backing_max", "gauge", "bytes", "The limit, as in backing.max.", lambda s: s.services.limits.backing),
     Metric("backing_discards", "gauge", "0/1", "1: the backing can discard, so the space of freed extents is given back.",
         lambda s: int(s.engine.tier.can_discard)),
+    Metric("backing_encrypted", "gauge", "0/1", "1: what goes to the backing is encrypted.",
+        lambda s: int(s.engine.tier.is_encrypted)),
     Metric("pages_written", "counter", "pages", "Pages written back.", lambda s: s.writes.pages),
     Metric("bytes_written", "counter", "bytes", "Bytes written back, without cleaned_bytes.",
         lambda s: s.writes.written_bytes),

@@ -2,6 +2,7 @@
 
 kernel_settings, sysctl, kworkers   settings of the machine, and how they are restored. Nothing else changes any
 residency                           which parts of a memfd have memory
+key                                 the key of a mount, in memory that is neither swapped out nor dumped
 memory, memory_safety, rlimits      locking, faulting in and releasing memory; what the process needs to go on without free memory
 pressure_signals, memory_limits     how much memory is left, and what cgroups allow
 swapdev, swap_watch, own_mount      loop devices, swap and mounts

@@ -23,6 +23,8 @@ from tmemfs.system import proctext
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.getrandom.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint)
+_libc.getrandom.restype = ctypes.c_ssize_t
 _libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
 _libc.mlock2.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.munlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
@@ -102,9 +104,9 @@ def lock_private(areas: list[proctext.Area]) -> Outcome:
 
 
 def drop_code(libraries: tuple[str, ...]) -> None:
-    """Unlock and release the unmodified read-only pages of `libraries` (prefixes of file names), which are mapped but never called.
+    """Unlock and release the unmodified read-only pages of `libraries` (prefixes of file names), which are hardly called.
 
-    If one is called after all, the kernel reads its pages from the file again.
+    Where one is called after all, the kernel reads those pages from the file again.
     """
     for start, length in _unmodified_areas(Path("/proc/self/smaps").read_bytes(), libraries):
         # the kernel releases no locked page
@@ -218,6 +220,13 @@ def freeze_garbage() -> Outcome:
 def populate(buffer: Buffer, offset: int, length: int) -> None:
     """Fault in `length` bytes at `offset`. Raises OSError if the kernel has no memory for them."""
     _check(_libc.madvise(_address(buffer) + offset, length, _MADV_POPULATE_WRITE))
+
+
+def fill_random(buffer: memoryview) -> None:
+    """Fill `buffer`, of 256 bytes at most, with random bytes that are nowhere else in this process. Raises OSError."""
+    # up to that size the kernel gives all or nothing, and no signal interrupts it
+    if _libc.getrandom(_address(buffer), len(buffer), 0) != len(buffer):
+        _check(-1)
 
 
 def punch(fd: int, offset: int, length: int) -> None:

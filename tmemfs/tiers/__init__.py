@@ -3,5 +3,6 @@
 tier        the protocol: what a new tier has to do
 watched     counts the calls of another tier
 file        a sparse file or a block device
+encrypted   any tier, encrypted at rest
 in_memory   for tests, and for a pool without a backing
 """

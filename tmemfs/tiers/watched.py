@@ -20,6 +20,7 @@ class WatchedTier:
         self.capacity_bytes = tier.capacity_bytes
         self.most_extents = tier.most_extents
         self.sector_bytes = tier.sector_bytes
+        self.is_encrypted = tier.is_encrypted
         self.close = tier.close
         self._tier = tier
         self._words = words
