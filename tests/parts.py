@@ -230,11 +230,12 @@ class FaultyTier:
     tears: bool = False
     can_discard: bool = True
     sector_bytes: int = MemoryTier.sector_bytes
+    #: Claimed, not done: two threads write to a tier that encrypts.
+    is_encrypted: bool = False
 
     name = "faulty"
     capacity_bytes = 1 << 30
     most_extents: ClassVar[int | None] = None
-    is_encrypted = False
 
     def write(self, extent: Extent, data: memoryview, sequence: int, for_cleaning: bool = False) -> None:
         """Write; when it `tears`, only the first half arrives before the fault."""

@@ -53,20 +53,21 @@ class ShrinkAnswer:
 class Tally:
     """One shrink under way: how much its threads have claimed, and what they did. Any thread.
 
-    `include_open`: open segments are sealed and written too. `is_request`: somebody waits for the answer.
+    `include_open`: open segments are sealed and written too. `is_request`: somebody waits for the answer. `writers` threads write.
     """
 
-    def __init__(self, request: ShrinkRequest, include_open: bool, is_request: bool = False) -> None:
+    def __init__(self, request: ShrinkRequest, include_open: bool, is_request: bool = False, writers: int = 1) -> None:
         # constant after construction
         self.request = request
         self.include_open = include_open
         self.is_request = is_request
         self.started = time.monotonic()
-        #: Released by the thread that writes, once for each step and once at its end; acquired by the one that releases memory.
+        #: Released by those that write, once for each step and once at their end; acquired by the one that releases memory.
         self.written_back = threading.Semaphore(0)
         # guarded by the lock
         self._lock = threading.Lock()
         self._claimed = self._freed = self.written = self._pages = 0
+        self._writing = writers
         self._reason: str | None = None
         self.stuck: str | None = None
         self.is_over = False
@@ -111,8 +112,10 @@ class Tally:
             self.stuck = self.stuck or (reason if stuck else None)
 
     def end(self) -> None:
-        """The thread that writes has ended: the one that releases does so after the next look."""
-        self.is_over = True  # first: the other thread looks at it whenever it is woken
+        """A thread that writes has ended: after the last of them the one that releases ends after its next look."""
+        with self._lock:
+            self._writing -= 1
+            self.is_over = not self._writing  # first: the other thread looks at it whenever it is woken
         self.written_back.release()
 
     def answer(self) -> ShrinkAnswer:

@@ -2,7 +2,8 @@
 
 One background task keeps the pool below its watermarks, releases what became empty, and punches holes. `shrink` does on request
 what the background does by itself. Each works in two threads: one writes, the other releases memory. (Two threads that each do both
-reached 70% of fio's rate; this split 80%. Writes to one file wait for each other.)
+reached 70% of fio's rate; this split 80%. Writes to one file wait for each other.) Where the tier encrypts, two threads write: one
+encrypts while the disk is busy with what the other has encrypted.
 
 A write that fails leaves its segment in RAM. The shrinker says so (`FreeFrames.stuck`, control/state), refuses waiting stores and
 tries again every RETRY_S, until a write succeeds or nothing waits to be written.
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 
 #: While the tier is full or fails, one segment is tried again this often.
 RETRY_S: Final = 0.25
+#: Threads that write to a tier that encrypts.
+_ENCRYPTING_WRITERS: Final = 2
 #: How often a shrink that waits for a merge looks whether that has ended.
 _OTHERS_S: Final = 0.002
 _NOT_RUNNING: Final = "the shrinker is not running"
@@ -64,10 +67,10 @@ class ShrinkCounts:
 
 
 class _Pair:
-    """A thread to write and one to release."""
+    """`writers` threads to write and one to release."""
 
-    def __init__(self, name: str) -> None:
-        self.write = Executor(f"{name}-write")
+    def __init__(self, name: str, writers: int) -> None:
+        self.write = Executor(f"{name}-write", writers)
         self.release = Executor(f"{name}-release")
 
 
@@ -96,7 +99,8 @@ class Shrinker:
         self._reserve = reserve
         self._merger = merger
         self._full_tier = full_tier
-        self._background, self._requested = _Pair("background"), _Pair("request")
+        self._writers = _ENCRYPTING_WRITERS if tier.is_encrypted else 1
+        self._background, self._requested = (_Pair(name, self._writers) for name in ("background", "request"))
         self._one_request = trio.Lock()
         # in trio's thread
         self.last: ShrinkAnswer | None = None
@@ -139,7 +143,7 @@ class Shrinker:
 
         Ends after the segments under way when it is cancelled: then `last` says how far it came.
         """
-        tally = Tally(request, include_open=True, is_request=True)
+        tally = Tally(request, include_open=True, is_request=True, writers=self._writers)
 
         async def work() -> ShrinkAnswer:
             answer = await self._free(tally, self._requested)
@@ -184,14 +188,15 @@ class Shrinker:
     async def _step(self, goal: int) -> bool:
         """Free up to `goal` bytes in the background; whether to go on at once."""
         include_open = not self._tmem.arena.has_free_frame
-        answer = await self._free(Tally(ShrinkRequest(goal), include_open), self._background)
+        answer = await self._free(Tally(ShrinkRequest(goal), include_open, writers=self._writers), self._background)
         return answer.written > 0 and self._free_frames.stuck is None
 
     async def _free(self, tally: Tally, pair: _Pair) -> ShrinkAnswer:
         await trio.lowlevel.checkpoint_if_cancelled()
-        with trio.CancelScope(shield=True):  # both or none: the second thread waits for the first
+        with trio.CancelScope(shield=True):  # all or none: the thread that releases waits for those that write
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(pair.write.run, partial(self._write_back_while, tally))
+                for _ in range(self._writers):
+                    nursery.start_soon(pair.write.run, partial(self._write_back_while, tally))
                 nursery.start_soon(pair.release.run, partial(self._release_while, tally))
         self._say_whether_stuck(tally)
         return tally.answer()
@@ -204,7 +209,7 @@ class Shrinker:
             log.warning("no frame can be freed: %s", tally.stuck) if tally.stuck else log.info("frames can be freed again")
             self._free_frames.set_stuck(tally.stuck)
 
-    # ---- in the thread that writes ---------------------------------------------------------------------------------
+    # ---- in the threads that write ---------------------------------------------------------------------------------
 
     def _write_back_while(self, tally: Tally) -> None:
         """Write segments back as long as `tally` wants more."""

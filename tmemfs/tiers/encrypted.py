@@ -12,15 +12,16 @@ this protects from. It does not authenticate: a record's checksum finds accident
 A write is encrypted into a buffer of its own, never in place: the frame serves loads meanwhile. A read is decrypted in place, in
 the caller's buffer. The library releases the interpreter's lock for both.
 
-Thread-safety: all methods may run at once, as the protocol demands. Writes wait for each other, as they do for the file anyway.
-Each thread that reads has a cipher of its own.
+Thread-safety: all methods may run at once, as the protocol demands. Two writes at once have a cipher and a buffer each, so that one
+is encrypted while the other is written; more than two wait. Each thread that reads has a cipher of its own.
 
-Invariant: 1. The buffer has been faulted in and no code is used for the first time once the swap is served (`Reader.warm`).
+Invariant: 1. The buffers have been faulted in and no code is used for the first time once the swap is served (`Reader.warm`).
 """
 
 from __future__ import annotations
 
 import mmap
+import queue
 import threading
 from typing import Final
 
@@ -35,6 +36,8 @@ from tmemfs.units import SECTOR_BYTES, SEGMENT_BYTES
 _AES_BLOCK_BYTES: Final = 16
 _COUNTER_BYTES: Final = 16
 _SEQUENCE_SHIFT: Final = 64
+#: Writes at once. Each has a buffer of a segment. A third would only wait for the file.
+_WRITERS: Final = 2
 #: No segment has it, so its keystream may be used for anything that nobody sees.
 _NO_SEQUENCE: Final = 0
 
@@ -47,12 +50,9 @@ class EncryptedTier:
     def __init__(self, inner: Tier, key: Key) -> None:
         self._inner: Final = inner
         self._readers: Final = _CipherOfThread(key)
-        # guarded by the lock
-        self._lock: Final = threading.Lock()
-        self._writer: Final = _KeystreamCipher(key)
-        self._buffer: Final = memoryview(
-            mmap.mmap(-1, SEGMENT_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
-        )
+        self._writers: Final = queue.SimpleQueue[_Writer]()
+        for _ in range(_WRITERS):
+            self._writers.put(_Writer(key))
 
     @property
     def name(self) -> str:
@@ -81,10 +81,11 @@ class EncryptedTier:
 
     def write(self, extent: Extent, data: memoryview, sequence: int, for_cleaning: bool = False) -> None:
         """Encrypt `data`, then write it."""
-        with self._lock:
-            encrypted = self._buffer[: len(data)]
-            self._writer.apply(sequence, 0, data, encrypted)
-            self._inner.write(extent, encrypted, sequence, for_cleaning)
+        writer = self._writers.get()
+        try:
+            self._inner.write(extent, writer.encrypted(data, sequence), sequence, for_cleaning)
+        finally:
+            self._writers.put(writer)
 
     def read(self, extent: Extent, offset: int, into: memoryview, sequence: int) -> None:
         """Read, then decrypt in place."""
@@ -116,6 +117,22 @@ class _KeystreamCipher:
         counter = sequence << _SEQUENCE_SHIFT | offset // _AES_BLOCK_BYTES
         self._context.reset_nonce(counter.to_bytes(_COUNTER_BYTES, "big"))
         self._context.update_into(source, into)
+
+
+class _Writer:
+    """A cipher, and a page-aligned, faulted-in buffer for a segment. For one thread at a time."""
+
+    def __init__(self, key: Key) -> None:
+        self._cipher: Final = _KeystreamCipher(key)
+        # Shared: a process that is forked later writes to the same pages, and needs no copies of them when memory is short.
+        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+        self._buffer: Final = memoryview(mmap.mmap(-1, SEGMENT_BYTES, flags=flags))
+
+    def encrypted(self, data: memoryview, sequence: int) -> memoryview:
+        """`data`, encrypted: borrowed until the next call."""
+        found = self._buffer[: len(data)]
+        self._cipher.apply(sequence, 0, data, found)
+        return found
 
 
 class _CipherOfThread(threading.local):
