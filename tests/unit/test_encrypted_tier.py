@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import threading
 from collections.abc import Iterator
 from random import Random
@@ -18,7 +19,7 @@ from tests.parts import FaultyTier, new_tmem, page_of
 from tmemfs.errors import BackingFull, Corrupt, TierError
 from tmemfs.pages.reader import Reader
 from tmemfs.store.codec import encode, parse_codec
-from tmemfs.system.key import Key
+from tmemfs.system.key import KEY_BYTES, Key
 from tmemfs.tiers.encrypted import EncryptedTier
 from tmemfs.tiers.in_memory import MemoryTier
 from tmemfs.tiers.tier import Extent
@@ -185,7 +186,7 @@ def test_errors_of_the_tier_below_are_passed_on_and_it_goes_on(tier: EncryptedTi
     assert read(tier, 0, SEGMENT_BYTES, 2) == NOISE
 
 
-def test_it_is_as_large_as_the_tier_below_and_discards_and_closes_that(tier: EncryptedTier, inner: FaultyTier) -> None:
+def test_it_is_as_large_as_the_tier_below_and_discards_in_that(tier: EncryptedTier, inner: FaultyTier) -> None:
     assert tier.is_encrypted and not inner.is_encrypted
     for name in ("name", "capacity_bytes", "most_extents", "sector_bytes", "can_discard"):
         assert getattr(tier, name) == getattr(inner, name)
@@ -195,9 +196,16 @@ def test_it_is_as_large_as_the_tier_below_and_discards_and_closes_that(tier: Enc
     tier.write(EXTENT, segment(), 1)
     tier.discard((EXTENT,))
     assert not inner.inner.extents
-    tier.write(EXTENT, segment(), 2)
+
+
+def test_its_end_is_that_of_the_tier_below_and_of_the_key(inner: FaultyTier) -> None:
+    key = Key.create()
+    adopted = Key.adopt(os.dup(key.fd))
+    tier = EncryptedTier(inner, key)
+    tier.write(EXTENT, segment(), 1)
     tier.close()
-    assert not inner.inner.extents
+    assert not inner.inner.extents and bytes(adopted.view) == bytes(KEY_BYTES)
+    adopted.close()
 
 
 def test_a_thread_that_is_warmed_has_its_cipher_though_nothing_can_be_read(

@@ -43,12 +43,13 @@ _NO_SEQUENCE: Final = 0
 
 
 class EncryptedTier:
-    """`inner`, which sees only what is encrypted with `key` (borrowed)."""
+    """`inner`, which sees only what is encrypted with `key`. `close` ends both."""
 
     is_encrypted = True
 
     def __init__(self, inner: Tier, key: Key) -> None:
         self._inner: Final = inner
+        self._key: Final = key
         self._readers: Final = _CipherOfThread(key)
         self._writers: Final = queue.SimpleQueue[_Writer]()
         for _ in range(_WRITERS):
@@ -99,8 +100,11 @@ class EncryptedTier:
         self._inner.discard(extents)
 
     def close(self) -> None:
-        """Close the inner tier."""
-        self._inner.close()
+        """Close the inner tier, and forget the key: what is left of its contents cannot be read from now on."""
+        try:
+            self._inner.close()
+        finally:
+            self._key.forget()
 
 
 class _KeystreamCipher:
