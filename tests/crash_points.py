@@ -126,13 +126,13 @@ class CrashPoints:
             sys.settrace(previous)
         self._meet()
 
-    def write(self, extent: Any, data: memoryview) -> None:
+    def write(self, extent: Any, data: memoryview, sequence: int) -> None:
         """Write to the tier, piece by piece."""
         previous = sys.gettrace()
         sys.settrace(None)
         for length in (0, len(data) // 2, len(data)):
             if length:
-                self._tier.write(extent, data[:length])
+                self._tier.write(extent, data[:length], sequence)
             self._meet()
         sys.settrace(previous)
 

@@ -50,7 +50,7 @@ class Store:
         self.tmem: Tmem = regions.start(FRAMES, SLOTS, spare=1, reserve_bytes=SEGMENT_BYTES)
         self.reader = Reader(self.tmem, tier)
         #: What a write to the tier goes through.
-        self.write_to_tier: Callable[[int, memoryview], None] = self.tier.write  # type: ignore[assignment]
+        self.write_to_tier: Callable[[int, memoryview, int], None] = self.tier.write  # type: ignore[assignment]
 
     def store(self, pages: dict[int, bytes]) -> None:
         """Store a run of pages."""
@@ -71,8 +71,8 @@ class Store:
 
     def write(self, plan: WriteBack) -> None:
         """Write a segment back, without the commit."""
-        self.sequences.write(self.tmem.segments.sequence(plan.segment), plan.data)
-        self.write_to_tier(plan.extent, plan.data)
+        self.sequences.write(plan.sequence, plan.data)
+        self.write_to_tier(plan.extent, plan.data, plan.sequence)
 
     def write_back(self) -> bool:
         """Write the next victim back, whether or not it is sparse; False if there is none, or no extent for it."""
@@ -92,11 +92,11 @@ class Store:
             data = source.data
             if data is None:
                 data = memoryview(bytearray(source.size_bytes))
-                self.tier.read(source.extent, 0, data)
+                self.tier.read(source.extent, 0, data, source.sequence)
             self.tmem.merges.copy(plan, source, data, copied)
         if plan.extent is not None:
-            self.sequences.write(self.tmem.segments.sequence(plan.target), copied.data)
-            self.write_to_tier(plan.extent, copied.data)
+            self.sequences.write(plan.sequence, copied.data)
+            self.write_to_tier(plan.extent, copied.data, plan.sequence)
         return copied
 
     def merge(self, plan: Merge | None) -> None:
@@ -357,6 +357,6 @@ def test_what_is_written_twice_under_one_sequence_is_noticed() -> None:
 
 def test_a_copied_tier_is_left_alone() -> None:
     tier = FaultyTier()
-    tier.write(0, memoryview(b"here"))  # type: ignore[arg-type]
+    tier.write(0, memoryview(b"here"), 1)  # type: ignore[arg-type]
     copied_tier(tier).discard((0,))  # type: ignore[arg-type]
     assert tier.inner.extents == {0: b"here"}

@@ -45,7 +45,7 @@ class SharedTier(FaultyTier):
         super().__init__()
         self.region = region
 
-    def write(self, extent: Extent, data: memoryview, for_cleaning: bool = False) -> None:
+    def write(self, extent: Extent, data: memoryview, sequence: int, for_cleaning: bool = False) -> None:
         """Write."""
         at = extent * SEGMENT_BYTES
         self.region.view[at : at + len(data)] = data
@@ -87,7 +87,7 @@ class Place:
         """Write the next victim back."""
         plan = tmem.plan_write_back(include_open=True)
         assert plan is not None
-        self.tier.write(plan.extent, plan.data)
+        self.tier.write(plan.extent, plan.data, plan.sequence)
         tmem.commit_write_back(plan)
 
     def step_through(self, prepare: Callable[[Tmem], Callable[[], object]], may_be: Pages) -> int:
@@ -155,7 +155,7 @@ def test_a_write_back_can_be_killed_between_any_two_instructions(place: Place) -
         def write_back() -> None:
             plan = tmem.plan_write_back(include_open=True)
             assert plan is not None
-            place.tier.write(plan.extent, plan.data)
+            place.tier.write(plan.extent, plan.data, plan.sequence)
             tmem.commit_write_back(plan)
 
         return write_back
@@ -169,7 +169,7 @@ def test_a_write_back_that_fails_can_be_killed_between_any_two_instructions(plac
         def write_back() -> None:
             plan = tmem.plan_write_back(include_open=True)
             assert plan is not None
-            place.tier.write(plan.extent, plan.data[: len(plan.data) // 2])
+            place.tier.write(plan.extent, plan.data[: len(plan.data) // 2], plan.sequence)
             tmem.abort_write_back(plan)
 
         return write_back

@@ -112,7 +112,7 @@ def test_disk_that_a_killed_process_left_is_given_back(regions: Regions, tmp_pat
     for _ in range(4):
         plan = tmem.plan_write_back(include_open=True)
         assert plan is not None
-        tier.write(plan.extent, plan.data)
+        tier.write(plan.extent, plan.data, plan.sequence)
         if plan.extent != 3:  # it was killed before it committed the last one
             tmem.commit_write_back(plan)
     tmem.invalidate(0, FULL)  # and before it punched this one
