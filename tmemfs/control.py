@@ -14,8 +14,8 @@ import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tmemfs.control_files import FILES, ControlFile
-from tmemfs.errors import FellShort, OutOfRange
+from tmemfs.control_files import ACKNOWLEDGE, FILES, ControlFile
+from tmemfs.errors import BadValue, FellShort, OutOfRange
 from tmemfs.jobs.compact_request import CompactRequest
 from tmemfs.jobs.kernel_tuning import MODES as TUNING_MODES
 from tmemfs.jobs.kernel_tuning import parse_tuning
@@ -83,6 +83,7 @@ class ControlDirectory:
             "pressure.growth": _number(lambda: pressure.settings.growth_bytes),
             "kernel.tuning": lambda: _bracketed(TUNING_MODES, pressure.tuning.mode),
             "state": lambda: f"{s.state()}\nsignals: {', '.join(pressure.signals.live)}\n",
+            "damage": lambda: report.damage(s),
             "stat": lambda: report.flat_keyed(s, "stat"),
             "events": lambda: report.flat_keyed(s, "events"),
             "mm_stat": lambda: report.zram(s, "mm_stat"),
@@ -108,6 +109,7 @@ class ControlDirectory:
             "pressure.reserve": self._pressure_reserve,
             "pressure.growth": self._pressure_growth,
             "kernel.tuning": self._kernel_tuning,
+            "damage": self._damage,
         }
 
     async def _pool_high(self, text: str) -> None:
@@ -136,6 +138,11 @@ class ControlDirectory:
 
     async def _kernel_tuning(self, text: str) -> None:
         await self._services.pressure.tuning.set_mode(parse_tuning(text))
+
+    async def _damage(self, text: str) -> None:
+        if text.strip() != ACKNOWLEDGE:
+            raise BadValue(f"{text.strip()!r} does nothing to damage: write {ACKNOWLEDGE!r} once it was looked into")
+        self._services.engine.tmem.damage.acknowledge()
 
     async def _shrink(self, text: str) -> None:
         answer = await self._services.engine.shrinker.shrink(ShrinkRequest.parse(text))

@@ -14,6 +14,8 @@ _CHOICE: Final = "Read: the choice in [brackets]."
 _REQUEST: Final = (
     "returns when done, EAGAIN if it fell short. A signal to the writer ends it. Read: the last answer, also of one that was ended."
 )
+#: What is written to `damage`.
+ACKNOWLEDGE: Final = "acknowledge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,10 @@ FILES: Final = (
         "is short vm.min_free_kbytes and the priority of kworkers may change; off: they are restored at once, and none "
         f"is changed. {_CHOICE}"),
     _value("state", "-", "First line: running, degraded: WHY, or draining. Second: the signals of memory pressure that are live."),
+    ControlFile("damage", "flat keyed", "Damaged records that loads found in RAM and on disk, and reads of the backing that "
+        "failed, as far as nobody has acknowledged them. Write acknowledge to have them no longer in state; the counters in events "
+        "go on.",
+        is_writable=True, is_document=True),
     _document("stat", "flat keyed", "Everything that is counted: see below."),
     _document("events", "flat keyed", "How often something noteworthy happened: see below."),
     _fields("mm_stat", "Memory, as zram: see below."),

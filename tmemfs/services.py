@@ -10,6 +10,7 @@ from tmemfs.engine import Engine
 from tmemfs.jobs.limits import Limits
 from tmemfs.jobs.pressure import Pressure
 from tmemfs.jobs.supervision import Jobs
+from tmemfs.store.damage import Unacknowledged
 from tmemfs.store.statistics import TmemStatistics, statistics
 from tmemfs.system.status_region import StatusRegion
 
@@ -41,10 +42,17 @@ class Services:
         if self.is_draining():
             return "draining"
         reasons = ([self.engine.free_frames.stuck] if self.engine.free_frames.stuck else []) + self.jobs.degraded()
-        if self.engine.tmem.counts.damaged_in_ram:
-            reasons.append(f"{self.engine.tmem.counts.damaged_in_ram} loads found a record damaged in RAM: test the memory")
-        if self.engine.reader.counts.corrupt:
-            reasons.append(f"{self.engine.reader.counts.corrupt} loads found a damaged record: check the backing device")
-        if self.engine.reader.counts.failed:
-            reasons.append(f"{self.engine.reader.counts.failed} reads from the backing failed: check the backing device")
+        reasons += _reasons(self.engine.tmem.damage.since_acknowledged)
         return "degraded: " + "; ".join(reasons) if reasons else "running"
+
+
+def _reasons(damage: Unacknowledged) -> list[str]:
+    """What is said of damage that nobody has acknowledged."""
+    said = (
+        (damage.in_ram, "records damaged in RAM: test the memory"),
+        (damage.on_tier, "damaged records: check the backing device"),
+    )
+    reasons = [f"loads found {count} {what}" for count, what in said if count]
+    if damage.failed_reads:
+        reasons.append(f"{damage.failed_reads} reads from the backing failed: check the backing device")
+    return reasons

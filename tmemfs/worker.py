@@ -47,6 +47,7 @@ from tmemfs.jobs.kernel_tuning import KernelTuning
 from tmemfs.jobs.limits import Limits
 from tmemfs.jobs.pressure import Pressure
 from tmemfs.jobs.pulse import Pulse
+from tmemfs.jobs.single_pages import SinglePages
 from tmemfs.jobs.supervision import Job, Jobs, first_error
 from tmemfs.options import Options
 from tmemfs.pages.pager import Pager
@@ -62,6 +63,7 @@ from tmemfs.system import memory
 from tmemfs.system.kernel_settings import KernelSettings
 from tmemfs.system.log import Log, log_in_background
 from tmemfs.system.memory_safety import MemorySafety
+from tmemfs.system.own_mount import loops_of_own
 from tmemfs.system.posix_signals import SignalInbox
 from tmemfs.system.proctext import Area
 from tmemfs.system.status_region import HANDLING, MOST_HANDLING, Word
@@ -179,6 +181,11 @@ class _Server:
         self._jobs = Jobs()
         self._interrupts = Interrupts()
         self._shutdown = Shutdown(self._mountpoint, birth.supervisor, signals, self._tuning.executor)
+        self._single_pages = SinglePages(
+            parts.engine.tmem.damage,
+            self._tuning.executor,
+            partial(loops_of_own, Path(self._mountpoint), birth.supervisor),
+        )
         kept = KeptRequests(holdings.requests, not holdings.device.resends, SWAP)
         handling = Handling(self._status.words[HANDLING : HANDLING + MOST_HANDLING])
         inheritance = Inheritance(kept, handling, birth.suspects, birth.generation == 1)
@@ -258,6 +265,7 @@ class _Server:
         return (
             *self._engine.jobs,
             Job("pressure", self._pressure.run),
+            Job("single pages", self._single_pages.run),
             Job("kernel settings", self._tuning.run),
             Job("signals", partial(self._shutdown.obey_signals, written)),
             Job("pulse", Pulse(self._status.words, self._engine.tmem, relay.statistics).run),

@@ -210,7 +210,7 @@ async def test_a_flipped_bit_on_the_tier_fails_that_load_only(engine: Engine, ti
             failed.append(slot)
     assert len(failed) == 1
     assert engine.reader.counts.corrupt == 1
-    assert services.state().startswith("degraded: 1 loads found a damaged record")
+    assert services.state().startswith("degraded: loads found 1 damaged records")
 
 
 async def test_a_read_that_fails_pins_nothing(engine: Engine, tier: FaultyTier, services: Services) -> None:

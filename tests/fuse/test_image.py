@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted import Place, mounted
+from tests.mounted import Place, mounted, tmemfs
 from tests.parts import page_of
 from tests.waiting import wait_until
 from tmemfs.cli.real_pages import RealPages
@@ -234,10 +234,62 @@ def test_a_damaged_extent_fails_its_loads_and_nothing_else(place: Place, image: 
             assert error.errno == errno.EIO
             failed.append(slot)
     assert len(failed) == 1
-    assert place.state.startswith("degraded: 1 loads found a damaged record")
+    assert place.state.startswith("degraded: loads found 1 damaged records")
     assert place.flat("events")["corrupt_records"] == "1"
     os.pwrite(image, page_of("raw", 5), failed[0] * PAGE_BYTES)
     assert os.pread(image, PAGE_BYTES, failed[0] * PAGE_BYTES) == page_of("raw", 5)
+
+
+def test_a_read_ends_in_front_of_a_damaged_page_until_it_is_written(place: Place, image: int) -> None:
+    pages = [page_of("raw", number) for number in range(256)]
+    os.pwrite(image, b"".join(pages), 0)
+    place.write("shrink", "all")
+    with open(place.backing, "r+b") as backing:
+        backing.seek(BACKING_HEADER_BYTES + 100 * PAGE_BYTES)
+        backing.write(b"damage")
+    [bad] = [slot for slot in range(256) if not _is_readable(image, slot)]
+    first, end = bad - 5, bad + 11
+    assert os.pread(image, 16 * PAGE_BYTES, first * PAGE_BYTES) == b"".join(pages[first:bad])
+    assert os.pread(image, 16 * PAGE_BYTES, first * PAGE_BYTES + 100) == b"".join(pages[first:bad])[100:]
+    with pytest.raises(OSError, match="Input/output error"):
+        os.pread(image, 16 * PAGE_BYTES, bad * PAGE_BYTES)
+    with pytest.raises(OSError, match="Input/output error"):  # never short: see pager.py
+        os.pread(image, PAGE_BYTES, bad * PAGE_BYTES - 512)
+    assert os.pread(image, 10 * PAGE_BYTES, (bad + 1) * PAGE_BYTES) == b"".join(pages[bad + 1 : end])
+    with pytest.raises(OSError, match="Input/output error"):
+        os.pwrite(image, b"part", bad * PAGE_BYTES)
+    assert not _is_readable(image, bad)
+    os.pwrite(image, pages[0], bad * PAGE_BYTES)
+    assert os.pread(image, 16 * PAGE_BYTES, first * PAGE_BYTES) == b"".join([*pages[first:bad], pages[0], *pages[bad + 1 : end]])
+    assert place.flat("events")["corrupt_records"] == "1"  # however often it was met
+
+
+def _is_readable(image: int, slot: int) -> bool:
+    try:
+        return len(os.pread(image, PAGE_BYTES, slot * PAGE_BYTES)) == PAGE_BYTES
+    except OSError:
+        return False
+
+
+def test_damage_is_reported_until_it_is_acknowledged(place: Place, image: int) -> None:
+    os.pwrite(image, b"".join(page_of("raw", number) for number in range(64)), 0)
+    place.write("shrink", "all")
+    with open(place.backing, "r+b") as backing:
+        backing.seek(BACKING_HEADER_BYTES + 9 * PAGE_BYTES)
+        backing.write(b"damage")
+    bad = [slot for slot in range(64) if not _is_readable(image, slot)]
+    assert len(bad) == 1
+    assert place.state == "degraded: loads found 1 damaged records: check the backing device"
+    assert f"'tmemfs doctor --acknowledge {place.mountpoint}'" in tmemfs("doctor", check=False).stdout
+    with pytest.raises(OSError, match="Invalid argument"):
+        place.write("damage", "0")
+    said = tmemfs("doctor", "--acknowledge", place.mountpoint).stdout
+    assert said == f"{place.mountpoint}: acknowledged\ndamaged_in_ram 0\ndamaged_on_disk 1\nfailed_reads 0\n"
+    assert place.state == "running"
+    assert place.read("damage") == "damaged_in_ram 0\ndamaged_on_disk 0\nfailed_reads 0"
+    assert place.flat("events")["corrupt_records"] == "1"
+    assert not _is_readable(image, bad[0]) and place.state == "running"
+    assert str(place.mountpoint) not in tmemfs("doctor", check=False).stdout
 
 
 def test_a_single_page_load_reads_two_blocks_at_most(place: Place) -> None:

@@ -76,7 +76,7 @@ def test_the_mode_is_what_can_be_done(files: dict[str, Attribute]) -> None:
     assert {file.name for file in FILES if file.mode == 0o644} == {
         "pool.max", "pool.high", "pool.low", "backing.max", "shrink", "compact", "clean.rate", "clean.daily", "recompress",
         "pressure.mode", "pressure.reserve", "pressure.growth",
-        "codec", "kernel.tuning",
+        "codec", "kernel.tuning", "damage",
     }  # fmt: skip
 
 
@@ -198,10 +198,33 @@ def test_the_three_files_of_zram_have_its_number_of_fields(files: dict[str, Attr
 def test_the_state_says_why_it_is_degraded(services: Services, files: dict[str, Attribute]) -> None:
     assert read(files, "state") == "running\nsignals: fixed\n"
     services.engine.free_frames.set_stuck("the backing is full: raise it")
-    services.engine.reader.counts.corrupt = 2
+    for offset in (0, 64, 64):
+        services.engine.tmem.damage.note_record(1, offset, "on_tier")
     assert read(files, "state") == (
-        "degraded: the backing is full: raise it; 2 loads found a damaged record: check the backing device\nsignals: fixed\n"
+        "degraded: the backing is full: raise it; loads found 2 damaged records: check the backing device\nsignals: fixed\n"
     )
+
+
+async def test_damage_is_reported_until_it_is_acknowledged(services: Services, files: dict[str, Attribute]) -> None:
+    damage = services.engine.tmem.damage
+    damage.note_record(1, 0, "in_ram")
+    damage.note_record(1, 64, "on_tier")
+    damage.note_failed_read()
+    assert read(files, "damage") == "damaged_in_ram 1\ndamaged_on_disk 1\nfailed_reads 1\n"
+    assert services.state() == (
+        "degraded: loads found 1 records damaged in RAM: test the memory; loads found 1 damaged records: check the backing device; "
+        "1 reads from the backing failed: check the backing device"
+    )
+    with pytest.raises(BadValue, match="write 'acknowledge'"):
+        await write(files, "damage", "0")
+    assert read(files, "damage").startswith("damaged_in_ram 1\n")
+    await write(files, "damage", "acknowledge\n")
+    assert read(files, "damage") == "damaged_in_ram 0\ndamaged_on_disk 0\nfailed_reads 0\n"
+    assert services.state() == "running"
+    damage.note_record(1, 64, "on_tier")  # what is known already
+    assert services.state() == "running"
+    damage.note_record(2, 64, "on_tier")
+    assert services.state() == "degraded: loads found 1 damaged records: check the backing device"
 
 
 def test_a_daemon_that_is_stopped_is_draining(services: Services) -> None:

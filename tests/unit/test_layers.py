@@ -62,6 +62,7 @@ STORE: Final = (
     "segments",
     "slots",
     "region",
+    "damage",
     "dictionary",
     "codec",
     "record",

@@ -187,6 +187,14 @@ def test_unmounting_what_is_not_mounted_is_an_error(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path)
 
 
+def test_a_device_that_is_detached_merges_requests_again(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_: list[tuple[str, str]] = []
+    monkeypatch.setattr(swapdev, "set_no_merges", lambda device, value: set_.append((device, value)))
+    program(programs, "losetup")
+    swapdev.detach("/dev/loop9")
+    assert set_ == [("/dev/loop9", "0")]
+
+
 def test_the_programs_are_run_with_what_they_need(programs: Path) -> None:
     program(programs, "losetup", out="/dev/loop9\\n")
     for name in ("mkswap", "swapon", "swapoff"):

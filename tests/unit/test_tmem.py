@@ -402,14 +402,16 @@ def test_a_segment_being_read_outlives_its_last_page(place: Place) -> None:
     assert discard is not None and discard.extents == (extent,)
 
 
-def test_a_read_that_fails_while_it_is_planned_pins_nothing(place: Place) -> None:
+def test_a_read_that_ends_at_a_page_damaged_in_ram_pins_nothing(place: Place) -> None:
     place.store(0, raw(0, 1))
     place.write_back()
     place.store(1, halves(0, 1))
     payload = payload_of(place.tmem, 1)
     payload[:] = b"\xff" * len(payload)
     with pytest.raises(Corrupt, match="the record of slot 1 is damaged in RAM: test the machine's memory"):
-        place.tmem.plan_read(0, 2)
+        place.tmem.plan_read(1, 2)
+    assert place.tmem.segments.pins == {}
+    assert place.reader.perform(place.tmem.plan_read(0, 2)) == raw(0, 1)
     assert place.tmem.segments.pins == {}
 
 
@@ -434,8 +436,9 @@ def test_a_record_found_damaged_in_ram_is_counted(place: Place, codec: str) -> N
     place.tmem.store(0, [encode(page_of("half", 1), parse_codec(codec))])
     payload = payload_of(place.tmem, 0)
     payload[3:] = b"\xff" * (len(payload) - 3)
-    with pytest.raises(Corrupt):
-        place.tmem.load(0)
+    for _ in range(2):  # the kernel asks again, which is no more damage
+        with pytest.raises(Corrupt):
+            place.tmem.load(0)
     assert place.tmem.counts.damaged_in_ram == 1
 
 

@@ -84,6 +84,8 @@ def _add_other_commands(subparsers: _Subparsers) -> None:
     demo.set_defaults(run=commands.demo)
     doctor = subparsers.add_parser("doctor", help="what this machine has of what tmemfs needs")
     doctor.add_argument("--backing", type=_path, default=defaults.BACKING, help=f"where the backing would be ({defaults.BACKING})")
+    doctor.add_argument("--acknowledge", nargs="?", type=_path, const=defaults.MOUNTPOINT, metavar="MOUNTPOINT",
+                        help=f"take note of the damage that this mount reports ({defaults.MOUNTPOINT})")  # fmt: skip
     doctor.set_defaults(run=commands.doctor)
 
 

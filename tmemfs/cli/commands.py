@@ -172,7 +172,9 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    """Print what the machine has of what tmemfs needs; 1 if something essential is missing."""
+    """Print what the machine has of what tmemfs needs, 1 if something essential is missing; or acknowledge damage."""
+    if arguments.acknowledge is not None:
+        return _acknowledge(arguments.acknowledge)
     from tmemfs.cli.doctor import examine
 
     # a failure of a check is a finding, not an error of the command
@@ -181,6 +183,16 @@ def doctor(arguments: argparse.Namespace) -> int:
     for check in checks:
         print(f"{check.name:22} {words[check.ok]:8} {check.found}" + (f"\n{'':31} -> {check.advice}" if check.advice else ""))
     return 1 if any(check.ok is False for check in checks) else 0
+
+
+def _acknowledge(mountpoint: Path) -> int:
+    from tmemfs.cli.control_io import read_control, write_control
+    from tmemfs.control_files import ACKNOWLEDGE
+
+    before = read_control(mountpoint, "damage")
+    write_control(mountpoint, "damage", ACKNOWLEDGE)
+    print(f"{mountpoint}: acknowledged\n{before}", end="")
+    return 0
 
 
 def _backing_refused(path: Path) -> str:

@@ -7,11 +7,15 @@ import shutil
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from tmemfs.system import proctext
+from tmemfs.cli.control_io import read_control
+from tmemfs.cli.lifecycle import FS_TYPE
+from tmemfs.errors import TmemfsError
+from tmemfs.system import proctext, swapdev
 from tmemfs.system.capabilities import CAP_IPC_LOCK, CAP_SYS_NICE, CAP_SYS_RESOURCE, has_capability, is_root
 from tmemfs.system.kernel_settings import Findings, KernelSettings
 from tmemfs.system.memory import total_ram_bytes
@@ -61,6 +65,7 @@ def examine(backing: Path, backing_refused: str = "", not_compiled: str = "") ->
         ("zswap", _zswap),
         ("other swaps", _other_swaps),
         ("kernel settings", _kernel_settings),
+        ("damage", _damage),
         ("RAM", lambda name: Check(name, True, format_size(total_ram_bytes()))),
     )
     return [_tried(name, check) for name, check in checks]
@@ -200,3 +205,22 @@ def _judged(name: str, found: Findings) -> Check:
     left = not found.is_in_use
     advice = "left by a daemon that was killed: run 'tmemfs down'" if left else ""
     return Check(name, None if left else True, ", ".join(said), advice)
+
+
+def _damage(name: str) -> Check:
+    """Damage that daemons have found and nobody has acknowledged."""
+    places = [Path(mount.mountpoint) for mount in swapdev.mounts() if mount.kind == FS_TYPE]
+    # a daemon that is stopped must not hold the doctor up
+    said = {place: found for place in places if (found := swapdev.in_time(partial(_unacknowledged, place)))}
+    advice = "look into it, then run " + " and ".join(f"'tmemfs doctor --acknowledge {place}'" for place in said)
+    return Check(name, None if said else True, "; ".join(said.values()) or "none is reported", advice if said else "")
+
+
+def _unacknowledged(mountpoint: Path) -> str:
+    """What control/damage reports, if anything: nothing also for a mount that cannot be asked."""
+    try:
+        lines = read_control(mountpoint, "damage").splitlines()
+    except TmemfsError:
+        return ""
+    found = [line for line in lines if not line.endswith(" 0")]
+    return f"{mountpoint}: {', '.join(found)}" if found else ""

@@ -7,5 +7,6 @@ pool_size, limits                        what the pool may hold, and what a user
 shrinker, reserve, holes, full_tier, shrink_request   write back and release; frames ahead of need; extents freed
 left_frames                              memory that an earlier worker left
 cleaner, merger, recompressor, compact_request        when to merge, and the merge itself
+single_pages                             requests of one page after damage
 pressure, swap_stall, kernel_tuning      memory pressure, and settings of the kernel
 """

@@ -70,6 +70,12 @@ def compact_answer(services: Services) -> str:
     )
 
 
+def damage(services: Services) -> str:
+    """Damage that nobody has acknowledged, flat keyed."""
+    found = services.engine.tmem.damage.since_acknowledged
+    return f"damaged_in_ram {found.in_ram}\ndamaged_on_disk {found.on_tier}\nfailed_reads {found.failed_reads}\n"
+
+
 def segments(services: Services) -> str:
     """segment state lane sequence fill% live% pages, a line each, oldest first."""
     return "".join(

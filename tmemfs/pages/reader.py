@@ -1,11 +1,14 @@
 """The reader: reads records from the tier, verifies and decodes them.
 
 It reads the sectors of a record and nothing else. Records of one request that share blocks, or lie in neighbouring blocks, are read
-with one call. No page is put back into RAM: it is on its way to the kernel, which keeps it from then on.
+with one call. If it fails, they are read one by one, because one bad sector may have failed it. No page is put back into RAM: it is
+on its way to the kernel, which keeps it from then on.
 
 Invariants:
 1. No byte of a record is returned before its checksum, slot, tag and length have been verified.
 2. What was pinned is unpinned exactly once, whatever fails.
+3. A damaged record fails its own page. Others of the request are read and verified all the same, those behind it in vain: a reply
+   has no way to say that a page in its middle is missing (docs/operations.md, 'Damage').
 
 Thread-safety: any number of threads at once; each has a buffer of its own.
 """
@@ -36,7 +39,10 @@ _WARM_PAGES: Final = 16
 
 @dataclass(slots=True)
 class ReadCounts:
-    """Since the start. The tier was asked for `records` pages, in `reads` calls of `read_bytes` in all."""
+    """Since the start. The tier was asked for `records` pages, in `reads` calls of `read_bytes` in all.
+
+    `corrupt` records were found damaged, each counted once; `failed` calls for one page failed.
+    """
 
     records: int = 0
     reads: int = 0
@@ -87,7 +93,7 @@ class Reader:
             read = 1  # counted also if the record is damaged, but not if the tier failed
             return self._decoded(record, blocks, record.offset - first)
         except TierError as error:
-            self._note_failure(error)
+            self._note_failure(record, error)
             raise
         finally:
             counts = self.counts
@@ -100,24 +106,53 @@ class Reader:
             self._tmem.commit_read((record,))
 
     def perform(self, plan: ReadPlan) -> list[bytes]:
-        """The pages of `plan`, complete. Commits the plan. Raises TierError, Corrupt."""
+        """The pages of `plan`, up to the first one that fails. Commits the plan.
+
+        Raises TierError, Corrupt if that is the first page.
+        """
+        failures: dict[int, TierError] = {}
         with self._lock:
             self.waiting += 1
         try:
-            pages = plan.pages
             # Each run is decoded before the next one is read: they share the thread's buffer.
             for run in _runs(plan.records):
-                self._read_run(run, pages)
-        except TierError as error:
-            self._note_failure(error)
-            raise
+                self._read_run(run, plan.pages, failures)
         finally:
             with self._lock:
                 self.waiting -= 1
             self._tmem.commit_read(plan.records)
-        return [page for page in pages if page is not None]
+        if 0 in failures:
+            raise failures[0]
+        return [page for page in plan.pages[: min(failures, default=None)] if page is not None]
 
-    def _read_run(self, run: list[RecordAt], pages: list[bytes | None]) -> None:
+    def _read_run(self, run: list[RecordAt], pages: list[bytes | None], failures: dict[int, TierError]) -> None:
+        """Read the records of `run` to `pages`; those that fail go to `failures`."""
+        try:
+            blocks, first = self._fetch(run)
+        except TierError as error:
+            if len(run) > 1:
+                self._read_singly(run, pages, failures)
+            else:
+                self._note_failure(run[0], error)
+                failures[run[0].at] = error
+            return
+        for record in run:
+            try:
+                pages[record.at] = self._decoded(record, blocks, record.offset - first)
+            except TierError as error:
+                self._note_failure(record, error)
+                failures[record.at] = error
+
+    def _read_singly(self, run: list[RecordAt], pages: list[bytes | None], failures: dict[int, TierError]) -> None:
+        """Read the records of `run`, whose call failed, in the order of the request, up to the first one that fails again."""
+        for record in sorted(run):
+            self._read_run([record], pages, failures)
+            # What is behind it could not be sent, and a disk that fails may take many seconds for each call.
+            if record.at in failures:
+                return
+
+    def _fetch(self, run: list[RecordAt]) -> tuple[memoryview, int]:
+        """The sectors of `run`, in the thread's buffer, and where in the extent they begin."""
         sector = self._tier.sector_bytes
         first = run[0].offset // sector * sector
         size = -(-run[-1].end // sector) * sector - first
@@ -127,8 +162,7 @@ class Reader:
             self.counts.records += len(run)
             self.counts.reads += 1
             self.counts.read_bytes += size
-        for record in run:
-            pages[record.at] = self._decoded(record, blocks, record.offset - first)
+        return blocks, first
 
     def _decoded(self, record: RecordAt, blocks: memoryview, at: int) -> bytes:
         payload = read_record(blocks, at, record.slot, record.tag, record.length, record.seed)
@@ -136,10 +170,15 @@ class Reader:
             return self._dictionary(record).decode(payload)
         return decode(record.tag, payload)
 
-    def _note_failure(self, error: TierError) -> None:
+    def _note_failure(self, record: RecordAt, error: TierError) -> None:
+        damage = self._tmem.damage
+        is_corrupt = isinstance(error, Corrupt)
+        is_new = is_corrupt and damage.note_record(record.seed, record.offset, "on_tier")
+        if not is_corrupt:
+            damage.note_failed_read()
         with self._lock:
-            self.counts.corrupt += isinstance(error, Corrupt)
-            self.counts.failed += not isinstance(error, Corrupt)
+            self.counts.corrupt += is_new
+            self.counts.failed += not is_corrupt
 
     def _dictionary(self, record: RecordAt) -> Dictionary:
         """What `record` was encoded with; it has to be read from its segment only once, after a crash."""

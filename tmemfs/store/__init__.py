@@ -10,4 +10,5 @@ append, native, compiled   appending pages, in Python and in C (constants: what 
 plans, reclaim             what callers do outside the lock
 merges, merge_plans, merge_copy, recompression   segments made dense
 recovery, consistency, statistics                scan at a start; comparison with a scan; figures
+damage                     damaged records that nobody has acknowledged
 """

@@ -65,7 +65,10 @@ class RecordAt(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ReadPlan:
-    """Pages of a request in order, None where `records` says where the page lies on a tier; those segments are pinned."""
+    """Pages of a request in order, None where `records` says where the page lies on a tier; those segments are pinned.
+
+    They end in front of the first page that is damaged in RAM.
+    """
 
     pages: list[bytes | None]
     records: tuple[RecordAt, ...]

@@ -30,10 +30,11 @@ from typing import Final
 
 import lz4.block
 
-from tmemfs.errors import BackingFull, Corrupt, TmemfsError
+from tmemfs.errors import BackingFull, Corrupt
 from tmemfs.policy.cleaning import benefit_per_cost
 from tmemfs.policy.victims import next_victim
 from tmemfs.store.codec import LZ4, ZERO_PAGE, ZSTD_DICT, Packed, decode
+from tmemfs.store.damage import Damage
 from tmemfs.store.dictionary import Dictionaries, Dictionary, read_dictionary
 from tmemfs.store.extents import Extents
 from tmemfs.store.frames import Arena, Frame
@@ -76,7 +77,10 @@ _decompress = lz4.block.decompress
 
 @dataclass(slots=True)
 class Counts:
-    """What was done since the start, in pages. Guarded by the lock. What was stored is counted by `ledger`."""
+    """What was done since the start, in pages. Guarded by the lock. What was stored is counted by `ledger`.
+
+    `damaged_in_ram` is the number of records that loads from RAM found damaged.
+    """
 
     ledger: Ledger = field(compare=False, repr=False)
     loads_ram: int = 0
@@ -129,6 +133,8 @@ class Tmem:
         self.lanes: Final = self.transitions.lanes
         self.counts: Final = Counts(self.ledger)
         self.dictionaries: Final = Dictionaries()
+        # it has a lock of its own
+        self.damage: Final = Damage()
         recover((slots,), self.transitions, self.dictionaries, count_pool)
         # their methods take the lock
         self.merges: Final = Merges(self.lock, slots, self.transitions, self.dictionaries, score)
@@ -185,7 +191,8 @@ class Tmem:
                     return decode(tag, payload)
             except (lz4.block.LZ4BlockError, Corrupt):
                 pass
-            self.counts.damaged_in_ram += 1
+            seed = segment_seed(segments.sequence(SegmentId(segment)))
+            self.counts.damaged_in_ram += self.damage.note_record(seed, handle_offset(handle), "in_ram")
             raise Corrupt(f"the record of slot {slot} is damaged in RAM: test the machine's memory")
 
     def invalidate(self, first: int, count: int) -> None:
@@ -203,7 +210,10 @@ class Tmem:
     # ---- plans -----------------------------------------------------------------------------------------------------
 
     def plan_read(self, first: int, count: int) -> ReadPlan:
-        """What has to be read for slots [first, first + count): pages in RAM are loaded, the others' segments pinned."""
+        """What has to be read for slots [first, first + count): pages in RAM are loaded, the others' segments pinned.
+
+        If a page in RAM is damaged, the plan ends in front of it. Raises Corrupt if that is the first page.
+        """
         pages: list[bytes | None] = []
         records: list[RecordAt] = []
         try:
@@ -216,9 +226,9 @@ class Tmem:
                         break
                     page = self.load(first + at)  # stored again or invalidated between the two
                 pages.append(page)
-        except TmemfsError:
-            self.commit_read(records)
-            raise
+        except Corrupt:
+            if not pages:  # and nothing is pinned
+                raise
         return ReadPlan(pages, tuple(records))
 
     def pin_record(self, slot: int, at: int = 0) -> RecordAt | None:

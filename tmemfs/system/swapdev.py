@@ -102,7 +102,7 @@ def file_behind(device: str) -> FileId | None:
 
     The kernel asks the file's daemon for its attributes. Never to be called in a thread that answers such requests.
     """
-    return _in_time(lambda: _loop_status(device))
+    return in_time(lambda: _loop_status(device))
 
 
 def _loop_status(device: str) -> FileId | None:
@@ -120,7 +120,7 @@ def _loop_status(device: str) -> FileId | None:
     return FileId(*struct.unpack_from("QQ", buffer))
 
 
-def _in_time(ask: Callable[[], _T]) -> _T | None:
+def in_time(ask: Callable[[], _T]) -> _T | None:
     """What `ask` returns, or None if it takes too long."""
     # a system call on a FUSE mount that hangs cannot be interrupted, so the thread is left behind and ends with the process
     answers: list[_T] = []
@@ -170,7 +170,7 @@ def resolved(mountpoint: Path) -> Path:
 
 def mount_is_dead(mountpoint: Path) -> bool:
     """Whether the daemon of the mount has ended. One that does not answer in time has not."""
-    return _in_time(lambda: _is_dead(mountpoint)) or False
+    return in_time(lambda: _is_dead(mountpoint)) or False
 
 
 def _is_dead(mountpoint: Path) -> bool:
@@ -197,8 +197,23 @@ def attach(image: Path) -> str:
     return _run("losetup", *options, os.fspath(image), hint="see tmemfs doctor").strip("\n")
 
 
+def set_no_merges(device: str, value: str, sys_block: Path = SYS_BLOCK) -> str:
+    """Write `nomerges` of a device's queue: 2 keeps the kernel from merging requests, 0 has it merge. Returns what it was.
+
+    Raises OSError.
+    """
+    file = sys_block / Path(device).name / "queue/nomerges"
+    before = word_of(file.read_bytes())
+    if before != value:
+        file.write_text(value)
+    return before
+
+
 def detach(device: str) -> None:
     """Detach a loop device. Raises Refused."""
+    # a daemon that found damage, and was killed, leaves it unmerged for whatever is attached to it next
+    with suppress(OSError):
+        set_no_merges(device, "0")
     _run("losetup", "--detach", device, hint="see what uses it with lsof")
 
 
