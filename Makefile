@@ -6,7 +6,7 @@ TMEMFS := $(VENV)/bin/tmemfs
 LINK ?= /usr/local/bin/tmemfs
 PYTEST := $(VENV)/bin/python -m pytest
 
-.PHONY: setup up down demo fmt lint test test-system test-vm soak check bench corpus docs clean
+.PHONY: setup up down demo fmt lint test test-system test-vm soak kills check bench corpus docs clean
 
 setup: $(VENV)/.installed
 
@@ -52,6 +52,10 @@ test-vm: setup
 # Two swaps, hogs that verify every byte, and everything else at once: ARGS="--minutes 20 --seed 1".
 soak: setup
 	$(VENV)/bin/python -m tools.soak $(ARGS)
+
+# Workers killed again and again under load, every byte verified, every stall measured: ARGS="--kills 200 --seed 1".
+kills: setup
+	$(VENV)/bin/python -m tools.kills $(ARGS)
 
 check: lint test
 

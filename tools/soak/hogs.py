@@ -47,10 +47,13 @@ class _Run:
 
 
 class Hog:
-    """A hog in `cgroup` that reports to a file in `directory`; what it did is added to `counts`."""
+    """A hog of `size` in `cgroup` that reports to a file in `directory`; what it did is added to `counts`."""
 
-    def __init__(self, name: str, cgroup: MemoryCgroup, directory: Path, seed: int, counts: Counter[str]) -> None:
+    def __init__(
+        self, name: str, cgroup: MemoryCgroup, directory: Path, seed: int, counts: Counter[str], size: str = _SIZE
+    ) -> None:
         self._name = name
+        self._size = size
         self._cgroup = cgroup
         self._directory = directory
         self._seed = seed
@@ -61,7 +64,7 @@ class Hog:
         """Start the hog; `refused` stores were refused so far."""
         # other pages and another order in each life
         self._seed += 1
-        command = [sys.executable, _PROGRAM, "--size", _SIZE, "--churn", _SHARE, "--seed", str(self._seed)]
+        command = [sys.executable, _PROGRAM, "--size", self._size, "--churn", _SHARE, "--seed", str(self._seed)]
         said = (self._directory / f"hog-{self._name}").open("w+b")
         process = subprocess.Popen(
             [*command, "--tasks", str(self._cgroup.tasks)],

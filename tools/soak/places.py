@@ -54,10 +54,13 @@ def bounded(what: str, call: Callable[[], T]) -> T:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One swap: its places, its control files, and the commands on it."""
+    """One swap: its places, its control files, and the commands on it. `more` are options of `up` beside size and limit."""
 
     name: str
     directory: Path
+    size: str = _SWAP
+    pool_max: str = _POOL_MAX
+    more: tuple[str, ...] = ()
 
     @property
     def mountpoint(self) -> Path:
@@ -81,10 +84,10 @@ class Place:
 
     @property
     def options(self) -> list[str]:
-        """The options of `up`."""
+        """The options of `up` and `mount`."""
         return [
             str(self.mountpoint), "--backing", str(self.store / "backing"), "--log", str(self.log),
-            "--size", _SWAP, "--pool-max", _POOL_MAX,
+            "--size", self.size, "--pool-max", self.pool_max, *self.more,
         ]  # fmt: skip
 
     def read(self, name: str) -> str:

@@ -1,0 +1,76 @@
+"""What a run counted, as a table. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from tools.bench.statistics import percentile
+
+#: The goal for the 99th percentile of all stalls.
+GOAL_P99_S: Final = 1.0
+_HEADINGS: Final = ("the worker died while", "strikes", "deaths", "seen", "p50 ms", "p99 ms", "longest ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """One or more deaths in a row, and the stall from the first signal until page requests were answered again.
+
+    `is_seen`: the phase was seen within the last look before the signal.
+    """
+
+    phase: str
+    deaths: int
+    is_seen: bool
+    stall_s: float
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of one run. `faults` is empty if it passed."""
+
+    seed: int
+    strikes: list[Strike] = field(default_factory=list)
+    verified: Counter[str] = field(default_factory=Counter)
+    requests: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def deaths(self) -> int:
+        """All deaths."""
+        return sum(strike.deaths for strike in self.strikes)
+
+    def lines(self) -> list[str]:
+        """The summary as lines to print."""
+        verdict = "FAILED" if self.faults else "passed"
+        return [
+            f"{self.deaths} deaths of a worker in {self.seconds:.0f} s, seed {self.seed}: {verdict}",
+            *table(self.strikes),
+            _counted("verified", self.verified),
+            _counted("control requests", self.requests),
+            *(f"FAULT: {fault}" for fault in self.faults),
+        ]
+
+
+def table(strikes: Sequence[Strike]) -> list[str]:
+    """The stalls by phase, and of all."""
+    phases = list(dict.fromkeys(strike.phase for strike in strikes))
+    rows = [_row(phase, [strike for strike in strikes if strike.phase == phase]) for phase in sorted(phases)]
+    rows = [list(_HEADINGS), *rows, *([_row("all", strikes)] if strikes else [])]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(_HEADINGS))]
+    return ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+            for row in rows]  # fmt: skip
+
+
+def _row(name: str, strikes: Sequence[Strike]) -> list[str]:
+    stalls = sorted(strike.stall_s * 1e3 for strike in strikes)
+    figures = [percentile(stalls, 50), percentile(stalls, 99), stalls[-1]]
+    counts = [len(strikes), sum(strike.deaths for strike in strikes), sum(strike.is_seen for strike in strikes)]
+    return [name, *map(str, counts), *(f"{figure:.1f}" for figure in figures)]
+
+
+def _counted(name: str, counts: Counter[str]) -> str:
+    return f"{name}: " + (", ".join(f"{key} {count}" for key, count in sorted(counts.items())) or "none")
