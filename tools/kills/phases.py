@@ -33,10 +33,12 @@ PHASES: Final = (
     Phase("writing back", (("shrink", "24M"),), ("pages_written",)),
     Phase("merging in RAM", (_COMPACT,), ("compactions",)),
     Phase("cleaning the disk", (("clean.rate", "64M"), _COMPACT), ("cleanings", "cleaned_bytes")),
-    # a change of the level has it look at once; what rests since the look before is idle
+    # it needs free frames; a change of the level has it look at once, and what rests since the look before is idle
     Phase(
-        "recompressing", (("recompress", "zstd:1"), ("recompress", "zstd:2")), ("recompressed_records", "recompressions_not_worth")
+        "recompressing",
+        (("pool.max", "128M"), ("recompress", "zstd:1"), ("recompress", "zstd:2")),
+        ("recompressed_records", "recompressions_not_worth"),
     ),
-    Phase("shrinking to a limit", (("pool.max", "24M"), ("pool.max", "{pool_max}")), ("bytes_released",)),
+    Phase("shrinking to a limit", (("pool.max", "20M"), ("pool.max", "{pool_max}")), ("bytes_released",)),
     RECOVERING,
 )

@@ -30,13 +30,13 @@ from tools.kills.worker import children_of, worker_of
 from tools.soak.places import HANG_S, Fault, Place
 
 SWAP_BYTES: Final = 2048 * MIB
-SWAP_POOL_MAX: Final = "96M"
+SWAP_POOL_MAX: Final = "48M"
 IMAGE_BYTES: Final = 320 * MIB
 IMAGE_POOL_MAX: Final = "32M"
 FILE_SYSTEM_BYTES: Final = 288 * MIB
 WORKER_S: Final = 30.0
 _LOOK_S: Final = 0.002
-_SEEN_S: Final = 1.5
+_SEEN_S: Final = 2.5
 #: What a control request may be answered with while workers die: less was possible than asked for, or it was cut short.
 _ALLOWED: Final = (errno.EAGAIN, errno.EBUSY, errno.EINTR)
 #: What goes on all the time, in random order.
@@ -46,8 +46,7 @@ _REQUESTS: Final = (
     ("compact", "1.02 deadline=1s"),
     ("recompress", "zstd"),
     ("recompress", "zstd:1"),
-    ("codec", "zstd"),
-    ("codec", "lz4"),
+    ("pool.max", "{pool_max}"),
 )
 
 
@@ -135,7 +134,7 @@ class Target:
 
         def run() -> None:
             while not end.wait(choice.uniform(0.1, 0.6)):
-                self.request(*choice.choice(_REQUESTS))
+                self._ask((choice.choice(_REQUESTS),))
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
