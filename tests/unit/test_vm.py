@@ -164,7 +164,7 @@ def test_programs_start_without_the_observers_protection() -> None:
 def test_the_plan_compares_only_what_is_compared() -> None:
     runs = [(run.contender, run.scenarios) for run in vm.plan(None, None)]
     assert runs == [
-        ("tmemfs", ("privileges", "quiet", "low-memory")),
+        ("tmemfs", ("privileges", "quiet", "low-memory", "kills")),
         ("tmemfs", ("mlock-growth",)),
         ("tmemfs", ("nothing-but-swap",)),
         ("zram", ("mlock-growth",)),

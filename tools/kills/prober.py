@@ -22,9 +22,8 @@ from typing import Final
 
 from tmemfs.units import PAGE_BYTES
 
-#: Requests that are remembered, of up to some 1000 per second: more than are sent during the longest stall.
-_REMEMBERED: Final = 50_000
-_PAUSE_S: Final = 0.001
+#: Requests that are remembered, of up to some 1000 per second; a stall is looked for at once, and while it lasts none is answered.
+_REMEMBERED: Final = 5_000
 _POLL_S: Final = 0.001
 _ENDED_S: Final = 10.0
 
@@ -126,11 +125,12 @@ def _content(number: int, seed: int) -> bytes:
 
 
 class Prober:
-    """Sends the requests of `request` from enter to exit, in a thread."""
+    """Sends the requests of `request` from enter to exit, in a thread, with a pause after each answer."""
 
-    def __init__(self, name: str, request: Callable[[], None]) -> None:
+    def __init__(self, name: str, request: Callable[[], None], pause_s: float = 0.001) -> None:
         self._name = name
         self._request = request
+        self._pause_s = pause_s
         self._end = threading.Event()
         self._answered = deque[Answered](maxlen=_REMEMBERED)
         self._failure: str | None = None
@@ -172,7 +172,7 @@ class Prober:
         return bool(self._answered) and self._answered[-1].began_ns >= ns
 
     def _run(self) -> None:
-        while not self._end.wait(_PAUSE_S):
+        while not self._end.wait(self._pause_s):
             began_ns = time.monotonic_ns()
             try:
                 self._request()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -18,19 +17,15 @@ from tools.kills.deaths import Strike, Tally
 from tools.kills.load import Load
 from tools.kills.phases import PHASES, RECOVERING
 from tools.kills.prober import VerifiedWrites
+from tools.kills.strikes import kill, kill_twice, stop
 from tools.kills.targets import Target, run, unmount
 from tools.kills.upgrades import upgrade, upgrade_and_kill
-from tools.kills.worker import Death, end
 from tools.soak.checks import faults_in_log, judge_events
 from tools.soak.places import HANG_S, Fault, Place
 
-#: Page requests have to be answered again within this time.
-ANSWERED_S: Final = 60.0
 #: How much later than its time the watchdog may act, with the machine under load.
 _WATCHDOG_LATE_S: Final = 30.0
 _LONGEST_PAUSE_S: Final = 1.0
-#: A second death hits the first milliseconds of the next worker.
-_SECOND_DEATH_S: Final = (0.0005, 0.05)
 _SAID_EVERY_S: Final = 60.0
 _RUNNING_S: Final = 60.0
 #: A load that has not swapped yet has nothing to lose.
@@ -95,20 +90,15 @@ class Run:
     def _kill(self, target: Target) -> Strike:
         """Kill the worker in a phase of it, or the worker and the next one."""
         phase = self._random.choice(PHASES)
-        is_seen = target.wait_for(phase)
-        deaths = [_end(target, target.worker())]
         if phase is RECOVERING:
-            successor = target.worker(other_than=deaths[0].pid)
-            time.sleep(self._random.uniform(*_SECOND_DEATH_S))
-            is_seen = not target.prober.is_answered_since(deaths[0].ended_ns)
-            deaths.append(_end(target, successor))
-        return _strike(target, phase.name, deaths, is_seen)
+            return kill_twice(target.supervisor, target.prober, phase.name, self._random)
+        is_seen = target.wait_for(phase)
+        return kill(target.supervisor, target.prober, phase.name, is_seen)
 
     def _stop(self, target: Target) -> Strike:
         """Stop the worker, ask for its state meanwhile, and wait until the watchdog has replaced it."""
         limit_s = parse_seconds(self._plan.watchdog) + _WATCHDOG_LATE_S
-        death = end(target.supervisor, target.worker(), limit_s, signal.SIGSTOP, partial(self._ask_for_state, target))
-        return _strike(target, "stopped", [_ended(target, death)], is_seen=True)
+        return stop(target.supervisor, target.prober, limit_s, partial(self._ask_for_state, target))
 
     def _ask_for_state(self, target: Target) -> None:
         began = time.monotonic()
@@ -121,10 +111,8 @@ class Run:
     def _upgrade(self, target: Target) -> Strike:
         """Upgrade, and in half of all cases kill a worker meanwhile."""
         if self._random.random() < 0.5:
-            began_ns = upgrade(target)
-            return _strike(target, "upgraded", [], is_seen=True, began_ns=began_ns)
-        death = upgrade_and_kill(target, self._random)
-        return _strike(target, "upgraded and killed", [_ended(target, death)], is_seen=True)
+            return upgrade(target)
+        return upgrade_and_kill(target, self._random)
 
     def _wait_loaded(self) -> None:
         """Wait until each target stores enough to have something to lose."""
@@ -151,25 +139,6 @@ class Run:
         if time.monotonic() - self._said_at > _SAID_EVERY_S:
             self._said_at = time.monotonic()
             print(f"{self._tally.deaths} deaths", flush=True)
-
-
-def _end(target: Target, worker: int) -> Death:
-    return _ended(target, end(target.supervisor, worker, ANSWERED_S))
-
-
-def _ended(target: Target, death: Death | None) -> Death:
-    """The death, which has to be ours: a worker that ended by itself is a fault."""
-    if death is None:
-        raise Fault(f"a worker of {target.place.name} ended by itself")
-    return death
-
-
-def _strike(target: Target, phase: str, deaths: Sequence[Death], is_seen: bool, began_ns: int = 0) -> Strike:
-    """Wait until page requests are answered again; what it cost."""
-    sent_ns = deaths[0].sent_ns if deaths else began_ns
-    ended_ns = deaths[-1].ended_ns if deaths else time.monotonic_ns()
-    stall_ns = target.prober.wait_for_stall(sent_ns, ended_ns, ANSWERED_S)
-    return Strike(phase, len(deaths), is_seen, stall_ns / 1e9)
 
 
 def finish(tally: Tally, targets: Sequence[Target], files: Path) -> None:

@@ -26,7 +26,7 @@ from tmemfs.units import MIB, PAGE_BYTES
 from tools.interrupts import uninterrupted
 from tools.kills.phases import Phase
 from tools.kills.prober import Prober, Reads, VerifiedWrites
-from tools.kills.worker import children_of, worker_of
+from tools.kills.worker import children_of
 from tools.soak.places import HANG_S, Fault, Place
 
 SWAP_BYTES: Final = 2048 * MIB
@@ -34,7 +34,6 @@ SWAP_POOL_MAX: Final = "48M"
 IMAGE_BYTES: Final = 320 * MIB
 IMAGE_POOL_MAX: Final = "32M"
 FILE_SYSTEM_BYTES: Final = 288 * MIB
-WORKER_S: Final = 30.0
 _LOOK_S: Final = 0.002
 _SEEN_S: Final = 2.5
 #: What a control request may be answered with while workers die: less was possible than asked for, or it was cut short.
@@ -62,10 +61,6 @@ class Target:
     counts: Counter[str]
     _failed: list[str] = field(default_factory=list)
     _asking: list[threading.Thread] = field(default_factory=list)
-
-    def worker(self, other_than: int | None = None) -> int:
-        """Its worker. Raises NoWorker."""
-        return worker_of(self.supervisor, WORKER_S, other_than)
 
     def wait_for(self, phase: Phase) -> bool:
         """Have the worker begin `phase`; returns once it is seen (True), or after some time. Raises Fault, OSError."""

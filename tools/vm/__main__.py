@@ -23,13 +23,13 @@ from tools.vm.evidence import Verdict, where_it_hangs
 
 CONTENDERS: Final = ("tmemfs", "zram", "zswap")
 #: Scenarios that share a guest, in this order: only a daemon that has seen no pressure yet is idle.
-GROUPS: Final = (("privileges", "quiet", "low-memory"), ("mlock-growth",), ("nothing-but-swap",))
+GROUPS: Final = (("privileges", "quiet", "low-memory", "kills"), ("mlock-growth",), ("nothing-but-swap",))
 #: What zram and zswap run as well by default, and what they can run on request.
 COMPARED: Final = ("mlock-growth",)
 OF_ANY_SWAP: Final = ("low-memory", "mlock-growth", "nothing-but-swap")
 #: Seconds a guest may take from boot to end, by scenario: short, full.
-LIMITS_S: Final = {"privileges": (60, 60), "quiet": (60, 150), "low-memory": (150, 600), "mlock-growth": (500, 900),
-                   "nothing-but-swap": (600, 4000)}  # fmt: skip
+LIMITS_S: Final = {"privileges": (60, 60), "quiet": (60, 150), "low-memory": (150, 600), "kills": (200, 900),
+                   "mlock-growth": (500, 900), "nothing-but-swap": (600, 4000)}  # fmt: skip
 BOOT_S: Final = 120
 
 

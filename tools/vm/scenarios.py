@@ -10,8 +10,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -21,6 +21,7 @@ from tools.vm.contenders import Tmemfs, swap_counts, unprotected
 from tools.vm.environment import FILLED_S, VERIFIED_S, Guest, Hog, hogs_ended
 from tools.vm.evidence import Figure, Verdict
 from tools.vm.growth import mlock_growth
+from tools.vm.kills import NEVER, SELDOM_S, Killer, kills
 from tools.vm.watch import Watch
 
 MIB: Final = 1 << 20
@@ -33,7 +34,7 @@ MOST_WAKES_PER_S: Final = 1.0
 
 
 def nothing_but_swap(guest: Guest) -> Verdict:
-    """Two programs, one after the other, use far more memory than there is, and verify it."""
+    """Two programs, one after the other, use far more memory than there is, and verify it, while workers of tmemfs are killed."""
     seconds = 600 if guest.full else 60
     size_mib = int(guest.ram_bytes * SWAPPED_SHARE) // MIB
     tested_mib = size_mib if guest.full else size_mib // 2
@@ -51,7 +52,7 @@ def nothing_but_swap(guest: Guest) -> Verdict:
     if pid is not None and not Path(f"/proc/{pid}").exists():
         reasons.append("the daemon has gone")
     stat = evidence.numbers("\n".join(f"{key} {value}" for key, value in guest.contender.stat().items()))
-    reasons += [f"{key} is {stat[key]}" for key in ("corrupt_records", "read_errors", "write_errors") if stat.get(key)]
+    reasons += [f"{key} is {stat[key]}" for key in NEVER if stat.get(key)]
     return guest.verdict("nothing-but-swap", figures, reasons)
 
 
@@ -60,7 +61,7 @@ def _run_verifier(guest: Guest, name: str, command: list[str], seconds: float) -
     before, reasons = swap_counts(), list[str]()
     output = Path(f"/run/{name}.log")
     limit = seconds * 4 + 240
-    with output.open("wb") as file, Watch(guest.contender, guest.say) as watch:
+    with output.open("wb") as file, Watch(guest.contender, guest.say) as watch, _killing(guest) as killer:
         process = subprocess.Popen(unprotected(command), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                                    start_new_session=True)  # fmt: skip
         began = time.monotonic()
@@ -84,8 +85,21 @@ def _run_verifier(guest: Guest, name: str, command: list[str], seconds: float) -
     if idle:
         reasons.append(f"{name}: no page was swapped in the 10 s from second {', '.join(f'{at:.0f}' for at in idle)}")
     after = swap_counts()
-    return {f"{name}_seconds": took, f"{name}_pages_swapped": after[0] - before[0], f"{name}_oom_kills": after[1] - before[1],
+    killed = killer.figures(f"{name}_") if killer else {}
+    reasons += [f"{name}: {reason}" for reason in (killer.reasons if killer else ())]
+    return {**killed, f"{name}_seconds": took,
+            f"{name}_pages_swapped": after[0] - before[0], f"{name}_oom_kills": after[1] - before[1],
             f"{name}_longest_gap_s": evidence.longest_gap(swapped)}, reasons  # fmt: skip
+
+
+@contextmanager
+def _killing(guest: Guest) -> Iterator[Killer | None]:
+    """Workers killed now and then during the block, if the contender has any."""
+    if not isinstance(guest.contender, Tmemfs):
+        yield None
+        return
+    with Killer(guest, SELDOM_S) as killer:
+        yield killer
 
 
 def low_memory(guest: Guest) -> Verdict:
@@ -206,6 +220,7 @@ SCENARIOS: Final[dict[str, Callable[[Guest], Verdict]]] = {
     "privileges": privileges,
     "quiet": quiet,
     "low-memory": low_memory,
+    "kills": kills,
     "mlock-growth": mlock_growth,
     "nothing-but-swap": nothing_but_swap,
 }

@@ -1,0 +1,145 @@
+"""The worker of tmemfs killed in the guest: in a scenario of its own, and while another scenario runs.
+
+A guest's kernel is 6.1, which cannot hand out again the requests that a dead worker had read. Every page is verified, and the
+requests of a prober show how long page requests waited. Times are those of an emulated machine.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from statistics import median
+from typing import Final
+
+from tmemfs.units import PAGE_BYTES
+from tools.kills.deaths import Strike
+from tools.kills.prober import Prober, Reads, Unanswered
+from tools.kills.strikes import kill, kill_twice
+from tools.kills.worker import NoWorker
+from tools.vm import evidence
+from tools.vm.contenders import SWAP_BYTES, Tmemfs
+from tools.vm.environment import FILLED_S, VERIFIED_S, Guest, Hog, hogs_ended
+from tools.vm.evidence import Figure, Verdict
+from tools.vm.watch import Watch
+
+#: Deaths: short, full.
+DEATHS: Final = (12, 50)
+#: Between two strikes.
+PAUSE_S: Final = (0.2, 3.0)
+#: Between two strikes while another scenario runs, whose progress is judged by intervals of 10 s.
+SELDOM_S: Final = (6.0, 12.0)
+#: Between two requests of the prober, which must not be what the emulated machine is busy with.
+PROBED_S: Final = 0.02
+#: The share of strikes that are two deaths, the second while the worker recovers.
+TWICE_SHARE: Final = 0.25
+IDLE_MIB: Final = 48
+NEVER: Final = ("corrupt_records", "read_errors", "write_errors")
+
+
+def kills(guest: Guest) -> Verdict:
+    """One program causes pages to be swapped in and out while workers die; it and an idle one verify every byte."""
+    with hogs_ended() as running, Watch(guest.contender, guest.say) as watch:
+        idle = Hog("idle", "5", str(IDLE_MIB))
+        running.append(idle)
+        idle.wait_for("filled", FILLED_S)
+        churner = Hog("churn", str(guest.ram_bytes >> 20))
+        running.append(churner)
+        churner.wait_for("churning", FILLED_S)
+        with Killer(guest, PAUSE_S) as killer:
+            killer.wait(DEATHS[guest.full])
+        reasons = [*killer.reasons, *_wrong(idle, "wrong"), *_wrong(churner, "wrong")]
+    watch.save(guest.results / "kills.samples")
+    reasons += evidence.judge_log(guest.log())
+    stat = guest.contender.stat()
+    reasons += [f"{key} is {stat[key]}" for key in NEVER if stat.get(key, "0") != "0"]
+    figures: dict[str, Figure] = {**killer.figures(), "pages_written": int(churner.said.get("written", "0"))}
+    return guest.verdict("kills", figures, reasons)
+
+
+def _wrong(hog: Hog, key: str) -> list[str]:
+    """Have a hog verify its pages; what was wrong with them."""
+    hog.tell()
+    found = hog.wait_for(key, VERIFIED_S)
+    if found is None:
+        return [f"a hog did not verify its pages: exit code {hog.wait(0.5)}"]
+    return [f"{found} pages were wrong"] if found != "0" else []
+
+
+class Killer:
+    """Kills workers at random moments from enter to exit, in a thread; `reasons` say what went wrong."""
+
+    def __init__(self, guest: Guest, pause_s: tuple[float, float]) -> None:
+        assert isinstance(guest.contender, Tmemfs), "only tmemfs has a worker"
+        self._guest = guest
+        self._image = guest.contender.mountpoint / "swap"
+        self._supervisor = guest.daemon_pid()
+        self._pause_s = pause_s
+        self._end = threading.Event()
+        self._changed = threading.Condition()
+        self._strikes: list[Strike] = []
+        self.reasons: list[str] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Killer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join(VERIFIED_S)
+        if self._thread.is_alive():
+            self.reasons.append("the last death was not followed by an answer")
+
+    @property
+    def deaths(self) -> int:
+        """Workers killed so far."""
+        return sum(strike.deaths for strike in self._strikes)
+
+    def wait(self, deaths: int) -> None:
+        """Wait until that many workers have died, or something went wrong."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.deaths >= deaths or self.reasons)
+
+    def figures(self, prefix: str = "") -> dict[str, Figure]:
+        """What was counted and measured."""
+        stalls = [strike.stall_s for strike in self._strikes]
+        return {
+            f"{prefix}kills": self.deaths,
+            f"{prefix}kills_while_recovering": sum(strike.is_seen for strike in self._strikes),
+            f"{prefix}stall_median_s": median(stalls) if stalls else 0.0,
+            f"{prefix}stall_longest_s": max(stalls, default=0.0),
+        }
+
+    def _run(self) -> None:
+        random = Random(11)
+        try:
+            with _probed(self._image) as prober:
+                while not self._end.wait(random.uniform(*self._pause_s)):
+                    self._strike(prober, random)
+        except (NoWorker, Unanswered, OSError) as error:
+            with self._changed:
+                self.reasons.append(f"after {self.deaths} kills: {error}")
+                self._changed.notify_all()
+
+    def _strike(self, prober: Prober, random: Random) -> None:
+        assert self._supervisor is not None
+        is_twice = random.random() < TWICE_SHARE
+        strike = kill_twice(self._supervisor, prober, "", random) if is_twice else kill(self._supervisor, prober)
+        self._guest.say(f"{strike.deaths} killed, stall {strike.stall_s:.2f} s")
+        with self._changed:
+            self._strikes.append(strike)
+            self._changed.notify_all()
+
+
+@contextmanager
+def _probed(image: Path) -> Iterator[Prober]:
+    """A prober that loads random pages of the image."""
+    pages = Reads(image, range(SWAP_BYTES // PAGE_BYTES), seed=1)
+    try:
+        with Prober("swap", pages.request, PROBED_S) as prober:
+            yield prober
+    finally:
+        pages.close()
