@@ -97,11 +97,11 @@ def test_no_byte_is_lost_while_workers_die(tmp_path: Path) -> None:
     moments = random.Random(1)
     with swapping(tmp_path) as (place, prober):
         supervisor, workers = place.pid, set[int]()
-        for _ in range(12):
-            wait_until(partial(has_moved, place, "stores", place.number("stores"), moments.randrange(2000)))
+        for _ in range(10):
+            wait_until(partial(has_moved, place, "stores", place.number("stores"), moments.randrange(800)))
             workers.add(worker_of(supervisor, HANG_S))
             kill(supervisor, prober)
-        assert place.pid == supervisor and len(workers) == 12
+        assert place.pid == supervisor and len(workers) == 10
 
 
 def test_no_byte_is_lost_while_workers_die_that_write_back(tmp_path: Path) -> None:
