@@ -44,7 +44,7 @@ class Mount:
 
     def cpu_s(self) -> float:
         """CPU time of all the daemon's threads."""
-        tasks = Path(f"/proc/{self.stat()['daemon_pid']}/task")
+        tasks = Path(f"/proc/{self.stat()['worker_pid']}/task")
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()) / 1e9
 
 
