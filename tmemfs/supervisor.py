@@ -30,6 +30,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import closing, suppress
+from importlib import import_module
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -86,6 +87,10 @@ def serve(options: Options, ready: Callable[[], None], run: RunWorker = run_work
     safety = MemorySafety()
     safety.prepare_process()
     try:
+        if options.encrypt and options.backing:
+            # Before `lock_current`, which releases its library: what is used of that is touched, and stays, once the tier is made.
+            import_module("tmemfs.tiers.encrypted")
+        safety.lock_current()
         tier = _open_tier(options, safety)
         try:
             _serve(options, tier, safety, ready, run)
@@ -114,7 +119,6 @@ def _open_tier(options: Options, safety: MemorySafety) -> Tier:
 
 def _serve(options: Options, tier: Tier, safety: MemorySafety, ready: Callable[[], None], run: RunWorker) -> None:
     geometry = Geometry.of(options, tier)
-    safety.lock_current()
     regions = Regions.create(geometry)
     regions.lock(safety)
     path = runtime.status_path(options.mountpoint)
