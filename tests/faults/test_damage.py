@@ -37,13 +37,13 @@ class BadSectorTier(FaultyTier):
     bad: set[tuple[Extent, int]] = field(default_factory=set)
     calls: int = 0
 
-    def read(self, extent: Extent, offset: int, into: memoryview) -> None:
+    def read(self, extent: Extent, offset: int, into: memoryview, sequence: int) -> None:
         """Read, unless a bad sector is touched."""
         self.calls += 1
         sectors = range(offset // SECTOR_BYTES, (offset + len(into)) // SECTOR_BYTES)
         if any((extent, sector) in self.bad for sector in sectors):
             raise TierError("injected: a bad sector")
-        FaultyTier.read(self, extent, offset, into)
+        FaultyTier.read(self, extent, offset, into, sequence)
 
 
 @pytest.fixture
