@@ -49,7 +49,7 @@ def _add_mount_commands(subparsers: _Subparsers) -> None:
     down.add_argument("--force", action="store_true", help="even if RAM may be too small for the pages")
     mount = _command(subparsers, "mount", commands.mount, "mount the file system only")
     _add_mount_options(mount)
-    mount.add_argument("--foreground", action="store_true", help="stay in the foreground, for a supervisor; log to stderr")
+    mount.add_argument("--foreground", action="store_true", help="stay in the foreground, for a service manager; log to stderr")
     _command(subparsers, "umount", commands.umount, "unmount, if nobody uses the image")
 
 

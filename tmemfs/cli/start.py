@@ -77,7 +77,7 @@ def _options(arguments: argparse.Namespace, size: int) -> Options:
         backing=None if arguments.backing == "none" else Path(arguments.backing),
         backing_max=arguments.backing_max,
         codec=arguments.codec,
-        # in the foreground standard output belongs to the supervisor
+        # in the foreground standard output belongs to the service manager
         log=None if getattr(arguments, "foreground", False) else arguments.log,
         kernel_tuning=arguments.kernel_tuning,
         encrypt=arguments.encrypt == "on",

@@ -1,4 +1,4 @@
-"""Notifications to a supervisor such as systemd (sd_notify(3)); nothing happens where there is none."""
+"""Notifications to a service manager such as systemd (sd_notify(3)); nothing happens where there is none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 def notify(state: str) -> None:
-    """Send `state` ('READY=1', 'STOPPING=1') to the socket named by NOTIFY_SOCKET; a supervisor that is gone is no error."""
+    """Send `state` ('READY=1', 'STOPPING=1') to the socket named by NOTIFY_SOCKET; one that is gone is no error."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
