@@ -4,6 +4,7 @@
     tier       with the locked descriptor of its backing
     regions    slots, segments, arena, requests: memfds, mapped and locked here too, so that they stay in RAM while no worker lives
     status     what commands read of supervisor and worker
+    settings   who uses the machine's settings: that one lives as long as the supervisor does (system/kernel_settings.py)
 
 The supervisor's mappings count for the kernel: it takes a page for locked as long as one process has locked it. Slots, segments
 and requests are locked whole. The arena is larger than the pool may ever be, so it is locked as it is touched, and the worker has
@@ -96,3 +97,4 @@ class Holdings:
     regions: Regions
     requests: Region
     status: StatusRegion
+    settings_user: int | None

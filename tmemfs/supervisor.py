@@ -46,7 +46,7 @@ from tmemfs.options import Options, check
 from tmemfs.store.region import Region
 from tmemfs.system import memory, runtime
 from tmemfs.system.background import said_of
-from tmemfs.system.kernel_settings import KernelSettings
+from tmemfs.system.kernel_settings import KernelSettings, held_user
 from tmemfs.system.key import Key
 from tmemfs.system.memory_safety import MemorySafety
 from tmemfs.system.notify import notify
@@ -130,7 +130,7 @@ def _serve(options: Options, tier: Tier, safety: MemorySafety, ready: Callable[[
                 requests = Region("requests", KeptRequests.region_bytes(keeps=not device.resends))
                 safety.note_lock(memory.lock_region(requests.map, requests.size_bytes))
                 safety.note_lock(memory.lock_future())
-                holdings = Holdings(device, tier, geometry, regions, requests, status)
+                holdings = Holdings(device, tier, geometry, regions, requests, status, held_user())
                 Supervisor(options, holdings, safety, ready, run).run()
             finally:
                 os.close(device.fd)
@@ -363,7 +363,8 @@ class Supervisor:
 
     def _restore_settings(self) -> None:
         """Restore what a worker that was killed has left changed. What fails, `tmemfs down` tries again."""
-        with suppress(TmemfsError, OSError), closing(KernelSettings()) as settings:
+        with suppress(TmemfsError, OSError), closing(KernelSettings(held=self._holdings.settings_user)) as settings:
+            settings.release()
             settings.restore_leftovers()
 
 

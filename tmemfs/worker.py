@@ -104,8 +104,19 @@ class Birth:
     last_words: str = ""
 
 
-def build(options: Options, tier: Tier, geometry: Geometry, regions: Regions, safety: MemorySafety, make_pager: MakePager) -> Parts:
-    """Build what is not of the mount. The store is recovered from `regions`; new ones are empty."""
+def build(
+    options: Options,
+    tier: Tier,
+    geometry: Geometry,
+    regions: Regions,
+    safety: MemorySafety,
+    make_pager: MakePager,
+    settings_user: int | None = None,
+) -> Parts:
+    """Build what is not of the mount. The store is recovered from `regions`; new ones are empty.
+
+    `settings_user` is what earlier processes have changed settings of the machine with, if there were any.
+    """
     slots = SlotTable(geometry.slots, regions.slots)
     segments = SegmentTable(geometry.frames + geometry.extents, regions.segments)
     limit = geometry.pool_bytes // SEGMENT_BYTES
@@ -114,7 +125,7 @@ def build(options: Options, tier: Tier, geometry: Geometry, regions: Regions, sa
     make_tmem = partial(Tmem, slots, segments, arena, extents)
     engine = Engine.over(make_tmem, tier, parse_codec(options.codec), make_pager, regions.kept.keep)
     mountpoint = Path(os.path.realpath(options.mountpoint.parent)) / options.mountpoint.name  # the mount is ours: it is not asked
-    tuning = KernelTuning(KernelSettings(), lambda: SwapWatch(mountpoint), options.kernel_tuning)
+    tuning = KernelTuning(KernelSettings(held=settings_user), lambda: SwapWatch(mountpoint), options.kernel_tuning)
     pressure = Pressure(engine.tmem, engine.pool_size, engine.shrinker.counts, engine.notices.pressure, tuning)
     limits = Limits(engine.tmem, tier, engine.pool_size, engine.shrinker, geometry.ram_bytes, geometry.backing_bytes)
     return Parts(engine, tuning, pressure, limits, safety)
@@ -144,7 +155,7 @@ def run_worker(
     safety.note_lock(memory.lock_region(holdings.status.map, holdings.status.size_bytes))
     words = holdings.status.words
     tier = WatchedTier(holdings.tier, words, Word.TIER_BEGUN, Word.TIER_ENDED)
-    parts = build(options, tier, holdings.geometry, holdings.regions, safety, make_pager)
+    parts = build(options, tier, holdings.geometry, holdings.regions, safety, make_pager, holdings.settings_user)
     _Server(options, holdings, parts, birth, signals, announce, inherited).run()
 
 

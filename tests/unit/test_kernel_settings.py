@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -17,7 +18,7 @@ from tests.examples import FACTOR
 from tests.settings_place import ORDINARY, PRIORITY, Killed, Machine
 from tmemfs.errors import Busy
 from tmemfs.system import kernel_settings
-from tmemfs.system.kernel_settings import BOOST, MINIMUM, KernelSettings, SettingsRecord, lowered
+from tmemfs.system.kernel_settings import BOOST, MINIMUM, KernelSettings, SettingsRecord, held_user, lowered
 
 #: No one of them is a lowered value of another, so what is found says who wrote it.
 MINIMA = (67584, 40961, 8191, 99991)
@@ -349,3 +350,43 @@ class Interleavings(RuleBasedStateMachine):
 
 TestInterleavings = Interleavings.TestCase
 TestInterleavings.settings = settings(max_examples=150 * FACTOR, stateful_step_count=30, deadline=None)
+
+
+def test_a_user_that_is_held_outlives_its_process(machine: Machine) -> None:
+    machine.directory.mkdir()
+    held = held_user(machine.directory)
+    assert held is not None
+    proc = machine.root / "proc"
+    first = KernelSettings(machine.directory, proc, held)
+    assert not first.is_registered
+    first.register()
+    assert first.lower_minimum(1 / 2) and machine.now(BOOST) == 0
+    first.close()  # it is killed
+    with closing(KernelSettings(machine.directory, proc)) as another:
+        another.restore_leftovers()  # as `tmemfs down` of another mount does
+        assert another.findings().is_in_use and machine.now(BOOST) == 0
+    second = KernelSettings(machine.directory, proc, held)
+    assert second.is_registered and machine.now(MINIMUM) == 67584
+    assert second.lower_minimum(3 / 4)
+    second.release()
+    assert (machine.now(MINIMUM), machine.now(BOOST)) == (67584, 15000)
+    assert not second.is_registered and not second.findings().is_in_use
+    second.register()  # the swap is turned on again
+    assert machine.now(BOOST) == 0
+    second.release()
+    second.close()
+    os.close(held)
+    assert machine.now(BOOST) == 15000
+
+
+def test_what_a_held_user_left_is_restored_once_nobody_has_it(machine: Machine) -> None:
+    machine.directory.mkdir()
+    held = held_user(machine.directory)
+    assert held is not None
+    user = KernelSettings(machine.directory, machine.root / "proc", held)
+    user.register()
+    user.close()
+    os.close(held)  # the supervisor is killed
+    with closing(KernelSettings(machine.directory, machine.root / "proc")) as other:
+        other.restore_leftovers()
+    assert machine.now(BOOST) == 15000

@@ -149,6 +149,9 @@ class KernelTuning:
             found = list[str | None]()
             await self._in_executor(lambda: found.append(watch.look()))
             device = found[0] if self.mode == "auto" else None
+            if device is None and not self._is_engaged:
+                # An earlier worker may have registered, and the swap was turned off before this one looked.
+                await self._in_executor(self._settings.release)
             # The swap is off, or was turned off and is on again by way of another loop device.
             if self._is_engaged and (self._swap is None or device != self._swap.device):
                 await self._disengage()

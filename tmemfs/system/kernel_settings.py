@@ -115,10 +115,21 @@ class Findings:
     is_in_use: bool = False
 
 
-class KernelSettings:
-    """One user of the machine's settings; not registered at first."""
+def held_user(directory: Path | None = None) -> int | None:
+    """A descriptor for a user that outlives its process: a file without a name, which a fork shares; None where there are none.
 
-    def __init__(self, directory: Path | None = None, proc: Path = Path("/proc")) -> None:
+    As long as one process has it, the user that registers with it counts as living.
+    """
+    try:
+        return os.open(directory or runtime.runtime_directory(), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:  # a file system without such files: the user ends with its process then
+        return None
+
+
+class KernelSettings:
+    """One user of the machine's settings; not registered at first, unless an earlier process with the same `held` was."""
+
+    def __init__(self, directory: Path | None = None, proc: Path = Path("/proc"), held: int | None = None) -> None:
         self._directory = directory or runtime.DIRECTORY
         self._proc = proc
         self._sysctls = {name: Sysctl(proc / "sys/vm" / name) for name in SHARES}
@@ -126,6 +137,11 @@ class KernelSettings:
         self._record = _UNKNOWN
         self._user: tuple[int, str] | None = None
         self._is_lowered = False
+        self._held = held
+        if held is not None and os.fstat(held).st_nlink:
+            # It has a name: who registered with it died, and the record is still the one that it found.
+            self._user = (held, self._name_of(held))
+            self._record = self._load() or _UNKNOWN
 
     @property
     def is_registered(self) -> bool:
@@ -178,7 +194,10 @@ class KernelSettings:
         except (Busy, OSError) as error:
             log.warning("kernel settings may stay changed (%s): run 'tmemfs down' again", error)
         finally:
-            os.close(user)
+            if user == self._held:
+                fcntl.flock(user, fcntl.LOCK_UN)
+            else:
+                os.close(user)
 
     def restore_leftovers(self) -> None:
         """Restore what killed users left changed; living users change again what they need. Raises Busy, OSError."""
@@ -305,6 +324,8 @@ class KernelSettings:
 
     def _new_user(self) -> tuple[int, str]:
         """Descriptor and name of a new user's file, which is locked before anybody can see it under that name."""
+        if self._held is not None:
+            return self._held, self._name_held(self._held)
         fd, name = mkstemp(prefix=_NEW, dir=self._directory)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -314,6 +335,26 @@ class KernelSettings:
             os.close(fd)
             raise
         return fd, user
+
+    def _name_held(self, held: int) -> str:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        user = self._directory / f"{_USER}{os.getpid()}-{time.monotonic_ns()}"
+        directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # With a directory, Python calls linkat(2), which follows the link in /proc; link(2) would not.
+            os.link(f"/proc/self/fd/{held}", user.name, src_dir_fd=directory, dst_dir_fd=directory)
+        finally:
+            os.close(directory)
+        return str(user)
+
+    def _name_of(self, held: int) -> str:
+        """The name of a user's file; '' if somebody removed it."""
+        wanted = os.fstat(held)
+        for file in self._directory.glob(f"{_USER}*"):
+            with suppress(FileNotFoundError):
+                if os.path.samestat(file.lstat(), wanted):
+                    return str(file)
+        return ""
 
     def _living(self) -> bool:
         """Whether a user lives; removes the files of users that were killed. Under the lock."""

@@ -189,9 +189,9 @@ def read_records() -> list[MountRecord]:
 
 
 def remove_record(mountpoint: Path) -> None:
-    """Remove the record of `mountpoint`."""
-    with suppress(FileNotFoundError):
-        _path_of(mountpoint).unlink()
+    """Remove the record of `mountpoint`, and the status region that a supervisor left if it was killed."""
+    for path in (_path_of(mountpoint), status_path(mountpoint)):
+        path.unlink(missing_ok=True)
 
 
 def drop_record(record: MountRecord, is_locked: bool) -> None:
