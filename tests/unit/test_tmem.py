@@ -25,6 +25,7 @@ from tmemfs.store.ledger import (
     TIER_LIVE_BYTES,
     TIER_PAGES,
 )
+from tmemfs.store.occupancy import TIER
 from tmemfs.store.plans import WriteBack
 from tmemfs.store.record import (
     RECORD_HEADER_BYTES,
@@ -607,6 +608,17 @@ def test_a_scan_calls_a_handle_outside_of_the_table_a_bug(place: Place) -> None:
     place.tmem.slots.handles[9] = handle_of(LZ4, 100, 0, 1 << 29)
     with pytest.raises(TmemfsError):
         recount((place.tmem.slots,), place.tmem.segments)
+
+
+def test_a_segment_that_becomes_empty_while_it_is_read_is_no_victim(place: Place) -> None:
+    place.store(0, raw(0, 2))
+    place.write_back()
+    reading = place.tmem.plan_read(0, 1)
+    place.tmem.invalidate(0, 2)
+    check(place.tmem)
+    assert not list(place.tmem.ledger.occupancy.candidates(TIER)) and place.tmem.segments.in_use()
+    place.tmem.commit_read(reading.records)
+    assert not place.tmem.segments.in_use()
 
 
 # ---- a kill at any point -------------------------------------------------------------------------------------------

@@ -88,13 +88,11 @@ class Transitions:
             self.withdraw(segment)
             self.free_in_ram(segment, Frame(self.segments.index(segment)))
             self.notice(True)
-        elif state == ON_TIER and segment not in self.segments.pins:
-            extent = Extent(self.segments.index(segment))
+        elif state == ON_TIER:
+            # No victim any more, also while a reader keeps it: there is nothing to clean in it.
             self.ledger.withdraw(segment)
-            # The place first: after a crash between the two, the extent is free, as nothing refers to it.
-            self.segments.move(segment, FREE, 0)
-            self.extents.retire(extent)
-            self.notice(True)
+            if segment not in self.segments.pins:
+                self._free_on_tier(segment)
 
     def queue(self, segment: SegmentId) -> None:
         """`segment` is sealed, in RAM, and the last in line of its lane."""
@@ -122,6 +120,13 @@ class Transitions:
         # The place first: no segment may refer to a frame that another one is given.
         self.segments.move(segment, FREE, 0)
         return self.arena.give_back(frame)
+
+    def _free_on_tier(self, segment: SegmentId) -> None:
+        extent = Extent(self.segments.index(segment))
+        # The place first: after a crash between the two, the extent is free, as nothing refers to it.
+        self.segments.move(segment, FREE, 0)
+        self.extents.retire(extent)
+        self.notice(True)
 
     def unpin(self, segment: SegmentId) -> bool:
         """Undo one pin, and free `segment` if it became empty meanwhile; whether it was the last pin."""
