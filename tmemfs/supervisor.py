@@ -366,6 +366,7 @@ class Supervisor:
         with suppress(TmemfsError, OSError), closing(KernelSettings(held=self._holdings.settings_user)) as settings:
             settings.release()
             settings.restore_leftovers()
+            settings.drop_held()
 
 
 class _Inbox:

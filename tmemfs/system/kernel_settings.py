@@ -24,6 +24,7 @@ Documentation/admin-guide/sysctl/vm.rst (min_free_kbytes, watermark_boost_factor
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -54,6 +55,9 @@ _RECORD: Final = "kernel-settings"
 _LOCK: Final = "kernel-settings+lock"
 _USER: Final = "kernel-settings+user+"
 _NEW: Final = "kernel-settings+new+"
+#: Of a user that outlives its process, while it is none; and while its file is not locked yet.
+_HELD: Final = "kernel-settings+held+"
+_MAKING: Final = "kernel-settings+making+"
 #: The holder of the lock reads and writes a few small files. Only a process that is stopped holds it longer.
 _LOCK_S: Final = 5.0
 _POLL_S: Final = 0.01
@@ -116,14 +120,18 @@ class Findings:
 
 
 def held_user(directory: Path | None = None) -> int | None:
-    """A descriptor for a user that outlives its process: a file without a name, which a fork shares; None where there are none.
+    """A descriptor for a user that outlives its process: a locked file, which forked processes share. None where that is refused.
 
-    As long as one process has it, the user that registers with it counts as living.
+    It counts as a user while its name says so: from `register` to `release`, of whichever process.
     """
+    place = directory or runtime.DIRECTORY
     try:
-        return os.open(directory or runtime.runtime_directory(), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError:  # a file system without such files: the user ends with its process then
+        fd, name = mkstemp(prefix=_MAKING, dir=place)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        os.rename(name, name.replace(_MAKING, _HELD))
+    except OSError:
         return None
+    return fd
 
 
 class KernelSettings:
@@ -138,9 +146,9 @@ class KernelSettings:
         self._user: tuple[int, str] | None = None
         self._is_lowered = False
         self._held = held
-        if held is not None and os.fstat(held).st_nlink:
-            # It has a name: who registered with it died, and the record is still the one that it found.
-            self._user = (held, self._name_of(held))
+        if held is not None and (user := self._name_of(held, _USER)):
+            # Who registered with it died, and the record is still the one that it found.
+            self._user = (held, user)
             self._record = self._load() or _UNKNOWN
 
     @property
@@ -186,7 +194,7 @@ class KernelSettings:
         try:
             with self._lock():
                 # before the users are counted: this one no longer needs anything
-                os.unlink(file)
+                self._unname(user, file)
                 self._restore_all(self._load() or self._record)
         except FileNotFoundError:
             # somebody removed the directory or its files; the values are still known here
@@ -194,9 +202,7 @@ class KernelSettings:
         except (Busy, OSError) as error:
             log.warning("kernel settings may stay changed (%s): run 'tmemfs down' again", error)
         finally:
-            if user == self._held:
-                fcntl.flock(user, fcntl.LOCK_UN)
-            else:
+            if user != self._held:
                 os.close(user)
 
     def restore_leftovers(self) -> None:
@@ -230,6 +236,12 @@ class KernelSettings:
         """Give the kernel's unbound workers their ordinary priority back."""
         if self.is_registered and self._record != _UNKNOWN:
             self._workers.take_priority(self._record.workers)
+
+    def drop_held(self) -> None:
+        """Nobody will use the held user any more: remove its file. After `release`."""
+        if self._held is not None and (file := self._name_of(self._held, _HELD)):
+            with suppress(OSError):
+                os.unlink(file)
 
     def close(self) -> None:
         """Release the descriptors. After `release`."""
@@ -337,20 +349,24 @@ class KernelSettings:
         return fd, user
 
     def _name_held(self, held: int) -> str:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        user = self._directory / f"{_USER}{os.getpid()}-{time.monotonic_ns()}"
-        directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            # With a directory, Python calls linkat(2), which follows the link in /proc; link(2) would not.
-            os.link(f"/proc/self/fd/{held}", user.name, src_dir_fd=directory, dst_dir_fd=directory)
-        finally:
-            os.close(directory)
-        return str(user)
+        idle = self._name_of(held, _HELD)
+        if not idle:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._directory)
+        user = idle.replace(_HELD, _USER)
+        os.rename(idle, user)
+        return user
 
-    def _name_of(self, held: int) -> str:
-        """The name of a user's file; '' if somebody removed it."""
+    def _unname(self, user: int, file: str) -> None:
+        """The user whose file has the name `file` is none any more."""
+        if user == self._held:
+            os.rename(file, file.replace(_USER, _HELD))
+        else:
+            os.unlink(file)
+
+    def _name_of(self, held: int, prefix: str) -> str:
+        """The name with `prefix` of a held user's file; '' if it has no such name, or somebody removed it."""
         wanted = os.fstat(held)
-        for file in self._directory.glob(f"{_USER}*"):
+        for file in self._directory.glob(f"{prefix}*"):
             with suppress(FileNotFoundError):
                 if os.path.samestat(file.lstat(), wanted):
                     return str(file)
@@ -359,14 +375,15 @@ class KernelSettings:
     def _living(self) -> bool:
         """Whether a user lives; removes the files of users that were killed. Under the lock."""
         users = list(self._users())
-        for file in (*(file for file, is_free in users if is_free), *self._directory.glob(f"{_NEW}*")):
+        gone = [file for file, is_free in (*users, *self._users(_HELD)) if is_free]
+        for file in (*gone, *self._directory.glob(f"{_NEW}*")):
             with suppress(FileNotFoundError):
                 os.unlink(file)
         return any(not is_free for _, is_free in users)
 
-    def _users(self) -> Iterator[tuple[Path, bool]]:
-        """Each user's file, and whether its lock is free."""
-        for file in self._directory.glob(f"{_USER}*"):
+    def _users(self, prefix: str = _USER) -> Iterator[tuple[Path, bool]]:
+        """Each user's file, or each file of `prefix`, and whether its lock is free."""
+        for file in self._directory.glob(f"{prefix}*"):
             with suppress(FileNotFoundError):
                 fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
                 try:
