@@ -30,7 +30,7 @@ OF_ANY_SWAP: Final = ("low-memory", "mlock-growth", "nothing-but-swap")
 #: Seconds a guest may take from boot to end, by scenario: short, full.
 LIMITS_S: Final = {"privileges": (60, 60), "quiet": (60, 150), "low-memory": (150, 600), "kills": (200, 900),
                    "mlock-growth": (500, 900), "nothing-but-swap": (600, 4000)}  # fmt: skip
-BOOT_S: Final = 120
+BOOT_S: Final = 240
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,9 +37,14 @@ class Guest:
         return subprocess.run(["dmesg"], capture_output=True, text=True, timeout=60, check=False).stdout
 
     def daemon_pid(self) -> int | None:
-        """The process of the contender, if it has one."""
+        """The process of the contender that holds it, if it has one."""
         pid = self.contender.stat().get("daemon_pid")
         return int(pid) if pid else None
+
+    def daemons(self) -> list[int]:
+        """All processes of the contender: the supervisor and its worker."""
+        stat = self.contender.stat()
+        return [int(stat[key]) for key in ("daemon_pid", "worker_pid") if key in stat]
 
     def verdict(self, scenario: str, figures: dict[str, Figure], reasons: list[str]) -> Verdict:
         """A verdict on this guest's contender."""

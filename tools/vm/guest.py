@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("scenarios", nargs="+", choices=list(SCENARIOS))
     arguments = parser.parse_args()
+    _say("begins")
     _prepare()
     threading.Thread(target=_live, daemon=True).start()
     with _up(contender(arguments.contender, DISK), arguments.results) as swap:

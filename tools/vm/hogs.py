@@ -4,10 +4,11 @@
     hogs.py mlock BYTES HOLD_S   lock BYTES of memory page by page, as fast as possible; hold it for HOLD_S or until a line; verify
     hogs.py pin FLOOR_KB         lock memory to keep MemFree at the minimum watermark, leaving FLOOR_KB that can be reclaimed
     hogs.py churn MIB            write MIB again and again in random order, and verify each page before it is written again
+    hogs.py cycle MIB            write MIB, have it swapped out, verify it, and again
 
-Each prints 'key value' lines, and exits with 1 if a byte was wrong. `pin` and `churn` end at the end of their input. A page has its
-number in a header, and a part of a random block from an offset that depends on the number. So it can be generated again for the
-comparison, and compresses to about half.
+Each prints 'key value' lines, and exits with 1 if a byte was wrong. `pin`, `churn` and `cycle` end at the end of their
+input. A page has its number in a header, and a part of a random block from an offset that depends on the number. So it can be
+generated again for the comparison, and compresses to about half.
 """
 
 import ctypes
@@ -23,6 +24,7 @@ PAGE = 4096
 RANDOM_BYTES = 1800
 BLOCK = 1 << 16
 CHUNK_PAGES = 2048
+CYCLE_PAGES = 512
 MADV_PAGEOUT = 21
 MARGIN_PAGES = 32
 #: Released at once.
@@ -155,6 +157,26 @@ def churn(mib: int) -> int:
     return 1 if wrong else 0
 
 
+def cycle(mib: int) -> int:
+    """Write memory, have it swapped out and verify it, in chunks, until told to end: swap traffic without a lack of memory."""
+    count, supply = (mib << 20) // PAGE, Pages(13)
+    memory, version, wrong, written = memory_of(count), 0, 0, 0
+    say("cycling", count)
+    while not is_input_at_end(0):
+        version = version % 255 + 1
+        for start in range(0, count, CYCLE_PAGES):
+            end = min(start + CYCLE_PAGES, count)
+            for number in range(start, end):
+                memory[number * PAGE : (number + 1) * PAGE] = supply.page(number, version)
+            memory.madvise(MADV_PAGEOUT, start * PAGE, (end - start) * PAGE)
+            written += end - start
+        for number in range(count):
+            wrong += memory[number * PAGE : (number + 1) * PAGE] != supply.page(number, version)
+        say("verified", written)
+    say("wrong", wrong)
+    return 1 if wrong else 0
+
+
 def read_meminfo() -> dict[str, int]:
     """/proc/meminfo in KiB."""
     with open("/proc/meminfo") as file:
@@ -179,6 +201,7 @@ def main(arguments: list[str]) -> int:
         "mlock": lambda: mlock(int(arguments[1]), float(arguments[2])),
         "pin": lambda: pin(int(arguments[1])),
         "churn": lambda: churn(int(arguments[1])),
+        "cycle": lambda: cycle(int(arguments[1])),
     }
     return programs[arguments[0]]()
 

@@ -20,7 +20,7 @@ from tools.kills.prober import Prober, Reads, Unanswered
 from tools.kills.strikes import kill, kill_twice
 from tools.kills.worker import NoWorker
 from tools.vm import evidence
-from tools.vm.contenders import SWAP_BYTES, Tmemfs
+from tools.vm.contenders import SWAP_BYTES, Tmemfs, swap_counts
 from tools.vm.environment import FILLED_S, VERIFIED_S, Guest, Hog, hogs_ended
 from tools.vm.evidence import Figure, Verdict
 from tools.vm.watch import Watch
@@ -36,33 +36,37 @@ PROBED_S: Final = 0.02
 #: The share of strikes that are two deaths, the second while the worker recovers.
 TWICE_SHARE: Final = 0.25
 IDLE_MIB: Final = 48
+CYCLED_MIB: Final = 24
 NEVER: Final = ("corrupt_records", "read_errors", "write_errors")
 
 
 def kills(guest: Guest) -> Verdict:
-    """One program causes pages to be swapped in and out while workers die; it and an idle one verify every byte."""
+    """Two programs have pages swapped out and verify them while workers die; a third one's pages rest until the end."""
     with hogs_ended() as running, Watch(guest.contender, guest.say) as watch:
         idle = Hog("idle", "5", str(IDLE_MIB))
         running.append(idle)
         idle.wait_for("filled", FILLED_S)
-        churner = Hog("churn", str(guest.ram_bytes >> 20))
-        running.append(churner)
-        churner.wait_for("churning", FILLED_S)
+        cyclers = [Hog("cycle", str(CYCLED_MIB)) for _ in range(2)]
+        running += cyclers
+        # before a first round is verified nothing has been loaded
+        reasons = [f"nothing was swapped in {FILLED_S:.0f} s" for hog in cyclers if hog.wait_for("verified", FILLED_S) is None]
+        before = swap_counts()[0]
         with Killer(guest, PAUSE_S) as killer:
             killer.wait(DEATHS[guest.full])
-        reasons = [*killer.reasons, *_wrong(idle, "wrong"), *_wrong(churner, "wrong")]
+        swapped = swap_counts()[0] - before
+        reasons += [*killer.reasons, *(reason for hog in running for reason in _wrong(hog))]
     watch.save(guest.results / "kills.samples")
     reasons += evidence.judge_log(guest.log())
     stat = guest.contender.stat()
     reasons += [f"{key} is {stat[key]}" for key in NEVER if stat.get(key, "0") != "0"]
-    figures: dict[str, Figure] = {**killer.figures(), "pages_written": int(churner.said.get("written", "0"))}
+    figures: dict[str, Figure] = {**killer.figures(), "pages_swapped_meanwhile": swapped}
     return guest.verdict("kills", figures, reasons)
 
 
-def _wrong(hog: Hog, key: str) -> list[str]:
+def _wrong(hog: Hog) -> list[str]:
     """Have a hog verify its pages; what was wrong with them."""
     hog.tell()
-    found = hog.wait_for(key, VERIFIED_S)
+    found = hog.wait_for("wrong", VERIFIED_S)
     if found is None:
         return [f"a hog did not verify its pages: exit code {hog.wait(0.5)}"]
     return [f"{found} pages were wrong"] if found != "0" else []

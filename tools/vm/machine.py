@@ -45,6 +45,8 @@ _KEYS_S: Final = 3.0
 _QMP_HELLO: Final = b'{"execute": "qmp_capabilities"}\n'
 #: A guest that prints nothing for this long is hung: its program prints something every 10 s.
 SILENT_S: Final = 90.0
+#: Until its program prints something: a busy machine boots it many times slower than an idle one.
+SILENT_BOOT_S: Final = 240.0
 #: Warnings and worse go to the console; PSI; a kernel log that is large enough for many kills.
 _KERNEL_ARGUMENTS: Final = ("loglevel=5", "psi=1", "log_buf_len=1M")
 
@@ -157,17 +159,19 @@ def _wait(process: subprocess.Popen[bytes], console: _Console, deadline: float) 
         time.sleep(0.5)
         if time.monotonic() > deadline:
             return "the guest did not end in time"
-        if time.monotonic() > console.heard + SILENT_S:
-            return f"the guest hung: it said nothing for {SILENT_S:.0f} s"
+        silent_s = time.monotonic() - console.heard
+        if silent_s > (SILENT_S if console.is_up else SILENT_BOOT_S):
+            return f"the guest hung: it said nothing for {silent_s:.0f} s"
     return None if process.returncode == 0 else f"the guest ended with exit code {process.returncode}"
 
 
 class _Console:
-    """A thread that keeps the output of a guest; `heard` is the time of its last output."""
+    """A thread that keeps the output of a guest; `heard` is the time of its last output, `is_up` whether its program had any."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path, say: Callable[[str], None]) -> None:
         assert process.stdout is not None
         self.heard = time.monotonic()
+        self.is_up = False
         self._pipe, self._log, self._say = process.stdout, log, say
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -177,15 +181,14 @@ class _Console:
         self._thread.join(_ENDED_S)
 
     def _run(self) -> None:
-        is_up = False
         with self._log.open("wb") as file:
             for line in self._pipe:
                 file.write(line)
                 file.flush()
                 is_told = line.startswith(b"vm:")
-                is_up |= is_told
+                self.is_up |= is_told
                 # a kernel that is up may complain of hung tasks for ever, which is no sign of life
-                if is_told or not is_up:
+                if is_told or not self.is_up:
                     self.heard = time.monotonic()
                 if is_told:
                     self._say(line.decode(errors="replace").rstrip())

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -164,53 +165,51 @@ def _free_figures(watch: Watch, start: float, end: float) -> dict[str, Figure]:
 def privileges(guest: Guest) -> Verdict:
     """Whether the daemon has every protection that it asked for, according to itself and to the kernel."""
     assert isinstance(guest.contender, Tmemfs), "only tmemfs has a daemon"
-    stat = guest.contender.stat()
-    process = Path("/proc") / stat["daemon_pid"]
-    score = process.joinpath("oom_score_adj").read_text().strip()
-    locked = evidence.meminfo(process.joinpath("status").read_text())["VmLck"]
-    # IO_FLUSHER is PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE of the thread: include/linux/sched.h
-    threads = {task.name: int((task / "stat").read_text().rpartition(")")[2].split()[6]) for task in (process / "task").iterdir()}
-    flushers = sum(flag & 0x00180000 == 0x00180000 for flag in threads.values())
+    stat, figures = guest.contender.stat(), dict[str, Figure]()
     wanted = ("io_flusher", "oom_score_adj_set", "memory_locked", "watermark_boost_off")
     reasons = [f"{key} is {stat.get(key)}" for key in wanted if stat.get(key) != "1"]
-    if int(score) > -1000:
-        reasons.append(f"oom_score_adj is {score}")
-    if not locked:
-        reasons.append("no memory is locked")
-    if flushers < len(threads):
-        reasons.append(f"only {flushers} of {len(threads)} threads are IO flushers")
+    for name, pid in zip(("supervisor", "worker"), guest.daemons(), strict=True):
+        found, missing = _protections(Path("/proc") / str(pid))
+        figures |= {f"{name}_{key}": value for key, value in found.items()}
+        reasons += [f"{name}: {reason}" for reason in missing]
     doctor = subprocess.run(unprotected([sys.executable, "-m", "tmemfs", "doctor"]), capture_output=True, text=True, timeout=120,
                             check=False)  # fmt: skip
     (guest.results / "doctor.txt").write_text(doctor.stdout + doctor.stderr)
-    figures: dict[str, Figure] = {
-        "oom_score_adj": int(score),
-        "locked_mb": locked / 1e6,
-        "threads": len(threads),
-        "io_flusher_threads": flushers,
-        "doctor_exit_code": doctor.returncode,
-    }
-    return guest.verdict("privileges", figures, reasons)
+    return guest.verdict("privileges", {**figures, "doctor_exit_code": doctor.returncode}, reasons)
+
+
+def _protections(process: Path) -> tuple[dict[str, Figure], list[str]]:
+    """The protections that a process has according to the kernel, and what is missing."""
+    score = int((process / "oom_score_adj").read_text())
+    locked = evidence.meminfo((process / "status").read_text())["VmLck"]
+    # IO_FLUSHER is PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE of the thread: include/linux/sched.h
+    threads = [int((task / "stat").read_text().rpartition(")")[2].split()[6]) for task in (process / "task").iterdir()]
+    flushers = sum(flag & 0x00180000 == 0x00180000 for flag in threads)
+    reasons = [f"oom_score_adj is {score}"] if score > -1000 else []
+    reasons += [] if locked else ["no memory is locked"]
+    reasons += [f"only {flushers} of {len(threads)} threads are IO flushers"] if flushers < len(threads) else []
+    return {"oom_score_adj": score, "locked_mb": locked / 1e6, "threads": len(threads), "io_flusher_threads": flushers}, reasons
 
 
 def quiet(guest: Guest) -> Verdict:
     """How often an idle daemon wakes, in the quietest of several windows: other programs of the machine examine a new mount."""
-    pid, seconds, windows = guest.daemon_pid(), 5.0, list[float]()
-    assert pid is not None, "only tmemfs has a daemon"
+    daemons, seconds, windows = guest.daemons(), 5.0, list[float]()
+    assert daemons, "only tmemfs has a daemon"
     time.sleep(5.0)
     for _ in range(12 if guest.full else 4):
-        before = _wakes(pid)
+        before = _wakes(daemons)
         time.sleep(seconds)
-        after = _wakes(pid)
+        after = _wakes(daemons)
         windows.append(sum(count - before.get(thread, 0) for thread, count in after.items()) / seconds)
     reasons = [] if min(windows) < MOST_WAKES_PER_S else [f"an idle daemon woke {min(windows):.1f} times per second"]
     figures: dict[str, Figure] = {"wakes_per_s_least": min(windows), "wakes_per_s_most": max(windows)}
     return guest.verdict("quiet", figures, reasons)
 
 
-def _wakes(pid: int) -> dict[str, int]:
+def _wakes(pids: list[int]) -> dict[str, int]:
     """The voluntary context switches of each thread."""
     counts = {}
-    for task in Path(f"/proc/{pid}/task").iterdir():
+    for task in chain(*(Path(f"/proc/{pid}/task").iterdir() for pid in pids)):
         with suppress(OSError):  # a thread that ended meanwhile
             counts[task.name] = int(evidence.flat((task / "status").read_text())["voluntary_ctxt_switches:"])
     return counts
