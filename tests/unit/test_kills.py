@@ -150,12 +150,16 @@ def test_the_counters_of_all_phases_are_those_of_stat() -> None:
 
 
 def test_the_table_has_a_row_per_phase_and_one_of_all() -> None:
-    strikes = [Strike("any moment", 1, False, 0.010), Strike("recovering", 2, True, 0.500), Strike("any moment", 1, False, 0.030)]
+    strikes = [
+        Strike("any moment", 1, False, 0.010, 0.002),
+        Strike("recovering", 2, True, 0.500, 0.004),
+        Strike("any moment", 1, False, 0.030, 0.003),
+    ]
     rows = [line.split() for line in table(strikes)]
     assert rows[1:] == [
-        ["any", "moment", "2", "2", "0", "10.0", "30.0", "30.0"],
-        ["recovering", "1", "2", "1", "500.0", "500.0", "500.0"],
-        ["all", "3", "4", "1", "30.0", "500.0", "500.0"],
+        ["any", "moment", "2", "2", "0", "2.0", "10.0", "30.0", "30.0"],
+        ["recovering", "1", "2", "1", "4.0", "500.0", "500.0", "500.0"],
+        ["all", "3", "4", "1", "3.0", "30.0", "500.0", "500.0"],
     ]
     assert len(table([])) == 1
 

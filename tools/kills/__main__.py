@@ -79,6 +79,7 @@ def _run(plan: Plan, tally: Tally, options: tuple[str, ...], directory: Path) ->
                     run.all()
                 finally:
                     tally.seconds = time.monotonic() - began
+                    tally.load_average = os.getloadavg()[0]
             finish(tally, both, directory / "files")
         except BaseException:
             # now: everything is taken down next, and the logs are removed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,20 +12,22 @@ from tools.bench.statistics import percentile
 
 #: The goal for the 99th percentile of all stalls.
 GOAL_P99_S: Final = 1.0
-_HEADINGS: Final = ("the worker died while", "strikes", "deaths", "seen", "p50 ms", "p99 ms", "longest ms")
+_HEADINGS: Final = ("the worker died while", "strikes", "deaths", "seen", "ending p50 ms", "stall p50 ms", "p99 ms", "longest ms")
 
 
 @dataclass(frozen=True, slots=True)
 class Strike:
     """One or more deaths in a row, and the stall from the first signal until page requests were answered again.
 
-    `is_seen`: the phase was seen within the last look before the signal.
+    `is_seen`: the phase was seen within the last look before the signal. `ending_s` is the part of the stall that the kernel took
+    to end the killed processes.
     """
 
     phase: str
     deaths: int
     is_seen: bool
     stall_s: float
+    ending_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -37,6 +40,7 @@ class Tally:
     requests: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    load_average: float = 0.0
 
     @property
     def deaths(self) -> int:
@@ -48,6 +52,7 @@ class Tally:
         verdict = "FAILED" if self.faults else "passed"
         return [
             f"{self.deaths} deaths of a worker in {self.seconds:.0f} s, seed {self.seed}: {verdict}",
+            f"load average of the last minute: {self.load_average:.1f} on {os.cpu_count()} cores",
             *table(self.strikes),
             _counted("verified", self.verified),
             _counted("control requests", self.requests),
@@ -67,7 +72,8 @@ def table(strikes: Sequence[Strike]) -> list[str]:
 
 def _row(name: str, strikes: Sequence[Strike]) -> list[str]:
     stalls = sorted(strike.stall_s * 1e3 for strike in strikes)
-    figures = [percentile(stalls, 50), percentile(stalls, 99), stalls[-1]]
+    endings = sorted(strike.ending_s * 1e3 for strike in strikes)
+    figures = [percentile(endings, 50), percentile(stalls, 50), percentile(stalls, 99), stalls[-1]]
     counts = [len(strikes), sum(strike.deaths for strike in strikes), sum(strike.is_seen for strike in strikes)]
     return [name, *map(str, counts), *(f"{figure:.1f}" for figure in figures)]
 

@@ -45,7 +45,8 @@ def stop(supervisor: int, prober: Prober, limit_s: float, meanwhile: Callable[[]
 def struck(prober: Prober, phase: str, is_seen: bool, deaths: Sequence[Death]) -> Strike:
     """What the deaths cost, once page requests are answered again. Raises Unanswered."""
     stall_ns = prober.wait_for_stall(deaths[0].sent_ns, deaths[-1].ended_ns, ANSWERED_S)
-    return Strike(phase, len(deaths), is_seen, stall_ns / 1e9)
+    ending_ns = sum(death.ended_ns - death.sent_ns for death in deaths)
+    return Strike(phase, len(deaths), is_seen, stall_ns / 1e9, ending_ns / 1e9)
 
 
 def _killed(supervisor: int, worker: int) -> Death:
