@@ -193,7 +193,7 @@ def test_nothing_is_stuck_on_a_machine_that_works() -> None:
 def test_a_program_that_ends_badly_is_a_fault(tmp_path: Path) -> None:
     counts = Counter[str]()
     with (tmp_path / "log").open("w+b") as log:
-        good = Again("good", ["echo", "12"], log, lambda said, counts: counts.update({"sum": int(said)}), counts)
+        good = Again("good", ["echo", "12"], tmp_path, log, lambda said, counts: counts.update({"sum": int(said)}), counts)
         good.start()
 
         def is_again() -> bool:
@@ -203,7 +203,7 @@ def test_a_program_that_ends_badly_is_a_fault(tmp_path: Path) -> None:
         wait_until(is_again)
         good.stop()
         assert counts["sum"] == 12 * counts["good runs"]
-        bad = Again("bad", ["sh", "-c", "echo wrong byte; exit 3"], log, lambda said, counts: None, counts)
+        bad = Again("bad", ["sh", "-c", "echo wrong byte; exit 3"], tmp_path, log, lambda said, counts: None, counts)
         bad.start()
         with pytest.raises(Fault, match="bad ended with 3: wrong byte"):
             bad.stop()

@@ -42,10 +42,11 @@ _SAID_CHARS: Final = 600
 
 @dataclass(slots=True)
 class Again:
-    """A command that is started again whenever it has ended well. `count` adds what its output says to the counts."""
+    """A command that is started again whenever it has ended well, in `directory`. `count` adds what its output says to `counts`."""
 
     name: str
     command: Sequence[str]
+    directory: Path
     log: IO[bytes]
     count: Callable[[str, Counter[str]], None]
     counts: Counter[str]
@@ -56,8 +57,8 @@ class Again:
         self.log.seek(0)
         self.log.truncate()
         self._process = subprocess.Popen(
-            self.command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True,
-            preexec_fn=usual_signals,
+            self.command, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT,
+            start_new_session=True, preexec_fn=usual_signals,
         )  # fmt: skip
 
     def check(self) -> None:
@@ -134,7 +135,7 @@ def load(directory: Path, files: Path, seed: int, counts: Counter[str]) -> Itera
         again = []
         for name, command, count in commands:
             log = stack.enter_context((directory / f"{name}.log").open("w+b"))
-            again.append(Again(name, command, log, count, counts))
+            again.append(Again(name, command, directory, log, count, counts))
             stack.callback(again[-1].kill)
         stack.enter_context(_fresh_statistics(hogs, stressed))
         yield Load(hog, tuple(again), (hogs, stressed), counts)
