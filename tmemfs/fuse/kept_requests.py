@@ -39,6 +39,8 @@ BUFFERS: Final = wire.REQUESTS_UNDER_WAY + 2
 #: A lookup of the longest name, and any value that is usual for a control file.
 ENTRY_BYTES: Final = 384
 ENTRIES: Final = 512
+#: Entries that requests for control files leave to those for pages: thousands of the former may be under way.
+PAGE_ENTRIES: Final = 64
 _DONE_PAGES: Final = 3
 _REPLY_AT: Final = _DONE_PAGES * PAGE_BYTES
 _REPLY_PAGES: Final = 2
@@ -115,12 +117,15 @@ class KeptRequests:
         self.keep(unique, head, data, wire.HEADER.unpack_from(head)[0])  # perhaps without its data: their buffer is needed
         self.forget_current()
 
-    def keep(self, unique: int, head: memoryview, data: memoryview, count: int) -> None:
-        """Another request, of `count` bytes, is answered later: copy it, or only its head if it is too large."""
+    def keep(self, unique: int, head: memoryview, data: memoryview, count: int, spares: int = 0) -> None:
+        """Another request, of `count` bytes, is answered later: copy it, or only its head if it is too large.
+
+        The last `spares` free entries are not for it.
+        """
         if not self.keeps:
             return
         with self._freed:
-            if unique in self._place_of or not self._free_entries:
+            if unique in self._place_of or len(self._free_entries) <= spares:
                 return
             place = self._place_of[unique] = self._free_entries.pop()
         self._copy(place, head, data, count)
@@ -134,8 +139,7 @@ class KeptRequests:
 
     def answering(self, unique: int, number: int) -> None:
         """Request `unique` is done; what is left is its reply, with errno `number`."""
-        place = self._place_of.get(unique, self._current)
-        if self.keeps and place is not None:
+        if self.keeps and (place := self._place_with(unique)) is not None:
             # The errno first: the `unique` says that both are there.
             self._done[2 * place + 1] = number
             self._done[2 * place] = unique
@@ -156,6 +160,13 @@ class KeptRequests:
                 wire.clear_unique(self._entry(place))
                 self._free_entries.append(place)
 
+    def _place_with(self, unique: int) -> int | None:
+        place = self._place_of.get(unique)
+        if place is None and self._current is not None and self._at(self._current).unique == unique:
+            # Another request than the leader's has no place at all, and must not have its mark where that of the leader's belongs.
+            place = self._current
+        return place
+
     # ---- the next worker -------------------------------------------------------------------------------------------
 
     def left_over(self) -> deque[LeftOver]:
@@ -170,6 +181,10 @@ class KeptRequests:
             if unique := self._at(place).unique:
                 self._place_of[unique] = place
         taken = set(self._place_of.values())
+        for place in (*self._free_buffers, *self._free_entries):
+            if place not in taken:
+                # The other copy of a request that is in both, or it would be served again once the entry is answered and free.
+                wire.clear_unique(self._at(place).head)
         self._free_entries = [place for place in self._free_entries if place not in taken]
         self._free_buffers = [place for place in self._free_buffers if place not in taken]
         for place in range(self._buffers):
@@ -182,8 +197,9 @@ class KeptRequests:
         if self._is_store(request) or not self._free_entries or request.data is None:
             return
         entry = self._free_entries.pop()
-        self._copy(entry, request.head, request.data, request.count)
+        # The mark first: from the moment at which the request is in the entry, the entry counts.
         self._done[2 * entry : 2 * entry + 2] = self._done[2 * request.place : 2 * request.place + 2]
+        self._copy(entry, request.head, request.data, request.count)
         self._place_of[request.unique] = entry
         wire.clear_unique(request.head)
         self._free_buffers.append(request.place)

@@ -40,7 +40,7 @@ from typing import Final
 from tmemfs.fuse import wire
 from tmemfs.fuse.bugs import Bugs
 from tmemfs.fuse.handling import IDLE, LEADER, Handling
-from tmemfs.fuse.kept_requests import KeptRequests, LeftOver
+from tmemfs.fuse.kept_requests import PAGE_ENTRIES, KeptRequests, LeftOver
 from tmemfs.fuse.leader_followers import LeaderFollowers, Work
 from tmemfs.fuse.namespace_link import NamespaceLink
 from tmemfs.fuse.replies import GONE, PAUSE_S, Replies
@@ -219,7 +219,10 @@ class PagePath:
         elif request.data is None:
             self._replies.send(wire.error_reply(request.unique, errno.EIO))
         else:
-            return self._serve(request.opcode, request.head, request.data, request.count)
+            work = self._serve(request.opcode, request.head, request.data, request.count)
+            if request.opcode in wire.NO_REPLY:
+                self._kept.answered(request.unique)
+            return work
         return None
 
     def _is_poison(self, unique: int, opcode: int) -> bool:
@@ -248,7 +251,7 @@ class PagePath:
         _, _, unique, node, *_ = wire.IO.unpack_from(head)
         if node != self._swap_inode or opcode not in _SERVED:
             if opcode not in wire.NO_REPLY:
-                self._kept.keep(unique, head, data, count)
+                self._kept.keep(unique, head, data, count, PAGE_ENTRIES)
             self._namespace.forward(head, data, count, opcode)
             self._kept.forget_current()
             return None
