@@ -268,7 +268,7 @@ class _Server:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._jobs.run, self._jobs_of(relay, written))
             if not self._is_ready:
-                nursery.start_soon(self._announce)
+                nursery.start_soon(self._announce, relay)
             await relay.wait_ended()
             nursery.cancel_scope.cancel()
 
@@ -289,13 +289,12 @@ class _Server:
         await trio.sleep(_UNMOUNT_SEEN_S)  # both are told of the unmount, pyfuse3 perhaps first; the relay's word counts
         raise RuntimeError("pyfuse3 has ended though the file system is mounted")
 
-    async def _announce(self) -> None:
+    async def _announce(self, relay: Relay) -> None:
         """Say that the mount is there, once it answers."""
-        try:
-            await self._tuning.executor.run(partial(os.stat, self._mountpoint / "control"))
-        except OSError as error:
-            if self._birth.generation == 1:
-                raise Refused(f"{self._mountpoint} does not answer ({error.strerror}): was it unmounted meanwhile?") from error
+        # The mount itself is not asked. A process that is killed does not end before its request is answered, and who answers would
+        # be the next worker, which is forked after this one has ended.
+        if not await self._tuning.executor.run(relay.wait_answering) and self._birth.generation == 1:
+            raise Refused(f"{self._mountpoint} does not answer: was it unmounted meanwhile?")
         self._is_ready = True  # from here on somebody may use the image, whether or not the caller learns of it
         self._status.words[Word.IS_SERVING] = 1
         self._say_who_died()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -54,6 +55,8 @@ class NamespaceLink:
         # Requests that pyfuse3 has and has not answered: added by the thread `forwards`, removed by the thread `replies`.
         self._unanswered: set[int] = set()
         self._is_initialised = False
+        #: Set once pyfuse3 has answered INIT, and at the end.
+        self.answers = threading.Event()
 
     def forward(self, head: memoryview, data: memoryview, count: int, opcode: int) -> None:
         """Have a request of `count` bytes, which is copied, sent to pyfuse3, untouched except for INIT. Never raises."""
@@ -125,6 +128,9 @@ class NamespaceLink:
         if not self._is_initialised:
             wire.limit_requests(message)
             self._is_initialised = True
+            self._replies.send(message)
+            self.answers.set()
+            return
         unique = wire.REPLY.unpack_from(message)[2]
         if unique and unique not in self._unanswered:
             return  # it was answered with an error meanwhile (`fail_forwarded`)
@@ -142,6 +148,7 @@ class NamespaceLink:
     def end(self) -> None:
         """Have `send_forwards` return; what waits there is dropped."""
         self._forwards.put(None)
+        self.answers.set()
 
     def close(self) -> None:
         """Close our end of the socket; pyfuse3 has ended and closed its own by then."""

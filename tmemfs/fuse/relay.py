@@ -71,6 +71,11 @@ class Relay:
         for thread in self._threads:
             thread.start()
 
+    def wait_answering(self) -> bool:
+        """Wait until the mount answers, namespace and all; False if it was unmounted before."""
+        self._link.answers.wait()
+        return not self._is_over
+
     async def wait_ended(self) -> None:
         """Return once the file system is unmounted."""
         await trio.lowlevel.wait_readable(self._ended)
