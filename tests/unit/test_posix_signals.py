@@ -18,10 +18,11 @@ from tmemfs.system.posix_signals import REOPEN_LOG, STOP
 #: Reports what it receives, a line each; begins with a line that says that it is ready.
 PROGRAM = textwrap.dedent("""
     import trio
-    from tmemfs.system.posix_signals import SignalInbox
+    from tmemfs.system.posix_signals import REOPEN_LOG, STOP, SignalInbox, ignore_others
 
     inbox = SignalInbox()
     inbox.install()
+    ignore_others({*STOP, REOPEN_LOG})
 
     async def report(most):
         print("ready", flush=True)

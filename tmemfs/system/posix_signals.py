@@ -42,11 +42,12 @@ class SignalInbox:
         self._wake: Callable[[], object] = lambda: None
 
     def install(self) -> None:
-        """Take over all signals of the process. To be called in the main thread."""
-        taken = {*STOP, REOPEN_LOG}
-        for number in taken:
+        """Take over the signals that are obeyed. To be called in the main thread.
+
+        The others are left as they are: the supervisor ignores them, and its worker has handlers that write where its threads are.
+        """
+        for number in (*STOP, REOPEN_LOG):
             signal.signal(number, self._note)
-        ignore_others(taken)
 
     async def receive(self) -> signal.Signals:
         """The next signal, in order of arrival. For one task at a time."""
