@@ -32,6 +32,8 @@ class Refusing:
             self._write(wire.RESEND)
         for request in KeptRequests(self._requests, not self._device.resends, SWAP).left_over():
             self._write(wire.error_reply(request.unique, errno.EIO))
+        # A request may be interrupted after the poll, and `woken` must be called all the same.
+        os.set_blocking(self._device.fd, False)
         poll = select.poll()
         poll.register(self._device.fd, select.POLLIN)
         poll.register(wake, select.POLLIN)
