@@ -74,6 +74,9 @@ _LONGEST_DUMP: Final = 32 << 10
 #: A worker that is told to dump its stacks has this long to do it. One that could not be reached by a signal does not.
 _DUMP_S: Final = 0.5
 _DUMP: Final = signal.SIGRTMAX
+#: Between two attempts to fork, and after the second of several workers that answered nothing: four times as long after each more.
+_FORK_PAUSE_S: Final = 0.1
+_FRUITLESS_PAUSE_S: Final = 0.1
 _MOST_LOOK_S: Final = 5.0
 
 
@@ -175,6 +178,7 @@ class Supervisor:
         try:
             while not self._is_unmounted:
                 self._is_unmounted = self._serve_once()
+                self._pause()
                 if len(self._fruitless) >= _MOST_DEATHS:
                     self._refuse()
                     self._is_unmounted = True
@@ -187,27 +191,59 @@ class Supervisor:
 
     def _serve_once(self) -> bool:
         """Fork a worker, and wait for its end; whether the file system was unmounted. Raises Refused."""
-        words, (reader, writer) = self._words, os.pipe()
+        words = self._words
         words[Word.IS_SERVING] = 0
         words[Word.STARTED_NS] = time.monotonic_ns()
         words[Word.GENERATION] += 1
-        birth = Birth(self._pid, words[Word.GENERATION], self._suspects, self._last_words())
-        worker = os.fork()
-        if not worker:
-            os.close(reader)
-            self._become_worker(birth, writer)
-        os.close(writer)
+        worker, ended, reader = self._fork(Birth(self._pid, words[Word.GENERATION], self._suspects, self._last_words()))
         words[Word.WORKER_PID] = worker
         words[Word.STATE] = State.SERVING if self._is_ready else State.STARTING
-        status, said = self._wait(worker, reader)
-        os.close(reader)
+        try:
+            status, said = self._wait(worker, ended, reader)
+        finally:
+            os.close(ended)
+            os.close(reader)
         words[Word.WORKER_PID] = 0
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == _UNMOUNTED:
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == _UNMOUNTED and self._is_disconnected():
             return True
         if not self._is_ready:
             raise Refused(said or f"the worker ended at once ({_why(status)}): see the log")
         self._note_death(worker, status)
         return False
+
+    def _is_disconnected(self) -> bool:
+        """Whether the file system is unmounted, whatever a worker says that has ended as if it were."""
+        return any(event & select.POLLERR for _, event in self._unread.poll(0))
+
+    def _fork(self, birth: Birth) -> tuple[int, int, int]:
+        """Fork a worker; gives its process, a descriptor of that, and where it says that its mount answers.
+
+        Raises OSError at the start.
+        """
+        while True:
+            try:
+                return self._try_fork(birth)
+            except OSError:  # no memory, or no process is allowed: for the moment
+                if not self._is_ready:
+                    raise
+            time.sleep(_FORK_PAUSE_S)
+
+    def _try_fork(self, birth: Birth) -> tuple[int, int, int]:
+        """As `_fork`. Raises OSError."""
+        with suppress(OSError):
+            sys.stdout.flush()  # what is in the buffer would be written by both
+        reader, writer = os.pipe()
+        try:
+            worker = os.fork()
+            if not worker:
+                os.close(reader)
+                self._become_worker(birth, writer)
+            return worker, _watched(worker), reader
+        except BaseException:
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
 
     def _become_worker(self, birth: Birth, writer: int) -> NoReturn:
         """In the forked process: serve, say how that went, and end."""
@@ -234,26 +270,24 @@ class Supervisor:
                 sys.stderr.flush()
             os._exit(status)
 
-    def _wait(self, worker: int, reader: int) -> tuple[int, str]:
+    def _wait(self, worker: int, ended: int, reader: int) -> tuple[int, str]:
         """Wait for the end of the worker; its status, and what it said before its mount answered."""
         said, watchdog = b"", Watchdog(time.monotonic())
-        ended, poll = os.pidfd_open(worker), select.poll()
+        poll = select.poll()
         for fd in (ended, reader, self._inbox.fd):
             poll.register(fd, select.POLLIN)
-        try:
-            while True:
-                events = {fd for fd, _ in poll.poll(self._look_s() * 1000)}
-                if reader in events:
-                    poll.unregister(reader)  # it says one thing
-                    said = os.read(reader, _LONGEST_MESSAGE)
-                    if said == _READY:
-                        self._answers()
-                if ended in events:
-                    return os.waitpid(worker, 0)[1], os.fsdecode(said)
-                self._pass_signals_on(worker)
-                self._watch(watchdog, worker)
-        finally:
-            os.close(ended)
+        while True:
+            events = {fd for fd, _ in poll.poll(self._look_s() * 1000)}
+            if reader in events:
+                poll.unregister(reader)  # it says one thing
+                said = os.read(reader, _LONGEST_MESSAGE)
+                if said == _READY:
+                    self._answers()
+            if ended in events:
+                return os.waitpid(worker, 0)[1], os.fsdecode(said)
+            self._inbox.drain()
+            self._pass_signals_on(worker)
+            self._watch(watchdog, worker)
 
     def _answers(self) -> None:
         """The mount answers. Tell the caller, the first time."""
@@ -269,7 +303,7 @@ class Supervisor:
             log.warning("nobody waits for the mount any more (%s): 'tmemfs umount %s' ends it", error.strerror, mountpoint)
 
     def _pass_signals_on(self, worker: int) -> None:
-        """Before it serves it would not obey them."""
+        """Before it serves it would not obey them: they stay in the inbox, and what it says once it serves wakes this process."""
         while self._words[Word.IS_SERVING] and (number := self._inbox.take()):
             with suppress(ProcessLookupError):
                 os.kill(worker, number)
@@ -328,7 +362,8 @@ class Supervisor:
             for unique in {word & ~RESENT for word in handled if word and not word & IDLE}:
                 self._suspects[unique] = self._suspects.get(unique, 0) + 1
         self._note_fruitless(handled)
-        for at in range(HANDLING, HANDLING + MOST_HANDLING):
+        # It took the calls of the tier with it that were under way: the next one would seem to wait for them.
+        for at in (Word.TIER_BEGUN, Word.TIER_ENDED, *range(HANDLING, HANDLING + MOST_HANDLING)):
             words[at] = 0
 
     def _note_fruitless(self, handled: tuple[int, ...]) -> None:
@@ -336,8 +371,13 @@ class Supervisor:
         now = time.monotonic()
         if any(word & IDLE and word != IDLE for word in handled):
             self._fruitless.clear()
-        elif not self._words[Word.IS_SERVING] or self._unread.poll(0) or any(handled):
+        elif not self._words[Word.IS_SERVING] or self._unread.poll(0) or any(word and not word & IDLE for word in handled):
             self._fruitless = [at for at in self._fruitless if now - at < _DEATHS_WITHIN_S] + [now]
+
+    def _pause(self) -> None:
+        """The longer the more workers died in vain: what they lack, threads for example, may be there in a moment."""
+        if 1 < len(self._fruitless) < _MOST_DEATHS:
+            time.sleep(_FRUITLESS_PAUSE_S * 4 ** (len(self._fruitless) - 2))
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 
@@ -350,6 +390,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         """A signal while the mount answers errors."""
+        self._inbox.drain()
         while number := self._inbox.take():
             if number in STOP:
                 with suppress(OSError):
@@ -384,11 +425,14 @@ class _Inbox:
         ignore_others(taken)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
 
-    def take(self) -> int | None:
-        """The first signal that has arrived, None if there is none."""
+    def drain(self) -> None:
+        """Have `fd` readable again only after the next signal."""
         with suppress(BlockingIOError):
             while os.read(self.fd, 64):
                 pass
+
+    def take(self) -> int | None:
+        """The first signal that has arrived, None if there is none."""
         return self._arrived.pop(0) if self._arrived else None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -396,8 +440,20 @@ class _Inbox:
             self._arrived.append(number)
 
 
+def _watched(worker: int) -> int:
+    """A descriptor of the process, which must not live without one. Raises OSError."""
+    try:
+        return os.pidfd_open(worker)
+    except OSError:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+        raise
+
+
 def _why(status: int) -> str:
     """How a process with wait status `status` ended."""
     if os.WIFSIGNALED(status):
-        return f"was ended by {signal.Signals(os.WTERMSIG(status)).name}"
+        number = os.WTERMSIG(status)
+        # Most real-time signals are no member of signal.Signals.
+        return f"was ended by {signal.Signals(number).name if number in set(signal.Signals) else f'signal {number}'}"
     return f"ended with {os.WEXITSTATUS(status)}"
