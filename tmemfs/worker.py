@@ -156,6 +156,7 @@ def run_worker(
     words = holdings.status.words
     tier = WatchedTier(holdings.tier, words, Word.TIER_BEGUN, Word.TIER_ENDED)
     parts = build(options, tier, holdings.geometry, holdings.regions, safety, make_pager, holdings.settings_user)
+    safety.prefer_for_oom_killer(birth.supervisor)
     _Server(options, holdings, parts, birth, signals, announce, inherited).run()
 
 

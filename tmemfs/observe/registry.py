@@ -166,6 +166,9 @@ _SETTINGS: Final = Section("Kernel settings", (
 _PROTECTIONS: Final = Section("Protections of the daemon", (
     Metric("memory_locked", "gauge", "0/1", "1: all of its memory is locked.", lambda s: s.outcome("memory_locked")),
     Metric("oom_score_adj_set", "gauge", "0/1", "1: the OOM killer does not choose it.", lambda s: s.outcome("oom_score_adj_set")),
+    Metric("oom_worker_first", "gauge", "0/1",
+        "1: the OOM killer would choose the worker, which is replaced, and not the supervisor.",
+        lambda s: s.outcome("oom_worker_first")),
     Metric("io_flusher", "gauge", "0/1", "1: the kernel knows that page reclaim depends on it.",
         lambda s: s.outcome("io_flusher")),
     Metric("realtime", "gauge", "0/1", "1: it has real-time priority.", lambda s: s.outcome("realtime")),

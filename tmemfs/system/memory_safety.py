@@ -57,6 +57,10 @@ class MemorySafety:
             if not outcome.ok:
                 log.info("%s could not be enabled (%s): see tmemfs doctor", outcome.name, outcome.detail)
 
+    def prefer_for_oom_killer(self, other: int) -> None:
+        """Where the OOM killer does not spare this process, have it choose it rather than process `other`."""
+        self._outcomes["oom_worker_first"] = not self._outcomes["oom_score_adj_set"] and int(memory.be_killed_before(other).ok)
+
     def lock_current(self) -> None:
         """Lock what is mapped so far, except for code that hardly anybody calls."""
         self.note_lock(memory.lock_current())
