@@ -5,6 +5,7 @@ TmemfsError
   OutOfRange    a value of the right kind that cannot be honoured                     (ERANGE, exit code 2)
   Busy          right now something else stands in the way                            (EBUSY,  exit code 2)
   Refused       the environment lacks what is needed: rights, device, directory       (exit code 2)
+  NoAnswer      a mount does not answer in time                                       (exit code 2)
   NoSpace       no tier can take the page: it stays where it was                      (ENOSPC)
   FellShort     a shrink freed less than it was asked for                             (EAGAIN, exit code 1)
   TierError     a tier failed to read or write                                        (EIO)
@@ -38,6 +39,10 @@ class Busy(TmemfsError):
 
 class Refused(TmemfsError):
     """The environment lacks something: rights, a device, a directory."""
+
+
+class NoAnswer(Refused):
+    """A mount does not answer in time."""
 
 
 class NoSpace(TmemfsError):

@@ -52,7 +52,7 @@ from tmemfs.system.memory_safety import MemorySafety
 from tmemfs.system.notify import notify
 from tmemfs.system.posix_signals import REOPEN_LOG, STOP, ignore_others
 from tmemfs.system.rlimits import raise_limits
-from tmemfs.system.status_region import HANDLING, MOST_HANDLING, State, StatusRegion, Word
+from tmemfs.system.status_region import HANDLING, MOST_HANDLING, Cause, Death, State, StatusRegion, Word
 from tmemfs.system.swapdev import unmount
 from tmemfs.tiers.file import FileTier
 from tmemfs.tiers.in_memory import MemoryTier
@@ -356,7 +356,9 @@ class Supervisor:
         is_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not hung
         words[Word.DEATHS_HUNG if hung else Word.DEATHS_KILLED if is_killed else Word.DEATHS_CRASHED] += 1
         how = f"was killed, as {hung}" if hung else _why(status)
-        self._status.add_death(f"worker {words[Word.GENERATION]} (process {worker}) {how}")
+        said = f"worker {words[Word.GENERATION]} (process {worker}) {how}"
+        cause = Cause.HUNG if hung else Cause.KILLED if is_killed else Cause.CRASHED
+        self._status.add_death(Death(time.monotonic_ns(), cause, said))
         handled = self._status.handling()
         if not is_killed:  # whoever kills a worker from outside says nothing of its request
             for unique in {word & ~RESENT for word in handled if word and not word & IDLE}:

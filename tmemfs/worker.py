@@ -307,7 +307,11 @@ class _Server:
     def _say_who_died(self) -> None:
         """Log how the worker before this one ended: the supervisor writes no files while the mount is in use."""
         if self._birth.generation > 1:
-            log.error("worker %d has taken over: %s", self._birth.generation, "; ".join(self._status.deaths()[-1:]))
+            log.error(
+                "worker %d has taken over: %s",
+                self._birth.generation,
+                "; ".join(death.said for death in self._status.deaths()[-1:]),
+            )
             if self._birth.last_words:
                 log.error("where the last worker was:\n%s", self._birth.last_words)
 

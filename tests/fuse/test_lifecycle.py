@@ -86,7 +86,7 @@ def test_a_mount_that_another_one_hides_is_refused_before_anything_is_unmounted(
 
 
 def test_a_mount_that_a_namespace_holds_is_not_said_to_be_unmounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tmemfs.cli import lifecycle
+    from tmemfs.cli import lifecycle, targets
     from tmemfs.errors import Busy
 
     monkeypatch.setattr(lifecycle, "_DAEMON_ENDS_S", 0.5)
@@ -96,7 +96,7 @@ def test_a_mount_that_a_namespace_holds_is_not_said_to_be_unmounted(tmp_path: Pa
         holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             assert holder.stdout is not None and holder.stdout.readline() == "ready\n"
-            with lifecycle.of(place.mountpoint, "umount") as target, pytest.raises(Busy, match=f"[( ]{holder.pid}[) ]"):
+            with targets.of(place.mountpoint, "umount") as target, pytest.raises(Busy, match=f"[( ]{holder.pid}[) ]"):
                 lifecycle.umount(target)
             assert runtime.process_started(pid) is not None
             done = tmemfs("stat", place.mountpoint, check=False)

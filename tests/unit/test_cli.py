@@ -14,7 +14,7 @@ import pytest
 from tests.settings_place import Machine
 from tmemfs import __version__, cli, errors, options, supervisor
 from tmemfs.cli import defaults, demo, doctor, start, view
-from tmemfs.cli.doctor import Check
+from tmemfs.cli.checks import Check
 from tmemfs.errors import FellShort, TmemfsError
 from tmemfs.options import Options
 from tmemfs.system import background, capabilities, memory, runtime

@@ -24,7 +24,7 @@ import pytest
 from tests.parts import FaultyTier, Regions, new_limits, new_pressure
 from tmemfs import cli, supervisor
 from tmemfs import options as options_module
-from tmemfs.cli import control_io, defaults, demo, doctor, lifecycle
+from tmemfs.cli import checks, control_io, defaults, demo, doctor, lifecycle
 from tmemfs.control import ControlDirectory
 from tmemfs.engine import Engine
 from tmemfs.jobs.supervision import Jobs
@@ -174,7 +174,7 @@ def _leave_out_effects(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lifecycle, "umount", lambda *_, **__: None)
     patch.setattr(demo, "run", try_demo)
     patch.setattr(control_io, "_write", lambda fd, value, reason: None)
-    patch.setattr(doctor, "_pressure", lambda name: doctor.Check(name, True, "not tried"))
+    patch.setattr(doctor, "_pressure", lambda name: checks.Check(name, True, "not tried"))
 
 
 def hostile(rng: Random, place: Path) -> str:

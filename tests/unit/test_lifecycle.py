@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tmemfs.cli import lifecycle
-from tmemfs.cli.lifecycle import Target
+from tmemfs.cli import lifecycle, targets
+from tmemfs.cli.targets import Target
 from tmemfs.errors import Busy, Refused
 from tmemfs.system import own_mount, runtime, swapdev
 from tmemfs.system.proctext import Mount
@@ -31,7 +31,7 @@ class Machine:
         monkeypatch.setattr(swapdev, "file_behind", self.behind.get)
         monkeypatch.setattr(swapdev, "swap_entries", list)
 
-    def mount(self, place: Path, device: int, kind: str = lifecycle.FS_TYPE) -> None:
+    def mount(self, place: Path, device: int, kind: str = targets.FS_TYPE) -> None:
         self.mounts.append(Mount(device, "/", str(place), kind, ()))
 
 
@@ -56,21 +56,21 @@ def test_the_file_behind_a_loop_device_decides_while_the_daemon_lives(machine: M
     machine.loops = [Loop("/dev/loop0", 1, "/mnt/one/swap"), Loop("/dev/loop1", 2, "/swap"), Loop("/dev/loop2", 3, "/mnt/one/swap")]
     machine.behind |= {"/dev/loop0": FileId(OTHERS, 2), "/dev/loop1": FileId(OURS, 2), "/dev/loop2": FileId(OURS, 7)}
     # the first is at the same path in another namespace, the second was detached from its path, the third is another file
-    assert devices(lifecycle.find(PLACE)) == ["/dev/loop1"]
+    assert devices(targets.find(PLACE)) == ["/dev/loop1"]
 
 
 def test_the_path_decides_where_no_daemon_answers(machine: Machine) -> None:
     machine.loops = [Loop("/dev/loop0", 1, "/mnt/one/swap"), Loop("/dev/loop1", 2, "/mnt/two/swap"), Loop("/dev/loop2", 3, "/swap")]
-    assert devices(lifecycle.find(PLACE)) == ["/dev/loop0"]
+    assert devices(targets.find(PLACE)) == ["/dev/loop0"]
 
 
 def test_the_record_decides_where_the_path_is_lost(machine: Machine) -> None:
     runtime.write_record(record(lives=False).with_loop("/dev/loop1", 7))
     machine.loops = [Loop("/dev/loop0", 7, "/swap"), Loop("/dev/loop1", 7, "/swap")]
-    target = lifecycle.find(PLACE)
+    target = targets.find(PLACE)
     assert devices(target) == ["/dev/loop1"] and target.is_dead and target.is_nothing
     machine.loops = [Loop("/dev/loop1", 8, "/swap")]  # attached to something else since
-    assert devices(lifecycle.find(PLACE)) == []
+    assert devices(targets.find(PLACE)) == []
 
 
 def test_nothing_is_asked_about_what_cannot_be_ours(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_nothing_is_asked_about_what_cannot_be_ours(machine: Machine, monkeypatc
         raise AssertionError(device)
 
     monkeypatch.setattr(swapdev, "file_behind", asked)
-    assert devices(lifecycle.find(PLACE)) == []
+    assert devices(targets.find(PLACE)) == []
 
 
 def test_a_bind_mount_is_the_mount_that_is_recorded(machine: Machine) -> None:
@@ -89,7 +89,7 @@ def test_a_bind_mount_is_the_mount_that_is_recorded(machine: Machine) -> None:
     machine.mount(PLACE, OURS)
     runtime.write_record(record())
     for place in (PLACE, Path("/mnt/bound")):
-        target = lifecycle.find(place)
+        target = targets.find(place)
         assert target.mountpoint == PLACE and set(target.places) == {PLACE, Path("/mnt/bound")}
         assert target.daemon == os.getpid() and not target.is_dead
 
@@ -98,7 +98,7 @@ def test_a_mount_without_a_record_is_called_by_its_first_place(machine: Machine,
     monkeypatch.setattr(swapdev, "mount_is_dead", lambda _: False)
     machine.mount(PLACE, OURS)
     machine.mount(Path("/mnt/bound"), OURS)
-    target = lifecycle.find(Path("/mnt/bound"))
+    target = targets.find(Path("/mnt/bound"))
     assert (target.mountpoint, target.record, target.daemon, target.is_dead) == (PLACE, None, None, False)
 
 
@@ -107,14 +107,14 @@ def test_a_record_of_a_daemon_that_lives_counts_more_than_one_with_the_same_devi
     runtime.write_record(record(Path("/mnt/b")))
     runtime.write_record(record(Path("/mnt/c"), lives=False))
     machine.mount(Path("/mnt/b"), OURS)
-    assert lifecycle.find(Path("/mnt/b")).mountpoint == Path("/mnt/b")
+    assert targets.find(Path("/mnt/b")).mountpoint == Path("/mnt/b")
 
 
 def test_a_foreign_mount_is_never_ours(machine: Machine) -> None:
     machine.mount(PLACE, OURS)
     machine.mount(PLACE, OTHERS, "tmpfs")
     runtime.write_record(record())
-    target = lifecycle.find(PLACE)
+    target = targets.find(PLACE)
     assert target.is_nothing
     for work in (lifecycle.umount, lifecycle.refuse_taken, lambda target: lifecycle.down(target, True, lambda *_: None)):
         with pytest.raises(Refused, match="taken by a tmpfs mount that is not ours"):
@@ -129,22 +129,22 @@ def test_a_place_below_another_mount_stops_down_before_anything_is_changed(machi
     machine.loops = [Loop("/dev/loop0", 1, "/mnt/one/swap")]
     machine.behind["/dev/loop0"] = FileId(OURS, 2)
     with pytest.raises(Busy, match="a tmpfs mount lies over /mnt/bound: unmount that first"):
-        lifecycle.down(lifecycle.find(PLACE), True, lambda *_: None)
+        lifecycle.down(targets.find(PLACE), True, lambda *_: None)
 
 
 def test_a_mount_that_is_nowhere_here_is_not_mounted_again(machine: Machine) -> None:
     runtime.write_record(record())
     with pytest.raises(Busy, match=f"is not mounted here, but its daemon .process {os.getpid()}. lives: run 'tmemfs down"):
-        lifecycle.refuse_taken(lifecycle.find(PLACE))
+        lifecycle.refuse_taken(targets.find(PLACE))
 
 
 def test_records_of_nothing_are_dropped_under_the_lock(machine: Machine) -> None:
     for name in ("a", "b"):
         runtime.write_record(record(Path(f"/mnt/{name}"), lives=False))
     runtime.write_record(record(Path("/mnt/lives")))
-    assert lifecycle.find(Path("/mnt/a")).record is None
+    assert targets.find(Path("/mnt/a")).record is None
     assert len(runtime.read_records()) == 3  # who only looks changes nothing
-    with lifecycle.of(Path("/mnt/a"), "down") as target:
+    with targets.of(Path("/mnt/a"), "down") as target:
         assert target.record is None
         assert [kept.mountpoint for kept in runtime.read_records()] == ["/mnt/lives"]
 
@@ -153,7 +153,7 @@ def test_the_lock_is_that_of_the_mount_whatever_it_is_called(machine: Machine) -
     machine.mount(PLACE, OURS)
     machine.mount(Path("/mnt/bound"), OURS)
     runtime.write_record(record())
-    with lifecycle.of(Path("/mnt/bound"), "up"):
+    with targets.of(Path("/mnt/bound"), "up"):
         assert (runtime.DIRECTORY / runtime.lock_of(PLACE)).exists()
 
 
@@ -165,7 +165,7 @@ def test_a_daemon_whose_mount_was_detached_knows_what_uses_its_image(machine: Ma
     assert own_mount.loops_of_own(PLACE, os.getpid()) == ["/dev/loop2"]
 
 
-@pytest.mark.parametrize(("device", "kind"), [(OTHERS, "tmpfs"), (OTHERS, lifecycle.FS_TYPE), (None, "")])
+@pytest.mark.parametrize(("device", "kind"), [(OTHERS, "tmpfs"), (OTHERS, targets.FS_TYPE), (None, "")])
 def test_a_daemon_unmounts_nothing_that_is_not_its_own(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, device: int | None, kind: str
 ) -> None:
@@ -187,12 +187,12 @@ def test_a_device_number_that_a_living_daemon_has_now_keeps_no_record_of_a_dead_
     runtime.write_record(record(lives=False))
     runtime.write_record(record(other))
     machine.mount(other, OURS)  # the number was free again
-    with lifecycle.of(other, "up") as target:
+    with targets.of(other, "up") as target:
         assert target.record is not None and target.record.daemon_lives
     assert runtime.read_record(PLACE) is None and runtime.read_record(other) is not None
     runtime.write_record(record(lives=False))
     machine.mounts.clear()
     machine.mount(PLACE, OURS)
     runtime.remove_record(other)
-    with lifecycle.of(other, "up"):
+    with targets.of(other, "up"):
         assert runtime.read_record(PLACE) is not None  # here the mount is what the dead one left

@@ -79,7 +79,7 @@ def test_a_cgroup_of_any_name_is_found(name: bytes) -> None:
 @given(st.binary(max_size=15).map(lambda name: name.replace(b"\0", b")")))
 def test_a_process_of_any_name_has_its_state_and_beginning(name: bytes) -> None:
     text = b"12 (%s) S 1 12 12 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 1000 200 18446744073709551615\n" % name
-    assert proctext.parse_process(text) == proctext.ProcessStat("S", 4711)
+    assert proctext.parse_process(text) == proctext.ProcessStat("S", 1, 4711)
 
 
 @given(names)

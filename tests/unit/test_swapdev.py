@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
+import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tmemfs.errors import Refused
 from tmemfs.system import swapdev
+from tmemfs.system.in_time import in_time
 from tmemfs.system.proctext import SwapEntry
 from tmemfs.system.swapdev import Loop
 from tmemfs.units import GIB, MIB
@@ -299,13 +301,11 @@ def test_a_swapoff_that_is_taken_over_when_the_other_one_gives_up(programs: Path
 
 
 def test_a_daemon_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    never = threading.Event()
-    monkeypatch.setattr(swapdev, "_ANSWER_S", 0.01)
-    monkeypatch.setattr(swapdev, "_is_dead", lambda _: never.wait())
-    monkeypatch.setattr(swapdev, "_loop_status", lambda _: never.wait())
+    monkeypatch.setattr(swapdev, "in_time", partial(in_time, seconds=0.05))
+    monkeypatch.setattr(swapdev, "_is_dead", lambda _: signal.pause())
+    monkeypatch.setattr(swapdev, "_loop_status", lambda _: signal.pause())
     assert not swapdev.mount_is_dead(tmp_path)
     assert swapdev.file_behind("/dev/loop9") is None
-    never.set()
 
 
 def test_a_loop_device_has_the_number_that_it_was_attached_with(tmp_path: Path) -> None:

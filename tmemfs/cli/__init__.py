@@ -6,11 +6,14 @@ imported when the command that needs it is known: `tmemfs down` works where noth
     arguments    the parser, and which function runs each command
     commands     one function per command
     start        how `up` and `mount` start a daemon
+    targets      which mount a command is about
+    health       what is known of its worker without asking it
     lifecycle    the steps of up, mount, down and umount
     control_io   control files read and written through the mount
     view         what they say as tables, and requests with a progress bar
     differences  what a second `up` asks for against what runs
     doctor       what the machine has of what tmemfs needs
+    checks       what one finding of the doctor is, and how the running daemons are
     demo         the store alone, without a mount
     real_pages   memory of a real process, for the demonstration
     usage        messages about words that are not understood

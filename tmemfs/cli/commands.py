@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tmemfs.cli import defaults
-from tmemfs.errors import BadValue, Busy, Refused
+from tmemfs.errors import BadValue, Busy, NoAnswer, Refused
+
+if TYPE_CHECKING:
+    from tmemfs.cli.health import Health
 
 
 def up(arguments: argparse.Namespace) -> int:
     """Mount, attach a loop device and turn the swap on; steps that are done already are left out."""
-    from tmemfs.cli import lifecycle, start
+    from tmemfs.cli import lifecycle, start, targets
     from tmemfs.cli.differences import refuse_differences
     from tmemfs.cli.view import print_stat, print_what_next
     from tmemfs.system.capabilities import require_root
@@ -25,7 +30,7 @@ def up(arguments: argparse.Namespace) -> int:
     serve = start.server(arguments)
     require_root()
     given = {name.replace("_", "-"): text for name, text in arguments.given.items() if not name.startswith("mountpoint")}
-    with lifecycle.of(arguments.mountpoint, "up") as target:
+    with targets.of(arguments.mountpoint, "up") as target:
         done = lifecycle.up(
             target,
             arguments.priority,
@@ -33,24 +38,30 @@ def up(arguments: argparse.Namespace) -> int:
             start=lambda: start.start_in_background(serve, arguments.log),
         )
         print(f"{target.mountpoint}: {done}")
-        print_stat(target.mountpoint)
+        with suppress(NoAnswer):  # it is up all the same
+            print_stat(target.mountpoint)
     print_what_next(target.mountpoint)
     return 0
 
 
 def down(arguments: argparse.Namespace) -> int:
     """Turn the swap off, detach the loop device and unmount; clean up after a daemon that was killed."""
-    from tmemfs.cli import lifecycle
+    from tmemfs.cli import lifecycle, targets
     from tmemfs.cli.view import Bar
     from tmemfs.system.capabilities import require_root
 
     require_root()
     # the lock before the bar: a wait for another command is reported on stderr
-    with lifecycle.of(arguments.mountpoint, "down") as target, Bar("swapping in") as bar:
-        print(f"{target.mountpoint}: {lifecycle.down(target, arguments.force, bar.left)}")
+    with targets.of(arguments.mountpoint, "down") as target, Bar("swapping in") as bar:
+        print(f"{target.mountpoint}: {lifecycle.down(target, arguments.force, bar.left, _say)}")
     # after the daemon: one that ends in order restores them itself
     _restore_kernel_settings()
     return 0
+
+
+def _say(said: str) -> None:
+    """Say what a command waits for."""
+    print(f"tmemfs: {said}", file=sys.stderr, flush=True)
 
 
 def _restore_kernel_settings() -> None:
@@ -66,7 +77,7 @@ def _restore_kernel_settings() -> None:
 
 def mount(arguments: argparse.Namespace) -> int:
     """Mount the file system only."""
-    from tmemfs.cli import lifecycle, start
+    from tmemfs.cli import lifecycle, start, targets
     from tmemfs.system import background
     from tmemfs.system.capabilities import require_root
 
@@ -77,7 +88,7 @@ def mount(arguments: argparse.Namespace) -> int:
         background.open_standard_descriptors()
         background.close_inherited()
     with ExitStack() as until_it_answers:
-        target = until_it_answers.enter_context(lifecycle.of(arguments.mountpoint, "mount"))
+        target = until_it_answers.enter_context(targets.of(arguments.mountpoint, "mount"))
         lifecycle.refuse_taken(target)
         if arguments.foreground:
             # the lock is released when the mount answers: held on, it would keep out the `down` that ends it
@@ -90,11 +101,11 @@ def mount(arguments: argparse.Namespace) -> int:
 
 def umount(arguments: argparse.Namespace) -> int:
     """Unmount, unless the image is in use."""
-    from tmemfs.cli import lifecycle
+    from tmemfs.cli import lifecycle, targets
     from tmemfs.system.capabilities import require_root
 
     require_root()
-    with lifecycle.of(arguments.mountpoint, "umount") as target:
+    with targets.of(arguments.mountpoint, "umount") as target:
         lifecycle.umount(target)
         print(f"{target.mountpoint}: unmounted")
     return 0
@@ -102,18 +113,46 @@ def umount(arguments: argparse.Namespace) -> int:
 
 def stat(arguments: argparse.Namespace) -> int:
     """Show control/stat in the form that is asked for."""
-    from tmemfs.cli import control_io, lifecycle, view
+    from tmemfs.cli import targets, view
+    from tmemfs.units import format_size
 
-    mountpoint = lifecycle.readable_at(arguments.mountpoint)
+    mountpoint = targets.readable_at(arguments.mountpoint)
+    try:
+        if health := _health(arguments.mountpoint):
+            health.refuse_if_silent()
+        _print_stat(arguments, mountpoint)
+        return 0
+    except NoAnswer as error:
+        health = _health(arguments.mountpoint)
+        if health is None:
+            raise NoAnswer(f"{mountpoint} does not answer ({error}): run it as root to see why") from error
+        # the other forms are read by programs, which have to learn that these are not all figures
+        if arguments.json or arguments.raw or arguments.output is not None:
+            raise NoAnswer(f"{mountpoint} does not answer: {health.why}") from error
+        view.print_rows(health.rows(str if arguments.bytes else format_size), not arguments.noheadings)
+        return 1
+
+
+def _health(mountpoint: Path) -> Health | None:
+    """That of the worker, None where nobody says anything or only root may know."""
+    from tmemfs.cli import health, targets
+
+    with suppress(Refused, OSError):
+        return health.look(targets.find(mountpoint).mountpoint)
+    return None
+
+
+def _print_stat(arguments: argparse.Namespace, mountpoint: Path) -> None:
+    from tmemfs.cli import control_io, view
+
     if arguments.json:
         view.print_json(mountpoint)
     elif arguments.raw:
-        print(control_io.read_control(mountpoint, "stat"), end="")
+        print(control_io.read_in_time(mountpoint, "stat"), end="")
     elif arguments.output is not None:
         view.print_columns(mountpoint, arguments.output.split(","), arguments.bytes, not arguments.noheadings)
     else:
         view.print_stat(mountpoint, arguments.bytes, not arguments.noheadings)
-    return 0
 
 
 def shrink(arguments: argparse.Namespace) -> int:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from tmemfs.cli.usage import suggestion
 from tmemfs.errors import BadValue, Busy, FellShort, OutOfRange, Refused, TmemfsError
+from tmemfs.system.in_time import in_time
 
 #: Longer than any reason that the daemon gives for a refused value.
 _REASON_BYTES: Final = 4096
@@ -64,15 +66,26 @@ def control_names(mountpoint: Path) -> list[str]:
         raise _translated(error, mountpoint, "control") from error
 
 
+def read_in_time(mountpoint: Path, key: str) -> str:
+    """As read_control, but raises NoAnswer where the daemon does not answer in time."""
+    return in_time(partial(read_control, mountpoint, key))
+
+
 def read_stat(mountpoint: Path) -> Values:
-    """Keys and values of control/stat; numbers are numbers."""
-    pairs = (line.partition(" ") for line in read_control(mountpoint, "stat").splitlines())
-    return {key: _value(text) for key, _, text in pairs}
+    """Keys and values of control/stat. Raises NoAnswer, too."""
+    return parse_stat(read_in_time(mountpoint, "stat"))
 
 
-def read_state(mountpoint: Path) -> str:
-    """The first line of control/state."""
-    return read_control(mountpoint, "state").splitlines()[0]
+def parse_stat(text: str) -> Values:
+    """Keys and values of a flat keyed file; numbers are numbers."""
+    pairs = (line.partition(" ") for line in text.splitlines())
+    return {key: _value(value) for key, _, value in pairs}
+
+
+def read_state_and_stat(mountpoint: Path) -> tuple[str, Values]:
+    """The first line of control/state, and what read_stat returns, within the time for one answer."""
+    state, stat = in_time(lambda: (read_control(mountpoint, "state"), read_control(mountpoint, "stat")))
+    return state.splitlines()[0], parse_stat(stat)
 
 
 def _value(text: str) -> int | float | str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from tmemfs.cli.control_io import read_control, read_stat
-from tmemfs.cli.lifecycle import Target
+from tmemfs.cli.targets import Target
 from tmemfs.errors import Busy
 from tmemfs.system import swapdev
 from tmemfs.system.memory import total_ram_bytes

@@ -6,14 +6,14 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from tmemfs.cli.control_io import read_control
-from tmemfs.cli.lifecycle import FS_TYPE
+from tmemfs.cli.checks import Check, daemons
+from tmemfs.cli.control_io import read_in_time
+from tmemfs.cli.health import look
+from tmemfs.cli.targets import FS_TYPE
 from tmemfs.errors import TmemfsError
 from tmemfs.system import proctext, swapdev
 from tmemfs.system.capabilities import CAP_IPC_LOCK, CAP_SYS_NICE, CAP_SYS_RESOURCE, has_capability, is_root
@@ -25,16 +25,6 @@ from tmemfs.units import format_size
 
 _PACKAGES: Final = ("trio", "pyfuse3", "lz4", "zstandard", "xxhash", "cryptography")
 _PROGRAMS: Final = ("losetup", "mkswap", "swapon", "swapoff")
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding. `ok` None means that tmemfs works without it, but less well."""
-
-    name: str
-    ok: bool | None
-    found: str
-    advice: str = ""
 
 
 def examine(backing: Path, backing_refused: str = "", not_compiled: str = "") -> list[Check]:
@@ -68,7 +58,7 @@ def examine(backing: Path, backing_refused: str = "", not_compiled: str = "") ->
         ("damage", _damage),
         ("RAM", lambda name: Check(name, True, format_size(total_ram_bytes()))),
     )
-    return [_tried(name, check) for name, check in checks]
+    return [_tried(name, check) for name, check in checks] + daemons()
 
 
 def _tried(name: str, check: Callable[[str], Check]) -> Check:
@@ -210,8 +200,7 @@ def _judged(name: str, found: Findings) -> Check:
 def _damage(name: str) -> Check:
     """Damage that daemons have found and nobody has acknowledged."""
     places = [Path(mount.mountpoint) for mount in swapdev.mounts() if mount.kind == FS_TYPE]
-    # a daemon that is stopped must not hold the doctor up
-    said = {place: found for place in places if (found := swapdev.in_time(partial(_unacknowledged, place)))}
+    said = {place: found for place in places if (found := _unacknowledged(place))}
     advice = "look into it, then run " + " and ".join(f"'tmemfs doctor --acknowledge {place}'" for place in said)
     return Check(name, None if said else True, "; ".join(said.values()) or "none is reported", advice if said else "")
 
@@ -219,8 +208,10 @@ def _damage(name: str) -> Check:
 def _unacknowledged(mountpoint: Path) -> str:
     """What control/damage reports, if anything: nothing also for a mount that cannot be asked."""
     try:
-        lines = read_control(mountpoint, "damage").splitlines()
-    except TmemfsError:
+        if health := look(mountpoint):
+            health.refuse_if_silent()  # another check says so
+        lines = read_in_time(mountpoint, "damage").splitlines()  # a daemon that is stopped must not hold the doctor up
+    except (TmemfsError, OSError):
         return ""
     found = [line for line in lines if not line.endswith(" 0")]
     return f"{mountpoint}: {', '.join(found)}" if found else ""

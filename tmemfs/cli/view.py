@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Final
 
 from tmemfs import __version__
-from tmemfs.cli.control_io import Values, control_names, read_control, read_stat, read_state, write_control
+from tmemfs.cli.control_io import Values, control_names, parse_stat, read_control, read_stat, read_state_and_stat, write_control
 from tmemfs.cli.usage import suggestion
 from tmemfs.errors import BadValue, FellShort, TmemfsError
 from tmemfs.units import PAGE_BYTES, format_size, parse_size
@@ -49,13 +49,18 @@ def print_settings(mountpoint: Path) -> None:
 
 def print_stat(mountpoint: Path, in_bytes: bool = False, headings: bool = True) -> None:
     """Print the lines that matter to a person."""
-    stat = read_stat(mountpoint)
+    state, stat = read_state_and_stat(mountpoint)
     show = str if in_bytes else format_size
     rows = [*_memory_rows(stat, show), *_activity_rows(stat, show)]
-    rows.insert(1, ("state", read_state(mountpoint)))
+    rows.insert(1, ("state", state))
     # an upgraded command talks to the old daemon until the swap is taken down: the files are installed, nothing is restarted
     if stat.get("version", __version__) != __version__:
         rows.insert(2, ("version", f"{stat['version']}; this command is {__version__}: 'tmemfs down' and 'up' start the new one"))
+    print_rows(rows, headings)
+
+
+def print_rows(rows: list[tuple[str, str]], headings: bool = True) -> None:
+    """Print names and values as a table."""
     for key, value in rows:
         name = f"{key + ':':{_NAME_CELLS}}" if headings else ""
         # paths and keys stay whole, so that they can be copied
@@ -89,6 +94,7 @@ def _encrypted(stat: Values) -> str:
 def _activity_rows(stat: Values, show: Callable[[int], str]) -> list[tuple[str, str]]:
     """Rows that say how densely pages lie, what happens to them, and how the daemon is protected."""
     return [
+        *(("restarts", text) for text in _restarts(stat)),
         (
             "density",
             f"space amplification {stat['ram_amplification']:.2f} in RAM, {stat['disk_amplification']:.2f} on disk; "
@@ -100,10 +106,26 @@ def _activity_rows(stat: Values, show: Callable[[int], str]) -> list[tuple[str, 
         (
             "protection",
             f"memory: {'locked' if stat['memory_locked'] else 'not locked'}, "
-            f"OOM killer: {'protected' if stat['oom_score_adj_set'] else 'not protected'}, "
+            f"OOM killer: {_oom(stat)}, "
             f"I/O flusher: {'yes' if stat['io_flusher'] else 'no'}, real-time priority: {'yes' if stat['realtime'] else 'no'}",
         ),
     ]
+
+
+def _oom(stat: Values) -> str:
+    if stat["oom_score_adj_set"]:
+        return "protected"
+    return "takes the worker first" if stat.get("oom_worker_first") == 1 else "not protected"
+
+
+def _restarts(stat: Values) -> list[str]:
+    """How often the worker was replaced, and why; nothing if it never was."""
+    # a daemon of an older version does not count them, and one that was built into a program has no worker
+    counts = {cause: count for cause in ("killed", "crashed", "hung") if isinstance(count := stat.get(f"worker_{cause}"), int)}
+    if not any(counts.values()):
+        return []
+    causes = ", ".join(f"{count} {cause}" for cause, count in counts.items() if count)
+    return [f"the worker was replaced {sum(counts.values())} times ({causes}); process {stat['worker_pid']} serves now"]
 
 
 def _pressure(stat: Values, show: Callable[[int], str]) -> list[str]:
@@ -123,7 +145,8 @@ def _kernel_settings(stat: Values) -> list[str]:
 
 def print_json(mountpoint: Path) -> None:
     """Print control/stat as one JSON object."""
-    print(json.dumps({"state": read_state(mountpoint), **read_stat(mountpoint)}, indent=2))
+    state, stat = read_state_and_stat(mountpoint)
+    print(json.dumps({"state": state, **stat}, indent=2))
 
 
 def print_columns(mountpoint: Path, columns: list[str], in_bytes: bool, headings: bool) -> None:
@@ -173,7 +196,12 @@ def compact(mountpoint: Path, factor: str, deadline_s: float | None = None, raw:
     """Ask for a compaction and print its answer, in words on a terminal unless `raw`. Returns the exit code. Raises FellShort."""
     value = factor if deadline_s is None else f"{factor} deadline={deadline_s:f}s"
     in_words = None if raw else _compact_in_words
-    return _ask(mountpoint, "compact", value, "compacting", lambda: _above_factor(read_stat(mountpoint), factor), in_words)
+
+    def above() -> int:
+        # not read_stat, which takes a process each time
+        return _above_factor(parse_stat(read_control(mountpoint, "stat")), factor)
+
+    return _ask(mountpoint, "compact", value, "compacting", above, in_words)
 
 
 def _shrink_in_words(answer: dict[str, str]) -> str:

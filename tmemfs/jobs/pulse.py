@@ -6,6 +6,7 @@ A reader learns from it that the worker is not stopped, and has figures of the l
 from __future__ import annotations
 
 from collections.abc import Callable
+import time
 from typing import Final
 
 import trio
@@ -40,3 +41,4 @@ class Pulse:
         words[Word.PAGES_STORED] = tmem.pages_stored
         words[Word.COMPRESSED_BYTES] = tmem.compressed_bytes
         words[Word.PULSE] += 1
+        words[Word.PULSE_NS] = time.monotonic_ns()

@@ -180,6 +180,8 @@ _PROTECTIONS: Final = Section("Protections of the daemon", (
 ))  # fmt: skip
 
 _EVENTS: Final = Section("Events", (
+    Metric("worker_deaths", "counter", "1", "Workers that ended otherwise than by an unmount, and were replaced.",
+        lambda s: s.supervised(Word.DEATHS), EVENTS),
     Metric("shrinks", "counter", "1", "Shrinks on request.", lambda s: s.writes.shrinks, EVENTS),
     Metric("shrinks_short", "counter", "1", "Shrinks on request that fell short.", lambda s: s.writes.shrinks_short, EVENTS),
     Metric("stores_refused", "counter", "requests",

@@ -42,9 +42,10 @@ class SwapEntry:
 
 @dataclass(frozen=True, slots=True)
 class ProcessStat:
-    """Of /proc/PID/stat: the letter of the state, and the start time in clock ticks since the boot."""
+    """Of /proc/PID/stat: the letter of the state, the parent, and the start time in clock ticks since the boot."""
 
     state: str
+    parent: int
     started: int
 
 
@@ -139,7 +140,7 @@ def parse_process(text: bytes) -> ProcessStat:
     """The figures of /proc/PID/stat."""
     # the command's name is in parentheses and may contain parentheses: the last one ends it
     after = fields(text.rpartition(b")")[2].replace(b"\n", b""))
-    return ProcessStat(word_of(after[0]), int(after[19]))
+    return ProcessStat(word_of(after[0]), int(after[1]), int(after[19]))
 
 
 def parse_areas(text: bytes) -> Iterator[Area]:

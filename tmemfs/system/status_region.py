@@ -8,7 +8,10 @@ worker that is stopped, hangs or has ended. The supervisor learns from it whethe
     2048     64       version of tmemfs
     4096     16 * 256 the last deaths of workers, the newest at (deaths - 1) % 16: a line of text each, ended by NUL
 
+When a death was, and its cause, are words too: DIED_NS and DIED_BY, at the same place of each.
+
 Each word has one writer, and is written with one 8-byte store, so no reader sees half of one. A text may be seen half written.
+`read_status` is for those who only look.
 
 Knows nothing of what the words mean to the one who acts on them.
 """
@@ -17,6 +20,8 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Final
@@ -73,10 +78,15 @@ class Word(IntEnum):
     COMPRESSED_BYTES = 41
     #: How long requests may wait without an answer, in ms; 0: for ever.
     WATCHDOG_MS = 42
+    #: CLOCK_MONOTONIC in ns of the last pulse.
+    PULSE_NS = 43
 
 
 #: First of MOST_HANDLING words: the `unique` of the request that a thread of the page path handles now, or 0.
 HANDLING: Final = 64
+#: First of the words that say when the last workers died (CLOCK_MONOTONIC in ns), and of those that say why (a Cause).
+DIED_NS: Final = 96
+DIED_BY: Final = 112
 
 
 class State(IntEnum):
@@ -88,6 +98,34 @@ class State(IntEnum):
     GAVE_UP = 2
     ENDED = 3
     UPGRADING = 4
+
+
+class Cause(IntEnum):
+    """Why a worker ended."""
+
+    #: By SIGKILL from outside: an administrator, or the OOM killer.
+    KILLED = 0
+    #: By itself.
+    CRASHED = 1
+    #: By the watchdog.
+    HUNG = 2
+
+    @property
+    def counter(self) -> Word:
+        """The word that counts such deaths."""
+        return _COUNTERS[self]
+
+
+_COUNTERS: Final = {Cause.KILLED: Word.DEATHS_KILLED, Cause.CRASHED: Word.DEATHS_CRASHED, Cause.HUNG: Word.DEATHS_HUNG}
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """The end of one worker: when (CLOCK_MONOTONIC in ns), why, and in words."""
+
+    at_ns: int
+    cause: Cause
+    said: str
 
 
 class StatusRegion:
@@ -123,17 +161,18 @@ class StatusRegion:
         """Say that `version` serves."""
         self._set_text(_WORDS_BYTES, _VERSION_BYTES, version)
 
-    def add_death(self, why: str) -> None:
-        """Add a line to the last deaths, and count it."""
+    def add_death(self, death: Death) -> None:
+        """Add `death` to the last ones, and count it."""
         deaths = self.words[Word.DEATHS]
-        self._set_text(_DEATHS_AT + deaths % _DEATHS_KEPT * _DEATH_BYTES, _DEATH_BYTES, why)
+        place = deaths % _DEATHS_KEPT
+        self._set_text(_DEATHS_AT + place * _DEATH_BYTES, _DEATH_BYTES, death.said)
+        self.words[DIED_NS + place], self.words[DIED_BY + place] = death.at_ns, death.cause
+        self.words[death.cause.counter] += 1
         self.words[Word.DEATHS] = deaths + 1
 
-    def deaths(self) -> list[str]:
+    def deaths(self) -> list[Death]:
         """The last deaths, the newest last."""
-        count = self.words[Word.DEATHS]
-        kept = range(max(count - _DEATHS_KEPT, 0), count)
-        return [self._text(_DEATHS_AT + number % _DEATHS_KEPT * _DEATH_BYTES, _DEATH_BYTES) for number in kept]
+        return _deaths(self.words, self._view)
 
     def handling(self) -> tuple[int, ...]:
         """The requests that threads of the page path handle now."""
@@ -144,7 +183,74 @@ class StatusRegion:
         os.close(self.fd)
 
     def _text(self, at: int, length: int) -> str:
-        return bytes(self._view[at : at + length]).partition(b"\0")[0].decode(errors="replace")
+        return _text(self._view, at, length)
 
     def _set_text(self, at: int, length: int, text: str) -> None:
         self._view[at : at + length] = text.encode()[: length - 1].ljust(length, b"\0")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a status region said when it was read: its words, the version that serves, and the last deaths of workers."""
+
+    words: Sequence[int]
+    version: str
+    deaths: tuple[Death, ...]
+
+    @property
+    def state(self) -> int:
+        """A State, unless another version wrote it."""
+        return self.words[Word.STATE]
+
+    @property
+    def supervisor(self) -> int:
+        """Its process."""
+        return self.words[Word.SUPERVISOR_PID]
+
+    @property
+    def worker(self) -> int:
+        """Its process, 0 while there is none."""
+        return self.words[Word.WORKER_PID]
+
+    @property
+    def generation(self) -> int:
+        """Workers started."""
+        return self.words[Word.GENERATION]
+
+    @property
+    def watchdog_s(self) -> float:
+        """How long requests may wait, 0 for ever."""
+        return self.words[Word.WATCHDOG_MS] / 1000
+
+
+def read_status(path: Path) -> Status | None:
+    """What the region in the file at `path` says now; None if there is none, or one of another format. Raises OSError."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if len(raw) < _REGION_BYTES:
+        return None
+    view = memoryview(raw)
+    words = view[:_WORDS_BYTES].cast("Q")
+    if words[Word.FORMAT] != FORMAT:
+        return None
+    return Status(words, _text(view, _WORDS_BYTES, _VERSION_BYTES), tuple(_deaths(words, view)))
+
+
+def _deaths(words: Sequence[int], view: memoryview) -> list[Death]:
+    count = words[Word.DEATHS]
+    places = [number % _DEATHS_KEPT for number in range(max(count - _DEATHS_KEPT, 0), count)]
+    known = {int(cause) for cause in Cause}
+    return [
+        Death(
+            words[DIED_NS + place],
+            Cause(words[DIED_BY + place]) if words[DIED_BY + place] in known else Cause.CRASHED,
+            _text(view, _DEATHS_AT + place * _DEATH_BYTES, _DEATH_BYTES),
+        )
+        for place in places
+    ]
+
+
+def _text(view: memoryview, at: int, length: int) -> str:
+    return bytes(view[at : at + length]).partition(b"\0")[0].decode(errors="replace")

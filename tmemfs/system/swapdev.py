@@ -12,15 +12,15 @@ import fcntl
 import os
 import struct
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
-from tmemfs.errors import Refused
+from tmemfs.errors import NoAnswer, Refused
+from tmemfs.system.in_time import in_time
 from tmemfs.system.memory import available_ram_bytes
 from tmemfs.system.proctext import Mount, SwapEntry, parse_backing_file, parse_mounts, parse_swaps, word_of
 from tmemfs.units import format_size
@@ -33,8 +33,6 @@ _MNT_DETACH: Final = 2
 _LOOP_GET_STATUS64: Final = 0x4C05
 #: struct loop_info64 (include/uapi/linux/loop.h): it begins with the device and the inode of the backing file.
 _LOOP_INFO_BYTES: Final = 232
-#: How long a daemon may take to answer. One that is stopped or hangs never does.
-_ANSWER_S: Final = 3.0
 #: As many symbolic links as the kernel follows.
 _MOST_LINKS: Final = 40
 #: Another process's swapoff that swaps nothing in for this long is not making progress.
@@ -42,7 +40,6 @@ _NO_PROGRESS_S: Final = 60.0
 _libc = ctypes.CDLL(None, use_errno=True)
 #: What swapping in needs per byte of pages: 5 % more, for page tables and the reclaim that goes on meanwhile.
 SWAP_IN_MARGIN: Final = 1.05
-_T = TypeVar("_T")
 
 
 class FileId(NamedTuple):
@@ -102,7 +99,10 @@ def file_behind(device: str) -> FileId | None:
 
     The kernel asks the file's daemon for its attributes. Never to be called in a thread that answers such requests.
     """
-    return in_time(lambda: _loop_status(device))
+    try:
+        return in_time(lambda: _loop_status(device))
+    except NoAnswer:
+        return None
 
 
 def _loop_status(device: str) -> FileId | None:
@@ -118,16 +118,6 @@ def _loop_status(device: str) -> FileId | None:
     finally:
         os.close(fd)
     return FileId(*struct.unpack_from("QQ", buffer))
-
-
-def in_time(ask: Callable[[], _T]) -> _T | None:
-    """What `ask` returns, or None if it takes too long."""
-    # a system call on a FUSE mount that hangs cannot be interrupted, so the thread is left behind and ends with the process
-    answers: list[_T] = []
-    thread = threading.Thread(target=lambda: answers.append(ask()), daemon=True)
-    thread.start()
-    thread.join(_ANSWER_S)
-    return answers[0] if answers else None
 
 
 def mounts(table: Path = PROC_MOUNTS) -> list[Mount]:
@@ -170,7 +160,10 @@ def resolved(mountpoint: Path) -> Path:
 
 def mount_is_dead(mountpoint: Path) -> bool:
     """Whether the daemon of the mount has ended. One that does not answer in time has not."""
-    return in_time(lambda: _is_dead(mountpoint)) or False
+    try:
+        return in_time(lambda: _is_dead(mountpoint))
+    except NoAnswer:
+        return False
 
 
 def _is_dead(mountpoint: Path) -> bool:
