@@ -3,6 +3,8 @@
 Served by the file system (fuse/namespace.py), read and written through it by the command. A written value takes effect at once or
 fails: EINVAL (not a value of this kind), ERANGE (cannot be honoured), EBUSY (not now), EAGAIN (a shrink fell short).
 
+Settings are kept once they are accepted, and set again by the next worker (system/kept_settings.py).
+
 Knows the engine through `Services`; knows nothing of FUSE.
 
 Invariant: 1. A file that the table calls writable has a handler for writing, and no other file has one.
@@ -10,9 +12,13 @@ Invariant: 1. A file that the table calls writable has a handler for writing, an
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Final
+
+import trio
 
 from tmemfs.control_files import ACKNOWLEDGE, FILES, ControlFile
 from tmemfs.errors import BadValue, FellShort, OutOfRange
@@ -20,12 +26,19 @@ from tmemfs.jobs.compact_request import CompactRequest
 from tmemfs.jobs.kernel_tuning import MODES as TUNING_MODES
 from tmemfs.jobs.kernel_tuning import parse_tuning
 from tmemfs.jobs.pressure import MODES, parse_mode
+from tmemfs.jobs.pulse import parse_watchdog
 from tmemfs.jobs.recompressor import parse_recompress
 from tmemfs.jobs.shrink_request import ShrinkRequest
 from tmemfs.observe import report
 from tmemfs.services import Services
 from tmemfs.store.codec import CHOICES, parse_codec
+from tmemfs.system.kept_settings import KeptSettings
 from tmemfs.units import SEGMENT_BYTES, parse_size
+
+log = logging.getLogger(__name__)
+
+#: A worker serves only after that: a setting must not keep the swap waiting.
+_LONGEST_S: Final = 2.0
 
 Read = Callable[[], str]
 Write = Callable[[str], Awaitable[None]]
@@ -51,13 +64,46 @@ class Attribute:
 
 
 class ControlDirectory:
-    """The control files, over the services of a running daemon."""
+    """The control files, over the services of a running daemon. Without `kept`, settings end with this process."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, kept: KeptSettings | None = None) -> None:
         self._services = services
-        reads, writes = self._reads(), self._writes()
+        self._kept = kept
+        self._setters = self._writes()
+        reads = self._reads()
         # a file without a handler for reading fails here, at the start of the daemon, and not when somebody reads it
-        self.attributes = tuple(Attribute(file, reads[file.name], writes.get(file.name)) for file in FILES)
+        self.attributes = tuple(Attribute(file, reads[file.name], self._write_of(file)) for file in FILES)
+
+    async def set_again(self) -> None:
+        """Set what users have set while earlier workers served. What cannot be set is logged."""
+        left = self._kept.all() if self._kept else {}
+        # Twice: a limit may be refused until another one is set.
+        for log_failure in (_ignore, _log_failure):
+            left = {name: text for name, text in left.items() if not await self._is_set(name, text, log_failure)}
+
+    async def _is_set(self, name: str, text: str, failed: Callable[[str, str, object], None]) -> bool:
+        try:
+            with trio.move_on_after(_LONGEST_S) as limit:
+                await self._setters[name](text)
+        except Exception as error:  # whatever fails, the mount is to be served
+            failed(name, text, error)
+            return False
+        if limit.cancelled_caught:
+            failed(name, text, "it takes too long")
+        return not limit.cancelled_caught
+
+    def _write_of(self, file: ControlFile) -> Write | None:
+        """The handler for writing to `file`, which keeps what it has accepted if that is a setting."""
+        write, kept = self._setters.get(file.name), self._kept
+        if write is None or kept is None or not file.is_setting:
+            return write
+
+        async def write_and_keep(text: str) -> None:
+            await write(text)
+            if not kept.keep(file.name, text.strip()):
+                log.warning("%s: there is no space to keep %s for another worker", file.name, text.strip())
+
+        return write_and_keep
 
     def _reads(self) -> dict[str, Read]:
         s = self._services
@@ -82,6 +128,7 @@ class ControlDirectory:
             "pressure.reserve": _number(lambda: pressure.settings.reserve_bytes),
             "pressure.growth": _number(lambda: pressure.settings.growth_bytes),
             "kernel.tuning": lambda: _bracketed(TUNING_MODES, pressure.tuning.mode),
+            "watchdog": lambda: _seconds_or_off(s.watchdog_s),
             "state": lambda: f"{s.state()}\nsignals: {', '.join(pressure.signals.live)}\n",
             "damage": lambda: report.damage(s),
             "stat": lambda: report.flat_keyed(s, "stat"),
@@ -110,6 +157,7 @@ class ControlDirectory:
             "pressure.growth": self._pressure_growth,
             "kernel.tuning": self._kernel_tuning,
             "damage": self._damage,
+            "watchdog": self._watchdog,
         }
 
     async def _pool_high(self, text: str) -> None:
@@ -144,6 +192,9 @@ class ControlDirectory:
             raise BadValue(f"{text.strip()!r} does nothing to damage: write {ACKNOWLEDGE!r} once it was looked into")
         self._services.engine.tmem.damage.acknowledge()
 
+    async def _watchdog(self, text: str) -> None:
+        self._services.set_watchdog(parse_watchdog(text))
+
     async def _shrink(self, text: str) -> None:
         answer = await self._services.engine.shrinker.shrink(ShrinkRequest.parse(text))
         if answer.reason is not None:  # what was freed stays freed: the error says only that it is less than asked for
@@ -165,8 +216,20 @@ class ControlDirectory:
         self._services.engine.cleaner.set_budget(daily=daily)
 
 
+def _seconds_or_off(seconds: float) -> str:
+    return f"{seconds:g}\n" if seconds else "off\n"
+
+
 def _limit(value: float) -> str:
     return "max\n" if math.isinf(value) else f"{value:.0f}\n"
+
+
+def _ignore(name: str, text: str, why: object) -> None:
+    pass
+
+
+def _log_failure(name: str, text: str, why: object) -> None:
+    log.error("%s was %s before the worker was replaced, and cannot be that again: %s", name, text, why)
 
 
 def _number(value: Callable[[], int]) -> Read:

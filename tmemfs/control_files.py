@@ -20,7 +20,10 @@ ACKNOWLEDGE: Final = "acknowledge"
 
 @dataclass(frozen=True, slots=True)
 class ControlFile:
-    """One file. Everybody may read a file that is not private. A document has more than one line of values."""
+    """One file. Everybody may read a file that is not private. A document has more than one line of values.
+
+    What is written to a setting is set again when the worker is replaced.
+    """
 
     name: str
     unit: str
@@ -28,6 +31,7 @@ class ControlFile:
     is_writable: bool = False
     is_private: bool = False
     is_document: bool = False
+    is_setting: bool = False
 
     @property
     def mode(self) -> int:
@@ -40,7 +44,7 @@ def _value(name: str, unit: str, meaning: str) -> ControlFile:
 
 
 def _setting(name: str, unit: str, meaning: str) -> ControlFile:
-    return ControlFile(name, unit, meaning, is_writable=True)
+    return ControlFile(name, unit, meaning, is_writable=True, is_setting=True)
 
 
 def _request(name: str, meaning: str) -> ControlFile:
@@ -86,6 +90,8 @@ FILES: Final = (
     _setting("kernel.tuning", "-", "auto: while the image is an active swap, vm.watermark_boost_factor is 0, and while memory "
         "is short vm.min_free_kbytes and the priority of kworkers may change; off: they are restored at once, and none "
         f"is changed. {_CHOICE}"),
+    _setting("watchdog", "s", "A worker that answers no request for so long, though requests wait, is killed and replaced, "
+        "unless it waits for the backing. Write seconds (2 at least), with s or m where wanted, or off."),
     _value("state", "-", "First line: running, degraded: WHY, or draining. Second: the signals of memory pressure that are live."),
     ControlFile("damage", "flat keyed", "Damaged records that loads found in RAM and on disk, and reads of the backing that "
         "failed, as far as nobody has acknowledged them. Write acknowledge to have them no longer in state; the counters in events "

@@ -5,6 +5,7 @@
     regions    slots, segments, arena, requests: memfds, mapped and locked here too, so that they stay in RAM while no worker lives
     status     what commands read of supervisor and worker
     settings   who uses the machine's settings: that one lives as long as the supervisor does (system/kernel_settings.py)
+    kept       what users have changed since the start, for the next worker
 
 The supervisor's mappings count for the kernel: it takes a page for locked as long as one process has locked it. Slots, segments
 and requests are locked whole. The arena is larger than the pool may ever be, so it is locked as it is touched, and the worker has
@@ -27,6 +28,7 @@ from tmemfs.store.segments import table_bytes
 from tmemfs.store.slots import SLOT_BYTES
 from tmemfs.system import memory
 from tmemfs.system.kept_mapping import KeptMapping
+from tmemfs.system.kept_settings import KeptSettings
 from tmemfs.system.memory_safety import MemorySafety
 from tmemfs.system.status_region import StatusRegion
 from tmemfs.tiers.tier import Tier
@@ -98,3 +100,4 @@ class Holdings:
     requests: Region
     status: StatusRegion
     settings_user: int | None
+    kept_settings: KeptSettings

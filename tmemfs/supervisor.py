@@ -46,6 +46,7 @@ from tmemfs.options import Options, check
 from tmemfs.store.region import Region
 from tmemfs.system import memory, runtime
 from tmemfs.system.background import said_of
+from tmemfs.system.kept_settings import KeptSettings
 from tmemfs.system.kernel_settings import KernelSettings, held_user
 from tmemfs.system.key import Key
 from tmemfs.system.memory_safety import MemorySafety
@@ -133,7 +134,9 @@ def _serve(options: Options, tier: Tier, safety: MemorySafety, ready: Callable[[
                 requests = Region("requests", KeptRequests.region_bytes(keeps=not device.resends))
                 safety.note_lock(memory.lock_region(requests.map, requests.size_bytes))
                 safety.note_lock(memory.lock_future())
-                holdings = Holdings(device, tier, geometry, regions, requests, status, held_user())
+                kept = KeptSettings.create()
+                safety.note_lock(memory.lock_region(kept.map, kept.size_bytes))
+                holdings = Holdings(device, tier, geometry, regions, requests, status, held_user(), kept)
                 Supervisor(options, holdings, safety, ready, run).run()
             finally:
                 os.close(device.fd)
@@ -354,7 +357,6 @@ class Supervisor:
         words, hung = self._words, self._was_killed_for
         self._was_killed_for = ""
         is_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not hung
-        words[Word.DEATHS_HUNG if hung else Word.DEATHS_KILLED if is_killed else Word.DEATHS_CRASHED] += 1
         how = f"was killed, as {hung}" if hung else _why(status)
         said = f"worker {words[Word.GENERATION]} (process {worker}) {how}"
         cause = Cause.HUNG if hung else Cause.KILLED if is_killed else Cause.CRASHED

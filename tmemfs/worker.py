@@ -152,7 +152,8 @@ def run_worker(
     safety.note_lock(memory.lock_future())
     holdings.regions.lock(safety)
     safety.note_lock(memory.lock_region(holdings.requests.map, holdings.requests.size_bytes))
-    safety.note_lock(memory.lock_region(holdings.status.map, holdings.status.size_bytes))
+    for region in (holdings.status, holdings.kept_settings):
+        safety.note_lock(memory.lock_region(region.map, region.size_bytes))
     words = holdings.status.words
     tier = WatchedTier(holdings.tier, words, Word.TIER_BEGUN, Word.TIER_ENDED)
     parts = build(options, tier, holdings.geometry, holdings.regions, safety, make_pager, holdings.settings_user)
@@ -202,6 +203,7 @@ class _Server:
         handling = Handling(self._status.words[HANDLING : HANDLING + MOST_HANDLING])
         inheritance = Inheritance(kept, handling, birth.suspects, birth.generation == 1)
         self._relay = Relay(self._device, self._engine.pager, SWAP, inheritance, self._interrupts)
+        self._control = self._build_control(holdings)
         # of the main thread
         self._is_ready = False
 
@@ -209,7 +211,7 @@ class _Server:
         """Serve until unmounted."""
         relay = self._relay
         try:
-            namespace = self._build_namespace(relay.statistics)
+            namespace = Namespace(self._control.attributes, self._space, self._interrupts, self._birth.generation)
             pyfuse3.init(namespace, f"/dev/fd/{relay.namespace_fd}", set(pyfuse3.default_options) - {"fsname=pyfuse3"})
             self._serve(relay, namespace)
         finally:
@@ -218,7 +220,7 @@ class _Server:
             if relay.is_over:
                 relay.join()
 
-    def _build_namespace(self, request_counts: Callable[[], dict[str, int]]) -> Namespace:
+    def _build_control(self, holdings: Holdings) -> ControlDirectory:
         """The control files."""
         services = Services(
             self._engine,
@@ -226,12 +228,12 @@ class _Server:
             self._pressure,
             self._jobs,
             self._safety.outcomes,
-            request_counts,
+            self._relay.statistics,
             self._shutdown.is_draining,
             self._status,
             self._birth.supervisor,
         )
-        return Namespace(ControlDirectory(services).attributes, self._space, self._interrupts, self._birth.generation)
+        return ControlDirectory(services, holdings.kept_settings)
 
     def _serve(self, relay: Relay, namespace: Namespace) -> None:
         """Serve until pyfuse3 or the relay is told of the unmount."""
@@ -266,6 +268,8 @@ class _Server:
 
     async def _main(self, relay: Relay, namespace: Namespace, written: Log) -> None:
         namespace.obey_interrupts()
+        if not self._is_ready:
+            await self._control.set_again()  # before the jobs: they would begin to shrink the pool to what the options say
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._jobs.run, self._jobs_of(relay, written))
             if not self._is_ready:

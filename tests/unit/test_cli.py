@@ -371,8 +371,8 @@ def raising(error: BaseException) -> Callable[..., None]:
 def test_an_error_ends_with_2_and_a_shrink_that_fell_short_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Said, kind: type[TmemfsError]
 ) -> None:
-    monkeypatch.setattr(view, "print_stat", raising(kind("why: what next")))
-    assert refused("stat", tmp_path) == (1 if kind is FellShort else 2, "why: what next")
+    monkeypatch.setattr(view, "print_settings", raising(kind("why: what next")))
+    assert refused("get", "--mountpoint", tmp_path) == (1 if kind is FellShort else 2, "why: what next")
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (BrokenPipeError(), 0)])

@@ -24,7 +24,7 @@ import pytest
 from tests.parts import FaultyTier, Regions, new_limits, new_pressure
 from tmemfs import cli, supervisor
 from tmemfs import options as options_module
-from tmemfs.cli import checks, control_io, defaults, demo, doctor, lifecycle
+from tmemfs.cli import checks, control_io, defaults, demo, doctor, lifecycle, targets
 from tmemfs.control import ControlDirectory
 from tmemfs.engine import Engine
 from tmemfs.jobs.supervision import Jobs
@@ -56,7 +56,7 @@ HOSTILE: Final = (
 )  # fmt: skip
 _MOUNT_OPTIONS: Final = (
     "--size=8M", "--pool-max=64M", "--backing=none", "--backing-max=50%", "--codec=zstd:3", "--kernel-tuning=off",
-    "--encrypt=off", "--log=./log",
+    "--encrypt=off", "--watchdog=off", "--log=./log",
 )  # fmt: skip
 #: Options of each command, with words that are right.
 OPTIONS: Final[dict[str, tuple[str, ...]]] = {
@@ -167,7 +167,7 @@ def _leave_out_effects(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(options_module, "require_root", lambda: None)
     patch.setattr(background, "open_standard_descriptors", lambda: None)
     patch.setattr(background, "close_inherited", lambda: None)
-    patch.setattr(lifecycle, "of", target_of)
+    patch.setattr(targets, "of", target_of)
     patch.setattr(lifecycle, "refuse_taken", lambda target: None)
     patch.setattr(lifecycle, "up", up)
     patch.setattr(lifecycle, "down", lambda *_, **__: "nothing is up")

@@ -140,4 +140,6 @@ def _add_mount_options(command: argparse.ArgumentParser) -> None:
                          help="change the kernel's settings while the swap is on (auto)")  # fmt: skip
     command.add_argument("--encrypt", choices=("on", "off"), default="on",
                          help="encrypt what goes to the backing, with a key that only this daemon has (on)")  # fmt: skip
+    command.add_argument("--watchdog", default="30", metavar="S|off",
+                         help="replace a worker that answers no request for so many seconds (30)")  # fmt: skip
     command.add_argument("--log", type=_path, default=defaults.LOG, help=f"the daemon's log ({defaults.LOG})")

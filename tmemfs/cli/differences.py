@@ -11,7 +11,7 @@ from tmemfs.cli.targets import Target
 from tmemfs.errors import Busy
 from tmemfs.system import swapdev
 from tmemfs.system.memory import total_ram_bytes
-from tmemfs.units import SEGMENT_BYTES, format_size, parse_size
+from tmemfs.units import SEGMENT_BYTES, format_size, parse_seconds, parse_size
 
 #: Returns the value that runs if it differs from the text of the option, else None.
 _Compare = Callable[[Target, str], str | None]
@@ -64,6 +64,13 @@ def _kernel_tuning(target: Target, text: str) -> str | None:
     return None if text == now else now
 
 
+def _watchdog(target: Target, text: str) -> str | None:
+    now = read_control(target.places[0], "watchdog").strip()
+    wanted = text.strip().lower()
+    is_same = wanted == now if "off" in (wanted, now) else parse_seconds(text) == float(now)
+    return None if is_same else now
+
+
 def _path(option: str) -> _Compare:
     def compare(target: Target, text: str) -> str | None:
         now = _recorded(target, option)
@@ -97,5 +104,6 @@ _COMPARES: Final[dict[str, _Compare]] = {
     "kernel-tuning": _kernel_tuning,
     "encrypt": _encrypt,
     "log": _path("log"),
+    "watchdog": _watchdog,
     "priority": _priority,
 }

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Serve: TypeAlias = Callable[[Callable[[], None]], None]
 
 #: What a second `up` compares with (differences.py), besides the size.
-_RECORDED: Final = ("pool_max", "backing", "backing_max", "codec", "kernel_tuning", "encrypt", "log")
+_RECORDED: Final = ("pool_max", "backing", "backing_max", "codec", "kernel_tuning", "encrypt", "watchdog", "log")
 
 
 def swap_bytes(text: str | None) -> int:
@@ -67,6 +67,7 @@ def _serve(arguments: argparse.Namespace, size: int, ready: Callable[[], None]) 
 
 
 def _options(arguments: argparse.Namespace, size: int) -> Options:
+    from tmemfs.jobs.pulse import parse_watchdog
     from tmemfs.options import Options
     from tmemfs.system.swapdev import resolved
 
@@ -81,6 +82,7 @@ def _options(arguments: argparse.Namespace, size: int) -> Options:
         log=None if getattr(arguments, "foreground", False) else arguments.log,
         kernel_tuning=arguments.kernel_tuning,
         encrypt=arguments.encrypt == "on",
+        watchdog_s=parse_watchdog(arguments.watchdog),
     )
 
 

@@ -1,20 +1,36 @@
 """The pulse: once per second the event loop says in the status region that it runs, and what the store holds.
 
-A reader learns from it that the worker is not stopped, and has figures of the last second though the worker does not answer.
+A reader learns from it that the worker is not stopped, and has figures of the last second though the worker does not answer. The
+watchdog, whose time is parsed here, is such a reader.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import time
+from collections.abc import Callable
 from typing import Final
 
 import trio
 
+from tmemfs.errors import OutOfRange
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.status_region import Word
+from tmemfs.units import parse_seconds
 
 PULSE_S: Final = 1.0
+#: A worker that works may beat as late as this while the machine swaps.
+LEAST_WATCHDOG_S: Final = 2.0
+_LONGEST_WATCHDOG_S: Final = 86400.0
+
+
+def parse_watchdog(text: str) -> float:
+    """For how many seconds requests may wait for a worker that answers none; 0, for ever, by 'off'. Raises BadValue, OutOfRange."""
+    if text.strip().lower() == "off":
+        return 0.0
+    seconds = parse_seconds(text)
+    if not LEAST_WATCHDOG_S <= seconds <= _LONGEST_WATCHDOG_S:
+        raise OutOfRange(f"{text.strip()} is not between {LEAST_WATCHDOG_S:g} seconds and a day: give for example 30, or off")
+    return seconds
 
 
 class Pulse:
@@ -40,5 +56,5 @@ class Pulse:
         words[Word.TIER_BYTES] = tmem.extents.held_bytes
         words[Word.PAGES_STORED] = tmem.pages_stored
         words[Word.COMPRESSED_BYTES] = tmem.compressed_bytes
-        words[Word.PULSE] += 1
         words[Word.PULSE_NS] = time.monotonic_ns()
+        words[Word.PULSE] += 1
