@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,8 +22,9 @@ from tools.kills.load import Again
 from tools.kills.machine_checks import kernel_faults, stuck
 from tools.kills.phases import PHASES, Phase
 from tools.kills.prober import Answered, Prober, Unanswered, VerifiedWrites, stall_ns
+from tools.kills.upgrades import CHANGES, Change
 from tools.kills.worker import NoWorker, children_of, end, worker_of
-from tools.soak.places import Fault
+from tools.soak.places import CHECKOUT, Fault
 
 #: A parent that forks another child whenever one has ended, as a supervisor does.
 SUPERVISOR = """
@@ -213,6 +215,14 @@ def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(command, "missing_programs", lambda: ["fio"])
     assert command.main(["--kills", "1"]) == 2
     assert "not installed: fio" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.name)
+def test_a_version_that_cannot_take_over_is_this_one_with_a_line_changed(change: Change) -> None:
+    text = (CHECKOUT / "tmemfs" / change.file).read_text()
+    changed, count = re.subn(change.pattern, change.replacement, text, flags=re.M)
+    assert count == 1 and changed != text
+    compile(changed, change.file, "exec")
 
 
 def test_a_seed_fixes_the_phases() -> None:

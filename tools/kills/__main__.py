@@ -73,7 +73,7 @@ def _run(plan: Plan, tally: Tally, options: tuple[str, ...], directory: Path) ->
         devices = [name for target in both for name in names_of(target.device)]
         try:
             with load(directory, directory / "files", tally.seed, tally.verified) as programs:
-                run = Run(plan, tally, both, programs, random)
+                run = Run(plan, tally, both, programs, random, directory)
                 began = time.monotonic()
                 try:
                     run.all()
@@ -100,7 +100,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--kills", type=int, default=200, help="deaths by SIGKILL (200)")
     parser.add_argument("--stop", type=int, default=0, metavar="N", help="stop a worker by SIGSTOP N times (0)")
-    parser.add_argument("--upgrade", type=int, default=0, metavar="N", help="upgrade N times, half of them with a kill (0)")
+    parser.add_argument(
+        "--upgrade",
+        type=int,
+        default=0,
+        metavar="N",
+        help="upgrade N times, in turns also to versions that cannot take over, and with a kill (0)",
+    )
     parser.add_argument("--watchdog", default="2s", help="the watchdog for --stop (2s)")
     parser.add_argument("--seconds", type=float, default=0.0, help="go on without kills for this long (0)")
     parser.add_argument("--seed", type=int, help="choose the moments (a random seed, which is printed)")

@@ -19,7 +19,7 @@ from tools.kills.phases import PHASES, RECOVERING
 from tools.kills.prober import VerifiedWrites
 from tools.kills.strikes import kill, kill_twice, stop
 from tools.kills.targets import Target, run, unmount
-from tools.kills.upgrades import upgrade, upgrade_and_kill
+from tools.kills.upgrades import Upgrades
 from tools.soak.checks import faults_in_log, judge_events
 from tools.soak.places import HANG_S, Fault, Place
 
@@ -52,12 +52,13 @@ class Plan:
 class Run:
     """Strikes at `targets` under a load."""
 
-    def __init__(self, plan: Plan, tally: Tally, targets: Sequence[Target], load: Load, random: Random) -> None:
+    def __init__(self, plan: Plan, tally: Tally, targets: Sequence[Target], load: Load, random: Random, directory: Path) -> None:
         self._plan = plan
         self._tally = tally
         self._targets = targets
         self._load = load
         self._random = random
+        self._upgrades = Upgrades(directory, random)
         self._said_at = time.monotonic()
 
     def all(self) -> None:
@@ -73,7 +74,7 @@ class Run:
             for target in self._targets if plan.stops else ():
                 target.request("watchdog", plan.watchdog)
             self._repeat(plan.stops, self._stop)
-            self._repeat(plan.upgrades, self._upgrade)
+            self._repeat(plan.upgrades, self._upgrades.upgrade)
         for target in self._targets:
             target.settle()
         self._load.stop()
@@ -107,12 +108,6 @@ class Run:
         self._tally.requests[f"stat of a stopped worker, exit code {code}"] += 1
         if took_s > _STAT_S:
             raise Fault(f"stat of a stopped worker took {took_s:.1f} s: {said}")
-
-    def _upgrade(self, target: Target) -> Strike:
-        """Upgrade, and in half of all cases kill a worker meanwhile."""
-        if self._random.random() < 0.5:
-            return upgrade(target)
-        return upgrade_and_kill(target, self._random)
 
     def _wait_loaded(self) -> None:
         """Wait until each target stores enough to have something to lose."""

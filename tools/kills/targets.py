@@ -62,6 +62,10 @@ class Target:
     _failed: list[str] = field(default_factory=list)
     _asking: list[threading.Thread] = field(default_factory=list)
 
+    def find_supervisor(self) -> None:
+        """Find the supervisor again after an upgrade."""
+        self.supervisor = int(self.place.flat("stat")["daemon_pid"])
+
     def wait_for(self, phase: Phase) -> bool:
         """Have the worker begin `phase`; returns once it is seen (True), or after some time. Raises Fault, OSError."""
         if not phase.moves:

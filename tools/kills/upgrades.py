@@ -1,37 +1,112 @@
-"""`tmemfs upgrade` under load: undisturbed, and with the worker killed at a random moment of it."""
+"""`tmemfs upgrade` under load: to the version that runs, to versions that cannot take over, and with processes killed halfway.
+
+A version that cannot take over is a copy of this one with a line changed. It has to be refused, and the one before serves on. Where
+a process is killed halfway, either version may serve afterwards, but one has to.
+"""
 
 from __future__ import annotations
 
+import re
+import shutil
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
 from random import Random
 from typing import Final
 
 from tools.kills.deaths import Strike
-from tools.kills.strikes import ANSWERED_S, kill
+from tools.kills.strikes import ANSWERED_S
 from tools.kills.targets import Target
-from tools.soak.places import Fault, ended
+from tools.kills.worker import children_of, end
+from tools.soak.places import CHECKOUT, Fault, ended
 
-#: An upgrade takes about as long as the interpreter takes to start.
-_LONGEST_PAUSE_S: Final = 1.5
-
-
-def upgrade(target: Target) -> Strike:
-    """Have the target upgrade to the code that it runs. Raises Fault, Unanswered."""
-    began_ns = time.monotonic_ns()
-    code, said = target.place.command("upgrade", str(target.place.mountpoint))
-    if code:
-        raise Fault(f"upgrade of {target.place.name} ended with {code}: {said}")
-    stall_ns = target.prober.wait_for_stall(began_ns, time.monotonic_ns(), ANSWERED_S)
-    return Strike("upgraded", 0, True, stall_ns / 1e9)
+#: An upgrade takes some seconds: the new interpreter starts, adopts, and is watched for a while.
+_LONGEST_PAUSE_S: Final = 4.0
 
 
-def upgrade_and_kill(target: Target, random: Random) -> Strike:
-    """Kill the worker while an upgrade is under way, which may fail, but must answer. Raises Fault, NoWorker, Unanswered."""
-    process = target.place.start("upgrade", str(target.place.mountpoint))
-    try:
-        time.sleep(random.uniform(0, _LONGEST_PAUSE_S))
-        strike = kill(target.supervisor, target.prober, "being upgraded", process.poll() is None)
-    finally:
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A line of `file` in the package that is changed, so that this version cannot take over."""
+
+    name: str
+    file: str
+    pattern: str
+    replacement: str
+
+
+CHANGES: Final = (
+    Change("cannot be imported", "worker.py", r"^import os$", "import os, no_such_module"),
+    Change("has another layout", "holdings.py", r"^LAYOUT: Final = (\d+)$", r"LAYOUT: Final = 9\1"),
+    Change("fails as it starts", "worker.py", r"^    signals = SignalInbox\(\)$", "    raise RuntimeError('this version fails')"),
+)
+#: What is killed halfway: the worker that served, or any process that the supervisor has started beside it.
+WORKER, CANDIDATE = "worker", "candidate"
+
+
+class Upgrades:
+    """The upgrades of a run, in turns; versions that cannot take over are made below `directory`."""
+
+    def __init__(self, directory: Path, random: Random) -> None:
+        self._directory = directory
+        self._random = random
+        kinds = ("", *CHANGES, "", WORKER, CANDIDATE)
+        self._kinds: Iterator[str | Change] = cycle(kinds)
+
+    def upgrade(self, target: Target) -> Strike:
+        """The next upgrade. Raises Fault, NoWorker, Unanswered."""
+        kind = next(self._kinds)
+        if isinstance(kind, Change):
+            return self._refused(target, kind)
+        return self._killed(target, kind) if kind else self._done(target)
+
+    def _done(self, target: Target) -> Strike:
+        began_ns = time.monotonic_ns()
+        code, said = target.place.command("upgrade", str(target.place.mountpoint))
+        if code:
+            raise Fault(f"upgrade of {target.place.name} ended with {code}: {said}")
+        return _strike(target, "upgraded", began_ns)
+
+    def _refused(self, target: Target, change: Change) -> Strike:
+        began_ns = time.monotonic_ns()
+        code, said = ended(target.place.start("upgrade", str(target.place.mountpoint), tree=self._tree(change)))
+        if code != 2:
+            raise Fault(f"upgrade of {target.place.name} to a version that {change.name} ended with {code}: {said}")
+        return _strike(target, f"refused: it {change.name}", began_ns)
+
+    def _killed(self, target: Target, whom: str) -> Strike:
+        """Kill a process at a random moment of an upgrade, which may fail then, but has to answer."""
+        began_ns, worker = time.monotonic_ns(), int(target.place.flat("stat")["worker_pid"])
+        process = target.place.start("upgrade", str(target.place.mountpoint))
+        time.sleep(self._random.uniform(0, _LONGEST_PAUSE_S))
+        beside = [pid for pid in children_of(target.supervisor) if pid != worker]
+        deaths = 0
+        for pid in [worker] if whom == WORKER else beside:
+            with suppress(ProcessLookupError):
+                deaths += end(target.supervisor, pid, ANSWERED_S, signal.SIGKILL) is not None
         code, _ = ended(process)
-        target.counts[f"upgrade {'failed' if code else 'done'}"] += 1
-    return strike
+        target.counts[f"upgrade with the {whom} killed {'failed' if code else 'done'}"] += 1
+        # a candidate is no worker: its death is not one of those that were asked for
+        return _strike(target, f"{whom} killed meanwhile", began_ns, deaths if whom == WORKER else 0)
+
+    def _tree(self, change: Change) -> Path:
+        """A copy of this version with the change."""
+        tree = self._directory / change.name.replace(" ", "-")
+        if not tree.exists():
+            shutil.copytree(CHECKOUT / "tmemfs", tree / "tmemfs", ignore=shutil.ignore_patterns("__pycache__"))
+            file = tree / "tmemfs" / change.file
+            text, count = re.subn(change.pattern, change.replacement, file.read_text(), count=1, flags=re.M)
+            if not count:
+                raise Fault(f"no line of {change.file} is {change.pattern}")
+            file.write_text(text)
+        return tree
+
+
+def _strike(target: Target, phase: str, began_ns: int, deaths: int = 0) -> Strike:
+    """Wait until page requests are answered by whoever serves now; what it cost."""
+    stall_ns = target.prober.wait_for_stall(began_ns, time.monotonic_ns(), ANSWERED_S)
+    target.find_supervisor()
+    return Strike(phase, deaths, True, stall_ns / 1e9)

@@ -21,6 +21,7 @@ from tools.soak.plan import ORDINARY, SMALL
 
 T = TypeVar("T")
 
+CHECKOUT: Final = Path(__file__).resolve().parents[2]
 #: The limit for a command, a write to a control file, or the end of a process; more is a hang.
 HANG_S: Final = 240.0
 _SWAP: Final = "1G"
@@ -109,10 +110,10 @@ class Place:
         finally:
             os.close(fd)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start the command."""
+    def start(self, *arguments: str, tree: Path = CHECKOUT) -> subprocess.Popen[str]:
+        """Start the command of the checkout at `tree`."""
         return subprocess.Popen(
-            [sys.executable, "-m", "tmemfs", *arguments], cwd=Path(__file__).parents[2], start_new_session=True,
+            [sys.executable, "-m", "tmemfs", *arguments], cwd=tree, start_new_session=True,
             preexec_fn=usual_signals, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
