@@ -17,7 +17,7 @@ import pytest
 
 from tests.waiting import wait_until
 from tools.kills import __main__ as command
-from tools.kills.deaths import Strike, Tally, table
+from tools.kills.deaths import STOPPED, Strike, Tally, table
 from tools.kills.load import Again
 from tools.kills.machine_checks import kernel_faults, stuck
 from tools.kills.phases import PHASES, Phase
@@ -172,6 +172,16 @@ def test_a_run_says_whether_it_passed() -> None:
     assert "verified: fio runs 2" in tally.lines() and "control requests: none" in tally.lines()
     tally.faults.append("a byte was wrong")
     assert "FAILED" in tally.lines()[0] and tally.lines()[-1] == "FAULT: a byte was wrong"
+
+
+def test_the_supervisors_have_to_count_what_was_killed() -> None:
+    tally = Tally(7, [Strike("any moment", 1, False, 0.01), Strike("recovering", 2, True, 0.01), Strike(STOPPED, 1, True, 2.5)])
+    tally.supervisors.update({"worker_killed": 3, "worker_hung": 1})
+    assert tally.miscounted() == []
+    tally.supervisors.update({"worker_killed": 1, "worker_crashed": 1})
+    assert tally.miscounted() == ["worker_crashed is 1", "worker_killed is 4 after 3 such deaths"]
+    tally.strikes.append(Strike("upgraded", 0, True, 0.1))
+    assert tally.miscounted() == ["worker_crashed is 1"]
 
 
 def test_only_errors_of_our_own_devices_count() -> None:

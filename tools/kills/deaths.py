@@ -12,6 +12,9 @@ from tools.bench.statistics import percentile
 
 #: The goal for the 99th percentile of all stalls.
 GOAL_P99_S: Final = 1.0
+STOPPED: Final = "stopped"
+#: What supervisors count of their workers.
+COUNTED: Final = ("worker_killed", "worker_crashed", "worker_hung", "upgrades", "poisoned_requests")
 _HEADINGS: Final = ("the worker died while", "strikes", "deaths", "seen", "ending p50 ms", "stall p50 ms", "p99 ms", "longest ms")
 
 
@@ -38,6 +41,7 @@ class Tally:
     strikes: list[Strike] = field(default_factory=list)
     verified: Counter[str] = field(default_factory=Counter)
     requests: Counter[str] = field(default_factory=Counter)
+    supervisors: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     seconds: float = 0.0
     load_average: float = 0.0
@@ -46,6 +50,15 @@ class Tally:
     def deaths(self) -> int:
         """All deaths."""
         return sum(strike.deaths for strike in self.strikes)
+
+    def miscounted(self) -> list[str]:
+        """What the supervisors say of their workers that is not so, or must not be. An upgrade ends workers too."""
+        said, stopped = self.supervisors, sum(strike.deaths for strike in self.strikes if strike.phase == STOPPED)
+        wrong = [f"{key} is {said[key]}" for key in ("worker_crashed", "poisoned_requests") if said[key]]
+        if not any(strike.phase.startswith("upgrade") for strike in self.strikes):
+            for key, deaths in (("worker_killed", self.deaths - stopped), ("worker_hung", stopped)):
+                wrong += [f"{key} is {said[key]} after {deaths} such deaths"] if said[key] != deaths else []
+        return wrong
 
     def lines(self) -> list[str]:
         """The summary as lines to print."""
@@ -56,6 +69,7 @@ class Tally:
             *table(self.strikes),
             _counted("verified", self.verified),
             _counted("control requests", self.requests),
+            _counted("the supervisors say", self.supervisors),
             *(f"FAULT: {fault}" for fault in self.faults),
         ]
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from tmemfs.system import swapdev
 from tmemfs.units import parse_seconds
-from tools.kills.deaths import Strike, Tally
+from tools.kills.deaths import COUNTED, Strike, Tally
 from tools.kills.load import Load
 from tools.kills.phases import PHASES, RECOVERING
 from tools.kills.prober import VerifiedWrites
@@ -147,7 +147,10 @@ def finish(tally: Tally, targets: Sequence[Target], files: Path) -> None:
             tally.verified["pages of the prober"] = target.pages.verified
         _wait_running(target.place)
         judge_events(target.place.name, target.place.flat("events"))
+        stat = target.place.flat("stat")
+        tally.supervisors.update({key: int(stat[key]) for key in COUNTED})
         target.pages.close()
+    tally.faults += tally.miscounted()
     unmount(files)
     run("e2fsck", "-f", "-n", targets[-1].device)
     for target in targets:

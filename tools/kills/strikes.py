@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final
 
-from tools.kills.deaths import Strike
+from tools.kills.deaths import STOPPED, Strike
 from tools.kills.prober import Prober
 from tools.kills.worker import Death, NoWorker, end, worker_of
 
@@ -39,7 +39,7 @@ def stop(supervisor: int, prober: Prober, limit_s: float, meanwhile: Callable[[]
     """Stop the worker by SIGSTOP; its supervisor has to replace it within `limit_s`. Raises NoWorker, Unanswered."""
     worker = worker_of(supervisor, ANSWERED_S)
     death = end(supervisor, worker, limit_s, signal.SIGSTOP, meanwhile)
-    return struck(prober, "stopped", True, [_ours(death, worker)])
+    return struck(prober, STOPPED, True, [_ours(death, worker)])
 
 
 def struck(prober: Prober, phase: str, is_seen: bool, deaths: Sequence[Death]) -> Strike:

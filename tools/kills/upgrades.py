@@ -75,7 +75,7 @@ class Upgrades:
         code, said = ended(target.place.start("upgrade", str(target.place.mountpoint), tree=self._tree(change)))
         if code != 2:
             raise Fault(f"upgrade of {target.place.name} to a version that {change.name} ended with {code}: {said}")
-        return _strike(target, f"refused: it {change.name}", began_ns)
+        return _strike(target, f"upgrade refused: it {change.name}", began_ns)
 
     def _killed(self, target: Target, whom: str) -> Strike:
         """Kill a process at a random moment of an upgrade, which may fail then, but has to answer."""
@@ -90,7 +90,7 @@ class Upgrades:
         code, _ = ended(process)
         target.counts[f"upgrade with the {whom} killed {'failed' if code else 'done'}"] += 1
         # a candidate is no worker: its death is not one of those that were asked for
-        return _strike(target, f"{whom} killed meanwhile", began_ns, deaths if whom == WORKER else 0)
+        return _strike(target, f"upgrade with the {whom} killed", began_ns, deaths if whom == WORKER else 0)
 
     def _tree(self, change: Change) -> Path:
         """A copy of this version with the change."""
