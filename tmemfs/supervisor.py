@@ -20,6 +20,7 @@ Invariants:
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import logging
 import os
@@ -49,6 +50,7 @@ from tmemfs.system.background import said_of
 from tmemfs.system.kept_settings import KeptSettings
 from tmemfs.system.kernel_settings import KernelSettings, held_user
 from tmemfs.system.key import Key
+from tmemfs.system.log import follow
 from tmemfs.system.memory_safety import MemorySafety
 from tmemfs.system.notify import notify
 from tmemfs.system.posix_signals import REOPEN_LOG, STOP, ignore_others
@@ -101,8 +103,12 @@ def serve(options: Options, ready: Callable[[], None], run: RunWorker = run_work
         finally:
             tier.close()
     except BaseException as error:
+        follow(options.log)
         log.error("the daemon of %s has ended: %s", options.mountpoint, error)
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise Refused(said_of(error)) from error
         raise
+    follow(options.log)
     log.info("the daemon of %s has ended: it was unmounted", options.mountpoint)
 
 
@@ -257,8 +263,11 @@ class Supervisor:
             faulthandler.register(_DUMP, file=self._dump, all_threads=True)
             faulthandler.enable(file=self._dump, all_threads=True)
 
+            self._inbox.close()
+
             def announce() -> None:
                 os.write(writer, _READY)
+                os.close(writer)
 
             self._run_worker(self._options, self._holdings, self._safety, birth, announce)
             status = _UNMOUNTED
@@ -428,6 +437,11 @@ class _Inbox:
             signal.signal(number, self._note)
         ignore_others(taken)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+
+    def close(self) -> None:
+        """Close its descriptors, in a process that has signals of its own."""
+        os.close(self.fd)
+        os.close(self._wake)
 
     def drain(self) -> None:
         """Have `fd` readable again only after the next signal."""

@@ -240,6 +240,8 @@ class _Server:
         try:
             self._engine.pager.warm(REQUESTS_UNDER_WAY, REQUEST_PAGES)
             with log_in_background(self._options.log) as written:
+                if self._birth.generation > 1:
+                    written.follow()
                 self._start_threads(relay)
                 self._run_event_loop(relay, namespace, written)
         finally:

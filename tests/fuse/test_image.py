@@ -48,7 +48,7 @@ def image(place: Place) -> Iterator[int]:
 def test_requests_are_read_and_not_spliced(place: Place) -> None:
     for _ in range(3):
         place.read("stat")
-    opened = [os.readlink(file) for file in Path(f"/proc/{place.pid}/fd").iterdir()]
+    opened = [os.readlink(file) for file in Path(f"/proc/{place.number('worker_pid')}/fd").iterdir()]
     assert "/dev/fuse" in opened
     assert not [name for name in opened if name.startswith("pipe:")]  # libfuse makes one the first time it splices
 

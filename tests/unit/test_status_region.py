@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from tmemfs.fuse.handling import IDLE, LEADER, Handling
-from tmemfs.system.status_region import HANDLING, MOST_HANDLING, StatusRegion, Word
+from tmemfs.system.status_region import HANDLING, MOST_HANDLING, Cause, Death, StatusRegion, Word
 
 
 def test_another_mapping_sees_words_texts_and_what_threads_handle(tmp_path: Path) -> None:
@@ -35,9 +35,9 @@ def test_a_new_region_leaves_the_old_one_to_those_who_read_it(tmp_path: Path) ->
 def test_the_last_deaths_are_kept_and_all_are_counted() -> None:
     with closing(StatusRegion.create(None)) as status:
         for number in range(40):
-            status.add_death(f"worker {number} " + "é" * 300)
+            status.add_death(Death(number, Cause.KILLED, f"worker {number} " + "é" * 300))
         assert status.words[Word.DEATHS] == 40
-        assert [line.split()[1] for line in status.deaths()] == [str(number) for number in range(24, 40)]
+        assert [death.said.split()[1] for death in status.deaths()] == [str(number) for number in range(24, 40)]
 
 
 def test_words_do_not_overlap_with_what_threads_handle() -> None:

@@ -10,8 +10,9 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +25,7 @@ MOST_WAITING: Final = 1000
 #: At its end the daemon waits for the last messages this long.
 _WRITTEN_S: Final = 5.0
 
-_Messages = queue.SimpleQueue[logging.LogRecord | Path | None]
+_Messages = queue.SimpleQueue[logging.LogRecord | Callable[[], None] | None]
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,11 @@ class Log:
     def reopen(self) -> None:
         """Write to a new file of the same name from now on: logrotate renames the old one. Does nothing if the log is no file."""
         if self._path is not None:
-            self._messages.put(self._path)
+            self._messages.put(partial(_reopen, self._path))
+
+    def follow(self) -> None:
+        """Write to the file of that name, if it is another one by now: the process that forked this one does not know."""
+        self._messages.put(partial(follow, self._path))
 
 
 class _Queued(logging.Handler):
@@ -95,14 +100,23 @@ def _write(messages: _Messages, handlers: list[logging.Handler]) -> None:
         prepare_thread()
     while record := messages.get():
         try:
-            if isinstance(record, Path):
-                _reopen(record)
-            else:
-                for handler in handlers:
-                    handler.handle(record)
+            if not isinstance(record, logging.LogRecord):
+                record()
+                continue
+            for handler in handlers:
+                handler.handle(record)
         except Exception:
             # a full disk must not end the thread: later messages may be written again
             continue
+
+
+def follow(path: Path | None) -> None:
+    """Write to the file at `path`, if that is not the one behind standard output: it was renamed since, and another one opened."""
+    if path is None:
+        return
+    with suppress(OSError):
+        if not os.path.samestat(path.stat(), os.fstat(1)):
+            _reopen(path)
 
 
 def _reopen(path: Path) -> None:
