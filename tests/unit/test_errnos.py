@@ -37,6 +37,7 @@ def test_the_errnos_are_these() -> None:
         "OutOfRange": "ERANGE",
         "Busy": "EBUSY",
         "Refused": "EACCES",
+        "NoAnswer": "EACCES",
         "NoSpace": "ENOSPC",
         "FellShort": "EAGAIN",
         "TierError": "EIO",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 from tmemfs.fuse.handling import IDLE, LEADER, Handling
-from tmemfs.system.status_region import HANDLING, MOST_HANDLING, Cause, Death, StatusRegion, Word
+from tmemfs.system.status_region import DIED_BY, DIED_NS, HANDLING, MOST_HANDLING, Cause, Death, StatusRegion, Word
 
 
 def test_another_mapping_sees_words_texts_and_what_threads_handle(tmp_path: Path) -> None:
@@ -35,10 +36,11 @@ def test_a_new_region_leaves_the_old_one_to_those_who_read_it(tmp_path: Path) ->
 def test_the_last_deaths_are_kept_and_all_are_counted() -> None:
     with closing(StatusRegion.create(None)) as status:
         for number in range(40):
-            status.add_death(Death(number, Cause.KILLED, f"worker {number} " + "é" * 300))
+            status.add_death(Death(number, Cause.CRASHED, f"worker {number} " + "é" * 300))
         assert status.words[Word.DEATHS] == 40
         assert [death.said.split()[1] for death in status.deaths()] == [str(number) for number in range(24, 40)]
 
 
-def test_words_do_not_overlap_with_what_threads_handle() -> None:
-    assert max(Word) < HANDLING and HANDLING + MOST_HANDLING <= 256
+def test_words_do_not_overlap() -> None:
+    firsts = [HANDLING, DIED_NS, DIED_BY, 256]
+    assert max(Word) < HANDLING and all(after - before >= MOST_HANDLING for before, after in pairwise(firsts))

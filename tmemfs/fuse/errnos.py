@@ -9,13 +9,26 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from tmemfs.errors import BackingFull, BadValue, Busy, Corrupt, FellShort, NoSpace, OutOfRange, Refused, TierError, TmemfsError
+from tmemfs.errors import (
+    BackingFull,
+    BadValue,
+    Busy,
+    Corrupt,
+    FellShort,
+    NoAnswer,
+    NoSpace,
+    OutOfRange,
+    Refused,
+    TierError,
+    TmemfsError,
+)
 
 ERRNOS: Final[dict[type[TmemfsError], int]] = {
     BadValue: errno.EINVAL,
     OutOfRange: errno.ERANGE,
     Busy: errno.EBUSY,
     Refused: errno.EACCES,
+    NoAnswer: errno.EACCES,
     FellShort: errno.EAGAIN,
     NoSpace: errno.ENOSPC,
     BackingFull: errno.EIO,
