@@ -261,6 +261,7 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
             memory.end_with_parent(self._pid)
             faulthandler.register(_DUMP, file=self._dump, all_threads=True)
+            faulthandler.disable()  # where it was enabled before, its handlers have been replaced since
             faulthandler.enable(file=self._dump, all_threads=True)
 
             self._inbox.close()
@@ -374,17 +375,22 @@ class Supervisor:
         if not is_killed:  # whoever kills a worker from outside says nothing of its request
             for unique in {word & ~RESENT for word in handled if word and not word & IDLE}:
                 self._suspects[unique] = self._suspects.get(unique, 0) + 1
-        self._note_fruitless(handled)
+        self._note_fruitless(handled, is_killed)
         # It took the calls of the tier with it that were under way: the next one would seem to wait for them.
         for at in (Word.TIER_BEGUN, Word.TIER_ENDED, *range(HANDLING, HANDLING + MOST_HANDLING)):
             words[at] = 0
 
-    def _note_fruitless(self, handled: tuple[int, ...]) -> None:
-        """Remember the death of a worker that answered nothing, if there was something to answer; one that did makes up for all."""
+    def _note_fruitless(self, handled: tuple[int, ...], is_killed: bool) -> None:
+        """Remember the death of a worker that answered nothing, unless it was killed with nothing to answer.
+
+        One that answered makes up for all.
+        """
         now = time.monotonic()
         if any(word & IDLE and word != IDLE for word in handled):
             self._fruitless.clear()
-        elif not self._words[Word.IS_SERVING] or self._unread.poll(0) or any(word and not word & IDLE for word in handled):
+            return
+        had_requests = self._unread.poll(0) or any(word and not word & IDLE for word in handled)
+        if not is_killed or not self._words[Word.IS_SERVING] or had_requests:
             self._fruitless = [at for at in self._fruitless if now - at < _DEATHS_WITHIN_S] + [now]
 
     def _pause(self) -> None:
