@@ -128,15 +128,14 @@ class NamespaceLink:
         if not self._is_initialised:
             wire.limit_requests(message)
             self._is_initialised = True
-            self._replies.send(message)
-            self.answers.set()
-            return
         unique = wire.REPLY.unpack_from(message)[2]
         if unique and unique not in self._unanswered:
             return  # it was answered with an error meanwhile (`fail_forwarded`)
         self._unanswered.discard(unique)
         self._interrupts.ended(unique)  # first: the kernel may use a number again once it is answered
         self._replies.send(message)
+        if not self.answers.is_set():
+            self.answers.set()
 
     def fail_forwarded(self) -> None:
         """pyfuse3 has dropped its requests: answer them with an error, or the processes that asked would wait for ever."""
