@@ -170,7 +170,7 @@ def test_a_request_is_counted_against_for_a_crash_alone() -> None:
 
 def test_a_worker_that_ends_as_if_after_an_unmount_is_replaced() -> None:
     status = supervise(serving({1: lambda worker: None}))
-    assert (status.words[Word.GENERATION], status.deaths()[0].rpartition(") ")[2]) == (2, "ended with 0")
+    assert (status.words[Word.GENERATION], status.deaths()[0].said.rpartition(") ")[2]) == (2, "ended with 0")
 
 
 def test_a_first_worker_that_cannot_serve_is_refused_with_its_reason(capfd: pytest.CaptureFixture[str]) -> None:
