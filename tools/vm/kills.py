@@ -20,7 +20,7 @@ from tools.kills.prober import Prober, Reads, Unanswered
 from tools.kills.strikes import kill, kill_twice
 from tools.kills.worker import NoWorker
 from tools.vm import evidence
-from tools.vm.contenders import SWAP_BYTES, Tmemfs, swap_counts
+from tools.vm.contenders import SWAP_BYTES, Tmemfs
 from tools.vm.environment import FILLED_S, VERIFIED_S, Guest, Hog, hogs_ended
 from tools.vm.evidence import Figure, Verdict
 from tools.vm.watch import Watch
@@ -36,31 +36,54 @@ PROBED_S: Final = 0.02
 #: The share of strikes that are two deaths, the second while the worker recovers.
 TWICE_SHARE: Final = 0.25
 IDLE_MIB: Final = 48
-CYCLED_MIB: Final = 24
+CYCLED_MIB: Final = 48
+#: Left for the cyclers and everything else, less than the cyclers want; and for how long the rest is locked at most.
+LEFT_BYTES: Final = 80 << 20
+HELD_S: Final = 900
 NEVER: Final = ("corrupt_records", "read_errors", "write_errors")
 
 
 def kills(guest: Guest) -> Verdict:
-    """Two programs have pages swapped out and verify them while workers die; a third one's pages rest until the end."""
+    """Two programs have pages swapped out and verify them while workers die; a third one's pages rest until the end.
+
+    A fourth one locks most of RAM, since the kernel keeps what it has swapped out in its swap cache as long as memory is free.
+    """
     with hogs_ended() as running, Watch(guest.contender, guest.say) as watch:
-        idle = Hog("idle", "5", str(IDLE_MIB))
-        running.append(idle)
-        idle.wait_for("filled", FILLED_S)
-        cyclers = [Hog("cycle", str(CYCLED_MIB)) for _ in range(2)]
-        running += cyclers
-        # before a first round is verified nothing has been loaded
-        reasons = [f"nothing was swapped in {FILLED_S:.0f} s" for hog in cyclers if hog.wait_for("verified", FILLED_S) is None]
-        before = swap_counts()[0]
+        reasons = _start(running)
+        before = swapped_in()
         with Killer(guest, PAUSE_S) as killer:
             killer.wait(DEATHS[guest.full])
-        swapped = swap_counts()[0] - before
+        loaded = swapped_in() - before
         reasons += [*killer.reasons, *(reason for hog in running for reason in _wrong(hog))]
     watch.save(guest.results / "kills.samples")
     reasons += evidence.judge_log(guest.log())
+    reasons += [] if loaded else ["no page was swapped in while workers died"]
     stat = guest.contender.stat()
     reasons += [f"{key} is {stat[key]}" for key in NEVER if stat.get(key, "0") != "0"]
-    figures: dict[str, Figure] = {**killer.figures(), "pages_swapped_meanwhile": swapped}
+    figures: dict[str, Figure] = {**killer.figures(), "pages_swapped_in_meanwhile": loaded}
     return guest.verdict("kills", figures, reasons)
+
+
+def _start(running: list[Hog]) -> list[str]:
+    """Start all four; returns what did not begin in time."""
+    running.append(Hog("idle", "5", str(IDLE_MIB)))
+    reasons = _begun(running[-1], "filled")
+    available = evidence.meminfo(Path("/proc/meminfo").read_text())["MemAvailable"]
+    running.append(Hog("mlock", str(max(available - LEFT_BYTES, LEFT_BYTES)), str(HELD_S)))
+    reasons += _begun(running[-1], "seconds")
+    cyclers = [Hog("cycle", str(CYCLED_MIB)) for _ in range(2)]
+    running += cyclers
+    # before a first round is verified nothing has been loaded
+    return reasons + [reason for cycler in cyclers for reason in _begun(cycler, "verified")]
+
+
+def _begun(hog: Hog, key: str) -> list[str]:
+    return [] if hog.wait_for(key, FILLED_S) else [f"a hog did not say {key!r} within {FILLED_S:.0f} s"]
+
+
+def swapped_in() -> int:
+    """Pages swapped in since boot."""
+    return evidence.numbers(Path("/proc/vmstat").read_text())["pswpin"]
 
 
 def _wrong(hog: Hog) -> list[str]:
