@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -142,14 +142,16 @@ class Killer:
 
     def _run(self) -> None:
         random = Random(11)
-        try:
-            with _probed(self._image) as prober:
+        with ExitStack() as stack:
+            try:
+                prober = stack.enter_context(_probed(self._image))
                 while not self._end.wait(random.uniform(*self._pause_s)):
                     self._strike(prober, random)
-        except (NoWorker, Unanswered, OSError) as error:
-            with self._changed:
-                self.reasons.append(f"after {self.deaths} kills: {error}")
-                self._changed.notify_all()
+            except (NoWorker, Unanswered, OSError) as error:
+                # before the image is closed, which may hang where nobody answers
+                with self._changed:
+                    self.reasons.append(f"after {self.deaths} kills: {error}")
+                    self._changed.notify_all()
 
     def _strike(self, prober: Prober, random: Random) -> None:
         assert self._supervisor is not None
