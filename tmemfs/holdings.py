@@ -16,6 +16,9 @@ Constant after construction.
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,6 +62,14 @@ class Geometry:
         backing_bytes = parse_size(options.backing_max, tier.capacity_bytes)
         return cls(options.swap_bytes // PAGE_BYTES, frames, extents, ram, parse_pool_max(options.pool_max, ram), backing_bytes)
 
+    def region_bytes(self) -> dict[str, int]:
+        """Size of each region of the store, by name."""
+        return {
+            "slots": self.slots * SLOT_BYTES,
+            "segments": table_bytes(self.frames + self.extents),
+            "arena": self.frames * SEGMENT_BYTES,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Regions:
@@ -72,13 +83,28 @@ class Regions:
     @classmethod
     def create(cls, geometry: Geometry) -> Regions:
         """New ones."""
-        arena = Region("arena", geometry.frames * SEGMENT_BYTES)
-        return cls(
-            Region("slots", geometry.slots * SLOT_BYTES),
-            Region("segments", table_bytes(geometry.frames + geometry.extents)),
-            arena,
-            KeptMapping(arena.map),
-        )
+        return cls.over(*(Region(name, size_bytes) for name, size_bytes in geometry.region_bytes().items()))
+
+    @classmethod
+    def over(cls, slots: Region, segments: Region, arena: Region) -> Regions:
+        """These, with the arena kept mapped in this process."""
+        return cls(slots, segments, arena, KeptMapping(arena.map))
+
+    def keep_used(self) -> None:
+        """Map here what of the arena is in memory, as if this process had seen it being faulted in. Raises OSError.
+
+        A frame that is released at the same moment may get some of its pages back, until it is used again.
+        """
+        at = 0
+        try:
+            while True:
+                at = os.lseek(self.arena.fd, at, os.SEEK_DATA)
+                end = os.lseek(self.arena.fd, at, os.SEEK_HOLE)
+                self.kept.keep(at, end - at)
+                at = end
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # nothing is behind the offset
+                raise
 
     def lock(self, safety: MemorySafety) -> None:
         """Lock them in this process."""
@@ -91,10 +117,11 @@ class Regions:
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """All of it."""
+    """All of it. `tier_fds` are the descriptors that the tier consists of, by name (backing.py)."""
 
     device: Device
     tier: Tier
+    tier_fds: Mapping[str, int]
     geometry: Geometry
     regions: Regions
     requests: Region

@@ -1,7 +1,7 @@
 """Shutdown: SIGTERM, SIGINT and SIGQUIT unmount the file system, unless its image is in use.
 
 While the image is in use as swap or by a loop device, the daemon says so and stays, for its end would lose the pages in it. SIGHUP
-opens the log again. Other signals do not end the daemon (system/posix_signals.py).
+opens the log again. SIGUSR2 ends this worker, and not the daemon. Other signals do not end the daemon (system/posix_signals.py).
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import logging
 from functools import partial
 from pathlib import Path
 
+import trio
+
 from tmemfs.errors import Busy, TmemfsError
 from tmemfs.jobs.executor import Executor
 from tmemfs.system.log import Log
 from tmemfs.system.notify import notify
 from tmemfs.system.own_mount import loops_of_own, unmount_own
-from tmemfs.system.posix_signals import REOPEN_LOG, SignalInbox
+from tmemfs.system.posix_signals import LEAVE, REOPEN_LOG, SignalInbox
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ class Shutdown:
         self._signals = signals
         self._executor = executor
         self._is_draining = False
+        #: Set once this worker is to end, with the file system mounted.
+        self.leaving = trio.Event()
 
     def is_draining(self) -> bool:
         """Whether the file system is being unmounted."""
@@ -40,6 +44,8 @@ class Shutdown:
             number = await self._signals.receive()
             if number == REOPEN_LOG:
                 written.reopen()
+            elif number == LEAVE:
+                self.leaving.set()
             else:
                 await self._stop(number.name)
 

@@ -3,6 +3,7 @@
     Holdings    /dev/fuse, regions, tier, status (holdings.py): made here, before the first worker
     Worker      a forked process (worker.py); if it ends otherwise than by an unmount, the next one is forked over the same holdings
     Watchdog    a worker that hangs is killed (watchdog.py)
+    Handover    another version takes over, with another supervisor and another worker (handover.py, candidate.py)
     Refusing    workers that die one after the other, and answer nothing, are not followed by another: the mount answers errors
 
 A worker is forked, not executed: everything it needs has been imported, so no file is read for it and little memory is needed while
@@ -21,66 +22,53 @@ Invariants:
 from __future__ import annotations
 
 import errno
-import faulthandler
 import logging
 import os
 import select
 import signal
-import sys
+import socket
 import time
-import traceback
-from collections.abc import Callable
-from contextlib import closing, suppress
-from importlib import import_module
-from types import FrameType
-from typing import Final, NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from typing import Final
 
 from tmemfs import __version__
+from tmemfs.backing import import_cipher, open_tier
+from tmemfs.deaths import MOST_DEATHS_IN_A_ROW, Deaths, why
 from tmemfs.errors import Refused, TmemfsError
-from tmemfs.fuse.handling import IDLE
+from tmemfs.forking import LEFT, READY, UNMOUNTED, WorkerProcess, fork_worker
 from tmemfs.fuse.kept_requests import KeptRequests
 from tmemfs.fuse.mount import Device, mount_fuse
 from tmemfs.fuse.refusing import Refusing
-from tmemfs.fuse.wire import RESENT
+from tmemfs.handover import LEAVE_S, Handover, listen
 from tmemfs.holdings import Geometry, Holdings, Regions
+from tmemfs.manifest import Manifest
 from tmemfs.options import Options, check
 from tmemfs.store.region import Region
 from tmemfs.system import memory, runtime
 from tmemfs.system.background import said_of
 from tmemfs.system.kept_settings import KeptSettings
 from tmemfs.system.kernel_settings import KernelSettings, held_user
-from tmemfs.system.key import Key
+from tmemfs.system.last_words import LastWords
 from tmemfs.system.log import follow
 from tmemfs.system.memory_safety import MemorySafety
 from tmemfs.system.notify import notify
-from tmemfs.system.posix_signals import REOPEN_LOG, STOP, ignore_others
+from tmemfs.system.posix_signals import LEAVE, STOP, SignalPipe
 from tmemfs.system.rlimits import raise_limits
-from tmemfs.system.status_region import HANDLING, MOST_HANDLING, Cause, Death, State, StatusRegion, Word
+from tmemfs.system.status_region import HANDLING, MOST_HANDLING, State, StatusRegion, Word
 from tmemfs.system.swapdev import unmount
-from tmemfs.tiers.file import FileTier
-from tmemfs.tiers.in_memory import MemoryTier
 from tmemfs.tiers.tier import Tier
+from tmemfs.trial import Trial
 from tmemfs.watchdog import Signs, Watchdog
-from tmemfs.worker import Birth, RunWorker, run_worker
+from tmemfs.worker import Announce, Birth, RunWorker, run_worker
 
 log = logging.getLogger(__name__)
 
-#: So many workers that answered nothing, within the time, and no other is forked.
-_MOST_DEATHS: Final = 5
-_DEATHS_WITHIN_S: Final = 60.0
-#: The worker's status after an unmount, and after an error before its mount answered.
-_UNMOUNTED: Final = 0
-_FAILED: Final = 1
-_READY: Final = b"\0ready"
-_LONGEST_MESSAGE: Final = 4096
-_LONGEST_DUMP: Final = 32 << 10
-#: A worker that is told to dump its stacks has this long to do it. One that could not be reached by a signal does not.
-_DUMP_S: Final = 0.5
-_DUMP: Final = signal.SIGRTMAX
-#: Between two attempts to fork, and after the second of several workers that answered nothing: four times as long after each more.
-_FORK_PAUSE_S: Final = 0.1
+#: After the second of several workers that answered nothing; four times as long after each more.
 _FRUITLESS_PAUSE_S: Final = 0.1
 _MOST_LOOK_S: Final = 5.0
+_SOON_S: Final = 0.05
 
 
 def serve(options: Options, ready: Callable[[], None], run: RunWorker = run_worker) -> None:
@@ -92,16 +80,21 @@ def serve(options: Options, ready: Callable[[], None], run: RunWorker = run_work
     raise_limits()
     safety = MemorySafety()
     safety.prepare_process()
-    try:
-        if options.encrypt and options.backing:
-            # Before `lock_current`, which releases its library: what is used of that is touched, and stays, once the tier is made.
-            import_module("tmemfs.tiers.encrypted")
+    with logged_end(options):
+        import_cipher(options)
         safety.lock_current()
-        tier = _open_tier(options, safety)
+        tier, tier_fds = open_tier(options, safety)
         try:
-            _serve(options, tier, safety, ready, run)
+            _serve(options, tier, tier_fds, safety, ready, run)
         finally:
             tier.close()
+
+
+@contextmanager
+def logged_end(options: Options) -> Iterator[None]:
+    """Log how the daemon has ended, when the block ends. Raises Refused for what a user can do something about."""
+    try:
+        yield
     except BaseException as error:
         follow(options.log)
         log.error("the daemon of %s has ended: %s", options.mountpoint, error)
@@ -112,28 +105,16 @@ def serve(options: Options, ready: Callable[[], None], run: RunWorker = run_work
     log.info("the daemon of %s has ended: it was unmounted", options.mountpoint)
 
 
-def _open_tier(options: Options, safety: MemorySafety) -> Tier:
-    """Where segments go. Raises Refused, Busy."""
-    if options.backing is None:
-        return MemoryTier(0)
-    tier = FileTier(options.backing)
-    if not options.encrypt:
-        return tier
-    # Imported here: it costs 2 MB, which those who do not encrypt need not pay.
-    from tmemfs.tiers.encrypted import EncryptedTier
-
-    key = Key.create()
-    safety.note_lock(key.lock)
-    return EncryptedTier(tier, key)
-
-
-def _serve(options: Options, tier: Tier, safety: MemorySafety, ready: Callable[[], None], run: RunWorker) -> None:
+def _serve(
+    options: Options, tier: Tier, tier_fds: Mapping[str, int], safety: MemorySafety, ready: Callable[[], None], run: RunWorker
+) -> None:
     geometry = Geometry.of(options, tier)
     regions = Regions.create(geometry)
     regions.lock(safety)
-    path = runtime.status_path(options.mountpoint)
+    path, upgrade_path = runtime.status_path(options.mountpoint), runtime.upgrade_path(options.mountpoint)
     with closing(StatusRegion.create(path)) as status:
         try:
+            listener = listen(upgrade_path)
             safety.note_lock(memory.lock_region(status.map, status.size_bytes))
             device = mount_fuse(options.mountpoint)
             try:
@@ -142,19 +123,31 @@ def _serve(options: Options, tier: Tier, safety: MemorySafety, ready: Callable[[
                 safety.note_lock(memory.lock_future())
                 kept = KeptSettings.create()
                 safety.note_lock(memory.lock_region(kept.map, kept.size_bytes))
-                holdings = Holdings(device, tier, geometry, regions, requests, status, held_user(), kept)
-                Supervisor(options, holdings, safety, ready, run).run()
+                holdings = Holdings(device, tier, tier_fds, geometry, regions, requests, status, held_user(), kept)
+                Supervisor(options, holdings, safety, listener, ready, run).run()
             finally:
                 os.close(device.fd)
         finally:
             path.unlink(missing_ok=True)
+            upgrade_path.unlink(missing_ok=True)
 
 
 class Supervisor:
-    """Keeps a worker of `holdings` alive until the unmount; calls `ready` once the mount answers for the first time."""
+    """Keeps a worker of `holdings` alive until the unmount; calls `ready` once the mount answers for the first time.
+
+    At `listener` it is asked to hand over. One that has taken over itself is on `trial` at first, and undoes nothing until it has
+    passed.
+    """
 
     def __init__(
-        self, options: Options, holdings: Holdings, safety: MemorySafety, ready: Callable[[], None], run: RunWorker
+        self,
+        options: Options,
+        holdings: Holdings,
+        safety: MemorySafety,
+        listener: socket.socket,
+        ready: Callable[[], None],
+        run: RunWorker = run_worker,
+        trial: Trial | None = None,
     ) -> None:
         # constant after construction
         self._options = options
@@ -166,35 +159,41 @@ class Supervisor:
         self._ready = ready
         self._run_worker = run
         self._pid = os.getpid()
-        self._inbox = _Inbox()
-        self._dump = os.memfd_create("tmemfs-stacks", os.MFD_CLOEXEC)
+        self._inbox = SignalPipe()
+        self._handover = Handover(listener, partial(Manifest.of, options, holdings), trial.news if trial else "")
+        self._last_words = LastWords()
         self._unread = select.poll()
         self._unread.register(self._device.fd, select.POLLIN)
-        # how many workers died of which request, and when those died that answered nothing
-        self._suspects: dict[int, int] = {}
-        self._fruitless: list[float] = []
-        self._is_ready = False
+        self._deaths = Deaths(holdings.status)
+        self._trial = trial
+        self._is_ready = trial is not None
         self._is_unmounted = False
         self._was_killed_for = ""
+        #: When a worker that was asked to leave is killed; 0: it was not.
+        self._leave_by = 0.0
 
     def run(self) -> None:
         """Serve until unmounted. Raises Refused if the first worker cannot."""
         self._inbox.install()
-        words = self._words
-        words[Word.SUPERVISOR_PID] = self._pid
-        self._status.set_version(__version__)
-        words[Word.WATCHDOG_MS] = int(self._options.watchdog_s * 1000)
+        if self._trial is None:
+            self._status.sign(self._pid, __version__)
+            self._words[Word.WATCHDOG_MS] = int(self._options.watchdog_s * 1000)
         try:
             while not self._is_unmounted:
                 self._is_unmounted = self._serve_once()
-                self._pause()
-                if len(self._fruitless) >= _MOST_DEATHS:
+                if self._handover.is_ready and not self._is_unmounted:
+                    self._hand_over()
+                elif self._deaths.are_too_many:
                     self._refuse()
                     self._is_unmounted = True
+                else:
+                    self._pause()
         finally:
-            words[Word.STATE] = State.ENDED
-            self._unmount_at_last()
-            self._restore_settings()
+            if self._trial is None:
+                self._words[Word.STATE] = State.ENDED
+                self._handover.close()
+                self._unmount_at_last()
+                self._restore_settings()
 
     # ---- one worker ------------------------------------------------------------------------------------------------
 
@@ -202,105 +201,67 @@ class Supervisor:
         """Fork a worker, and wait for its end; whether the file system was unmounted. Raises Refused."""
         words = self._words
         words[Word.IS_SERVING] = 0
+        # The one before took with it what it handled, and its calls of the tier: the next one would seem to wait for them.
+        for at in (Word.TIER_BEGUN, Word.TIER_ENDED, *range(HANDLING, HANDLING + MOST_HANDLING)):
+            words[at] = 0
         words[Word.STARTED_NS] = time.monotonic_ns()
         words[Word.GENERATION] += 1
-        worker, ended, reader = self._fork(Birth(self._pid, words[Word.GENERATION], self._suspects, self._last_words()))
-        words[Word.WORKER_PID] = worker
+        birth = Birth(self._pid, words[Word.GENERATION], self._deaths.suspects, self._last_words.take(), self._handover.take_news())
+        worker = fork_worker(partial(self._run_child, birth), is_first=not self._is_ready)
+        words[Word.WORKER_PID] = worker.pid
         words[Word.STATE] = State.SERVING if self._is_ready else State.STARTING
         try:
-            status, said = self._wait(worker, ended, reader)
+            status, said = self._wait(worker)
         finally:
-            os.close(ended)
-            os.close(reader)
+            worker.close()
         words[Word.WORKER_PID] = 0
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == _UNMOUNTED and self._is_disconnected():
+        code = os.waitstatus_to_exitcode(status)
+        if self._trial is not None:
+            self._trial.fail(": ".join(filter(None, (f"its worker {why(status)}", said))))
+            self._trial = None
+        if code == UNMOUNTED and self._is_disconnected():
             return True
         if not self._is_ready:
-            raise Refused(said or f"the worker ended at once ({_why(status)}): see the log")
-        self._note_death(worker, status)
+            raise Refused(said or f"the worker ended at once ({why(status)}): see the log")
+        if code != LEFT and not self._leave_by:
+            self._deaths.note(worker.pid, status, self._was_killed_for, bool(self._unread.poll(0)))
+        self._leave_by, self._was_killed_for = 0.0, ""
         return False
 
     def _is_disconnected(self) -> bool:
         """Whether the file system is unmounted, whatever a worker says that has ended as if it were."""
         return any(event & select.POLLERR for _, event in self._unread.poll(0))
 
-    def _fork(self, birth: Birth) -> tuple[int, int, int]:
-        """Fork a worker; gives its process, a descriptor of that, and where it says that its mount answers.
+    def _run_child(self, birth: Birth, announce: Announce) -> None:
+        """In the forked process: be a worker."""
+        signal.set_wakeup_fd(-1)
+        memory.end_with_parent(self._pid)
+        self._last_words.listen()
+        self._inbox.close()
+        self._run_worker(self._options, self._holdings, self._safety, birth, announce)
 
-        Raises OSError at the start.
-        """
-        while True:
-            try:
-                return self._try_fork(birth)
-            except OSError:  # no memory, or no process is allowed: for the moment
-                if not self._is_ready:
-                    raise
-            time.sleep(_FORK_PAUSE_S)
-
-    def _try_fork(self, birth: Birth) -> tuple[int, int, int]:
-        """As `_fork`. Raises OSError."""
-        with suppress(OSError):
-            sys.stdout.flush()  # what is in the buffer would be written by both
-        reader, writer = os.pipe()
-        try:
-            worker = os.fork()
-            if not worker:
-                os.close(reader)
-                self._become_worker(birth, writer)
-            return worker, _watched(worker), reader
-        except BaseException:
-            os.close(reader)
-            raise
-        finally:
-            os.close(writer)
-
-    def _become_worker(self, birth: Birth, writer: int) -> NoReturn:
-        """In the forked process: serve, say how that went, and end."""
-        status = _FAILED
-        try:
-            signal.set_wakeup_fd(-1)
-            memory.end_with_parent(self._pid)
-            faulthandler.register(_DUMP, file=self._dump, all_threads=True)
-            faulthandler.disable()  # where it was enabled before, its handlers have been replaced since
-            faulthandler.enable(file=self._dump, all_threads=True)
-
-            self._inbox.close()
-
-            def announce() -> None:
-                os.write(writer, _READY)
-                os.close(writer)
-
-            self._run_worker(self._options, self._holdings, self._safety, birth, announce)
-            status = _UNMOUNTED
-        except BaseException as error:
-            if not isinstance(error, TmemfsError):
-                traceback.print_exc()
-            with suppress(OSError):
-                os.write(writer, os.fsencode(said_of(error)))
-        finally:
-            with suppress(Exception):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(status)
-
-    def _wait(self, worker: int, ended: int, reader: int) -> tuple[int, str]:
+    def _wait(self, worker: WorkerProcess) -> tuple[int, str]:
         """Wait for the end of the worker; its status, and what it said before its mount answered."""
         said, watchdog = b"", Watchdog(time.monotonic())
         poll = select.poll()
-        for fd in (ended, reader, self._inbox.fd):
+        for fd in (worker.ended, worker.reader, self._inbox.fd, *((self._handover.fd,) if self._is_ready else ())):
             poll.register(fd, select.POLLIN)
         while True:
             events = {fd for fd, _ in poll.poll(self._look_s() * 1000)}
-            if reader in events:
-                poll.unregister(reader)  # it says one thing
-                said = os.read(reader, _LONGEST_MESSAGE)
-                if said == _READY:
+            if worker.reader in events:
+                poll.unregister(worker.reader)
+                said = worker.said()
+                if said == READY:
+                    said = b""
                     self._answers()
-            if ended in events:
-                return os.waitpid(worker, 0)[1], os.fsdecode(said)
+                    poll.register(self._handover.fd, select.POLLIN)
+            if worker.ended in events:
+                return os.waitpid(worker.pid, 0)[1], os.fsdecode(said)
             self._inbox.drain()
-            self._pass_signals_on(worker)
-            self._watch(watchdog, worker)
+            self._pass_signals_on(worker.pid)
+            self._watch(watchdog, worker.pid)
+            self._step_handover(worker.pid)
+            self._step_trial(watchdog)
 
     def _answers(self) -> None:
         """The mount answers. Tell the caller, the first time."""
@@ -321,10 +282,39 @@ class Supervisor:
             with suppress(ProcessLookupError):
                 os.kill(worker, number)
 
+    # ---- another version -------------------------------------------------------------------------------------------
+
+    def _step_handover(self, worker: int) -> None:
+        """Do what there is to do for a handover: with a candidate that is ready, have the worker leave."""
+        if not self._is_ready or self._trial is not None:
+            return
+        self._handover.step()
+        self._words[Word.STATE] = State.UPGRADING if self._handover.is_under_way else State.SERVING
+        now = time.monotonic()
+        with suppress(ProcessLookupError):
+            if self._leave_by and now > self._leave_by:
+                os.kill(worker, signal.SIGKILL)
+            elif self._handover.is_ready and not self._leave_by:
+                self._leave_by = now + LEAVE_S
+                os.kill(worker, LEAVE)
+
+    def _hand_over(self) -> None:
+        """Let the candidate go on, without a worker of our own; returns if that failed."""
+        if candidate := self._handover.complete():
+            self._pass_signals_on(candidate)
+            os._exit(0)  # all that an end undoes is the candidate's now
+
+    def _step_trial(self, watchdog: Watchdog) -> None:
+        now = time.monotonic()
+        if self._trial is not None and self._trial.passes(bool(self._words[Word.IS_SERVING]), watchdog.silent_s(now), now):
+            self._trial = None
+
     # ---- a worker that hangs ---------------------------------------------------------------------------------------
 
     def _look_s(self) -> float:
         """How often to look at the worker."""
+        if self._leave_by or self._trial is not None:
+            return _SOON_S
         limit_s = self._words[Word.WATCHDOG_MS] / 1000
         return min(limit_s / 8, _MOST_LOOK_S) if limit_s else _MOST_LOOK_S
 
@@ -338,82 +328,37 @@ class Supervisor:
         limit_s = words[Word.WATCHDOG_MS] / 1000
         if limit_s and watchdog.hangs(limit_s, now):
             self._was_killed_for = f"no request was answered for {watchdog.silent_s(now):.1f} s"
-            self._dump_stacks(worker)
+            self._last_words.ask(worker)
             with suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
 
-    def _dump_stacks(self, worker: int) -> None:
-        """Have the worker write where its threads are, which the next one logs."""
-        with suppress(ProcessLookupError):
-            os.kill(worker, _DUMP)
-            os.kill(worker, signal.SIGCONT)  # a stopped process takes no signal
-        size, deadline = -1, time.monotonic() + _DUMP_S
-        # Until it has begun, and does not grow any more.
-        while time.monotonic() < deadline and (size <= 0 or size != os.fstat(self._dump).st_size):
-            size = os.fstat(self._dump).st_size
-            time.sleep(_DUMP_S / 10)
-
-    def _last_words(self) -> str:
-        """What the last worker dumped."""
-        found = os.pread(self._dump, _LONGEST_DUMP, 0)
-        os.ftruncate(self._dump, 0)
-        os.lseek(self._dump, 0, os.SEEK_SET)
-        return found.decode(errors="replace")
-
-    # ---- a worker that died ----------------------------------------------------------------------------------------
-
-    def _note_death(self, worker: int, status: int) -> None:
-        """Count why it died, and what it died of."""
-        words, hung = self._words, self._was_killed_for
-        self._was_killed_for = ""
-        is_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not hung
-        how = f"was killed, as {hung}" if hung else _why(status)
-        said = f"worker {words[Word.GENERATION]} (process {worker}) {how}"
-        cause = Cause.HUNG if hung else Cause.KILLED if is_killed else Cause.CRASHED
-        self._status.add_death(Death(time.monotonic_ns(), cause, said))
-        handled = self._status.handling()
-        if not is_killed:  # whoever kills a worker from outside says nothing of its request
-            for unique in {word & ~RESENT for word in handled if word and not word & IDLE}:
-                self._suspects[unique] = self._suspects.get(unique, 0) + 1
-        self._note_fruitless(handled, is_killed)
-        # It took the calls of the tier with it that were under way: the next one would seem to wait for them.
-        for at in (Word.TIER_BEGUN, Word.TIER_ENDED, *range(HANDLING, HANDLING + MOST_HANDLING)):
-            words[at] = 0
-
-    def _note_fruitless(self, handled: tuple[int, ...], is_killed: bool) -> None:
-        """Remember the death of a worker that answered nothing, unless it was killed with nothing to answer.
-
-        One that answered makes up for all.
-        """
-        now = time.monotonic()
-        if any(word & IDLE and word != IDLE for word in handled):
-            self._fruitless.clear()
-            return
-        had_requests = self._unread.poll(0) or any(word and not word & IDLE for word in handled)
-        if not is_killed or not self._words[Word.IS_SERVING] or had_requests:
-            self._fruitless = [at for at in self._fruitless if now - at < _DEATHS_WITHIN_S] + [now]
-
     def _pause(self) -> None:
         """The longer the more workers died in vain: what they lack, threads for example, may be there in a moment."""
-        if 1 < len(self._fruitless) < _MOST_DEATHS:
-            time.sleep(_FRUITLESS_PAUSE_S * 4 ** (len(self._fruitless) - 2))
+        if self._deaths.in_a_row > 1:
+            time.sleep(_FRUITLESS_PAUSE_S * 4 ** (self._deaths.in_a_row - 2))
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 
     def _refuse(self) -> None:
         """Workers cannot serve this mount: answer errors, so that nobody hangs, until it is unmounted."""
-        self._words[Word.STATE] = State.GAVE_UP
         self._restore_settings()
-        log.critical("%d workers died within a minute and answered nothing: the mount answers errors from now on", _MOST_DEATHS)
-        Refusing(self._device, self._holdings.requests).run(self._inbox.fd, self._stop)
+        log.critical(
+            "%d workers died within a minute and answered nothing: the mount answers errors from now on", MOST_DEATHS_IN_A_ROW
+        )
+        self._words[Word.STATE] = State.GAVE_UP
+        while not Refusing(self._device, self._holdings.requests).run((self._inbox.fd, self._handover.fd), self._woken):
+            self._hand_over()
+            self._words[Word.STATE] = State.GAVE_UP
 
-    def _stop(self) -> None:
-        """A signal while the mount answers errors."""
+    def _woken(self) -> bool:
+        """A signal, or a request to hand over, while the mount answers errors; whether to stop that for a candidate."""
+        self._handover.step()
         self._inbox.drain()
         while number := self._inbox.take():
             if number in STOP:
                 with suppress(OSError):
                     unmount(self._options.mountpoint)
+        return self._handover.is_ready
 
     def _unmount_at_last(self) -> None:
         """After a failure the mount must not be left behind, dead; where it was unmounted, what is there by now is not ours."""
@@ -427,57 +372,3 @@ class Supervisor:
             settings.release()
             settings.restore_leftovers()
             settings.drop_held()
-
-
-class _Inbox:
-    """Signals that have arrived and were not passed on, each once; `fd` is readable after one has arrived."""
-
-    def __init__(self) -> None:
-        self._arrived: list[int] = []
-        self.fd, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-
-    def install(self) -> None:
-        """Take over all signals of the process."""
-        taken = {*STOP, REOPEN_LOG}
-        for number in taken:
-            signal.signal(number, self._note)
-        ignore_others(taken)
-        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-
-    def close(self) -> None:
-        """Close its descriptors, in a process that has signals of its own."""
-        os.close(self.fd)
-        os.close(self._wake)
-
-    def drain(self) -> None:
-        """Have `fd` readable again only after the next signal."""
-        with suppress(BlockingIOError):
-            while os.read(self.fd, 64):
-                pass
-
-    def take(self) -> int | None:
-        """The first signal that has arrived, None if there is none."""
-        return self._arrived.pop(0) if self._arrived else None
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if number not in self._arrived:
-            self._arrived.append(number)
-
-
-def _watched(worker: int) -> int:
-    """A descriptor of the process, which must not live without one. Raises OSError."""
-    try:
-        return os.pidfd_open(worker)
-    except OSError:
-        os.kill(worker, signal.SIGKILL)
-        os.waitpid(worker, 0)
-        raise
-
-
-def _why(status: int) -> str:
-    """How a process with wait status `status` ended."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        # Most real-time signals are no member of signal.Signals.
-        return f"was ended by {signal.Signals(number).name if number in set(signal.Signals) else f'signal {number}'}"
-    return f"ended with {os.WEXITSTATUS(status)}"

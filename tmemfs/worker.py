@@ -95,13 +95,18 @@ class Parts:
 class Birth:
     """What the supervisor tells a worker: who it is, how many workers there were, and how many of them died of which request.
 
-    `last_words` are the stacks of the one before, if it left them.
+    `last_words` are the stacks of the one before, if it left them. `news`: what came of an upgrade, if that is why it was started.
     """
 
     supervisor: int
     generation: int
     suspects: Mapping[int, int] = field(default_factory=dict)
     last_words: str = ""
+    news: str = ""
+
+
+class Left(Exception):
+    """The worker has ended because it was asked to; the file system is mounted, and what waits there is the next worker's."""
 
 
 def build(
@@ -208,17 +213,23 @@ class _Server:
         self._is_ready = False
 
     def run(self) -> None:
-        """Serve until unmounted."""
+        """Serve until unmounted. Raises Left if the worker was asked to end before."""
         relay = self._relay
         try:
             namespace = Namespace(self._control.attributes, self._space, self._interrupts, self._birth.generation)
             pyfuse3.init(namespace, f"/dev/fd/{relay.namespace_fd}", set(pyfuse3.default_options) - {"fsname=pyfuse3"})
             self._serve(relay, namespace)
         finally:
-            # Nobody frees frames any more, and `join` waits for stores that wait for one.
-            self._engine.free_frames.set_stuck("the file system was unmounted")
-            if relay.is_over:
-                relay.join()
+            if not self._is_leaving:
+                # Nobody frees frames any more, and `join` waits for stores that wait for one.
+                self._engine.free_frames.set_stuck("the file system was unmounted")
+                if relay.is_over:
+                    relay.join()
+
+    @property
+    def _is_leaving(self) -> bool:
+        """Whether the worker ends with the file system mounted: no request is answered with an error then."""
+        return self._shutdown.leaving.is_set()
 
     def _build_control(self, holdings: Holdings) -> ControlDirectory:
         """The control files."""
@@ -247,7 +258,8 @@ class _Server:
         finally:
             self._engine.close()
             self._tuning.close()
-            pyfuse3.close(unmount=False)  # the socket that it has for a device is no mount
+            if not self._is_leaving:  # what pyfuse3 has in hand would be answered with an error
+                pyfuse3.close(unmount=False)  # the socket that it has for a device is no mount
 
     def _start_threads(self, relay: Relay) -> None:
         try:
@@ -258,8 +270,11 @@ class _Server:
             raise Refused(NO_THREADS.format(error)) from error
 
     def _run_event_loop(self, relay: Relay, namespace: Namespace, written: Log) -> None:
-        """Run trio until the file system is unmounted."""
+        """Run trio until the file system is unmounted. Raises Left if this worker is asked to end."""
         while not relay.is_over:
+            if self._is_leaving:
+                log.info("worker %d has left", self._birth.generation)
+                raise Left
             try:
                 trio.run(self._main, relay, namespace, written)
             except BaseException as error:
@@ -276,8 +291,14 @@ class _Server:
             nursery.start_soon(self._jobs.run, self._jobs_of(relay, written))
             if not self._is_ready:
                 nursery.start_soon(self._announce, relay)
+            nursery.start_soon(self._leave, nursery.cancel_scope)
             await relay.wait_ended()
             nursery.cancel_scope.cancel()
+
+    async def _leave(self, all_tasks: trio.CancelScope) -> None:
+        """End the jobs when this worker is asked to leave; what they have in hand they finish (jobs/executor.py)."""
+        await self._shutdown.leaving.wait()
+        all_tasks.cancel()
 
     def _jobs_of(self, relay: Relay, written: Log) -> tuple[Job, ...]:
         return (
@@ -312,7 +333,9 @@ class _Server:
 
     def _say_who_died(self) -> None:
         """Log how the worker before this one ended: the supervisor writes no files while the mount is in use."""
-        if self._birth.generation > 1:
+        if self._birth.news:
+            log.warning("worker %d has taken over: %s", self._birth.generation, self._birth.news)
+        elif self._birth.generation > 1:
             log.error(
                 "worker %d has taken over: %s",
                 self._birth.generation,

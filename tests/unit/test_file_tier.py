@@ -242,6 +242,19 @@ def test_nothing_is_left_at_the_end_but_the_header(path: Path) -> None:
     assert path.read_bytes() == HEADER
 
 
+def test_an_adopted_backing_keeps_what_is_in_it(path: Path, tier: FileTier) -> None:
+    tier.write(Extent(3), noise(1), SEQUENCE)
+    adopted = FileTier.adopt(path, os.dup(tier.fd), tier.capacity_bytes, False)
+    found = memoryview(mmap.mmap(-1, len(noise(1))))
+    adopted.read(Extent(3), 0, found, SEQUENCE)
+    assert found == noise(1)
+    same = ("name", "capacity_bytes", "most_extents", "sector_bytes", "is_device", "is_encrypted")
+    assert [getattr(adopted, name) for name in same] == [getattr(tier, name) for name in same]
+    assert not adopted.can_discard
+    adopted.close()
+    assert path.read_bytes() == HEADER
+
+
 def test_what_an_earlier_daemon_left_is_cut_off(path: Path) -> None:
     path.write_bytes(LEFT_BEHIND)
     FileTier(path).close()

@@ -145,7 +145,7 @@ def region(tmp_path: Path) -> Iterator[StatusRegion]:
 
 
 def test_a_reader_finds_what_was_written(region: StatusRegion, tmp_path: Path) -> None:
-    region.set_version("9.8")
+    region.sign(0, "9.8")
     region.words[Word.WORKER_PID] = 77
     for number in range(20):
         region.add_death(Death(number, Cause(number % 3), f"worker {number}"))

@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import HANG_S
-from tmemfs.system.posix_signals import REOPEN_LOG, STOP
+from tmemfs.system.posix_signals import LEAVE, REOPEN_LOG, STOP
 
 #: Reports what it receives, a line each; begins with a line that says that it is ready.
 PROGRAM = textwrap.dedent("""
     import trio
-    from tmemfs.system.posix_signals import REOPEN_LOG, STOP, SignalInbox, ignore_others
+    from tmemfs.system.posix_signals import LEAVE, REOPEN_LOG, STOP, SignalInbox, ignore_others
 
     inbox = SignalInbox()
     inbox.install()
-    ignore_others({*STOP, REOPEN_LOG})
+    ignore_others({*STOP, REOPEN_LOG, LEAVE})
 
     async def report(most):
         print("ready", flush=True)
@@ -49,7 +49,7 @@ def said(process: subprocess.Popen[str]) -> str:
 
 
 def test_no_signal_ends_it_and_those_that_are_obeyed_arrive(process: subprocess.Popen[str]) -> None:
-    obeyed = {*STOP, REOPEN_LOG}
+    obeyed = {*STOP, REOPEN_LOG, LEAVE}
     for number in FATAL_BY_DEFAULT:
         os.kill(process.pid, number)
         if number in obeyed:

@@ -14,7 +14,7 @@ from tmemfs.system.status_region import DIED_BY, DIED_NS, HANDLING, MOST_HANDLIN
 def test_another_mapping_sees_words_texts_and_what_threads_handle(tmp_path: Path) -> None:
     with closing(StatusRegion.create(tmp_path / "status")) as status:
         status.words[Word.GENERATION] = (1 << 64) - 1
-        status.set_version("1.2.3")
+        status.sign(0, "1.2.3")
         handling = Handling(status.words[HANDLING : HANDLING + MOST_HANDLING])
         handling.join(3)
         handling.begin(8)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -101,7 +102,9 @@ def _supervise(play: Play, watchdog_s: float, prepare: Callable[[], None], statu
     setattr(Supervisor, "_restore_settings", keep_state)  # noqa: B010
     setattr(Supervisor, "_unmount_at_last", keep_state)  # noqa: B010
     holdings = cast(Holdings, SimpleNamespace(device=SimpleNamespace(fd=device), status=status))
-    made = Supervisor(Options(Path("/nowhere"), 4096, watchdog_s=watchdog_s), holdings, MemorySafety(), prepare, run)
+    listener, asker = socket.socketpair()  # nobody asks for an upgrade
+    options = Options(Path("/nowhere"), 4096, watchdog_s=watchdog_s)
+    made = Supervisor(options, holdings, MemorySafety(), listener, prepare, run)
     install = made._inbox.install
 
     def install_both() -> None:
@@ -109,7 +112,8 @@ def _supervise(play: Play, watchdog_s: float, prepare: Callable[[], None], statu
         signal.signal(signal.SIGUSR2, lambda *_: os.close(kernel))
 
     setattr(made._inbox, "install", install_both)  # noqa: B010
-    made.run()
+    with asker:
+        made.run()
 
 
 def serving(plays: dict[int, Play]) -> Play:

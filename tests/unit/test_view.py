@@ -142,7 +142,7 @@ def test_the_version_of_a_daemon_is_shown_where_it_is_another(mount: Path, capsy
     assert "version" not in capsys.readouterr().out
     change(mount, version="0.0.9")
     view.print_stat(mount)
-    assert lines(capsys)[2] == f"version:     0.0.9; this command is {__version__}: 'tmemfs down' and 'up' start the new"
+    assert lines(capsys)[2] == f"version:     0.0.9; this command is {__version__}: 'tmemfs upgrade' has it take over"
 
 
 def test_a_daemon_whose_figures_have_older_names_is_shown_without_them(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:

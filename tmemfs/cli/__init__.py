@@ -9,6 +9,7 @@ imported when the command that needs it is known: `tmemfs down` works where noth
     targets      which mount a command is about
     health       what is known of its worker without asking it
     lifecycle    the steps of up, mount, down and umount
+    upgrade      how this version is made to take over from the one that serves
     control_io   control files read and written through the mount
     view         what they say as tables, and requests with a progress bar
     differences  what a second `up` asks for against what runs

@@ -51,6 +51,7 @@ def _add_mount_commands(subparsers: _Subparsers) -> None:
     _add_mount_options(mount)
     mount.add_argument("--foreground", action="store_true", help="stay in the foreground, for a service manager; log to stderr")
     _command(subparsers, "umount", commands.umount, "unmount, if nobody uses the image")
+    _command(subparsers, "upgrade", commands.upgrade, "have this version take over from the one that serves, with the swap on")
 
 
 def _add_control_commands(subparsers: _Subparsers) -> None:

@@ -111,6 +111,17 @@ def umount(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def upgrade(arguments: argparse.Namespace) -> int:
+    """Have this version serve a mount of another one, which goes on if that fails."""
+    from tmemfs.cli import targets, upgrade
+    from tmemfs.system.capabilities import require_root
+
+    require_root()
+    with targets.of(arguments.mountpoint, "upgrade") as target:
+        print(f"{target.mountpoint}: {upgrade.upgrade(target)}")
+    return 0
+
+
 def stat(arguments: argparse.Namespace) -> int:
     """Show control/stat in the form that is asked for."""
     from tmemfs.cli import targets, view

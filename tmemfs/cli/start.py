@@ -6,7 +6,6 @@ Knows nothing of loop devices and swap (lifecycle.py).
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -48,6 +47,7 @@ def _serve(arguments: argparse.Namespace, size: int, ready: Callable[[], None]) 
     # imported in the process that becomes the daemon: the command in front would only load what it never uses
     from tmemfs import supervisor
     from tmemfs.system import own_mount, runtime
+    from tmemfs.system.log import configure
 
     values = {"size": str(size)} | {name.replace("_", "-"): str(getattr(arguments, name)) for name in _RECORDED}
     recorded: list[runtime.MountRecord] = []
@@ -58,7 +58,7 @@ def _serve(arguments: argparse.Namespace, size: int, ready: Callable[[], None]) 
         runtime.write_record(recorded[0])
         ready()
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    configure()
     with _default_directories(arguments):
         supervisor.serve(_options(arguments, size), answers)
     # only after an unmount: a daemon that failed may leave a loop device, which `down` finds by the record

@@ -53,9 +53,9 @@ def print_stat(mountpoint: Path, in_bytes: bool = False, headings: bool = True) 
     show = str if in_bytes else format_size
     rows = [*_memory_rows(stat, show), *_activity_rows(stat, show)]
     rows.insert(1, ("state", state))
-    # an upgraded command talks to the old daemon until the swap is taken down: the files are installed, nothing is restarted
+    # a new command talks to the old daemon until it is told to take over: the files are installed, nothing is restarted
     if stat.get("version", __version__) != __version__:
-        rows.insert(2, ("version", f"{stat['version']}; this command is {__version__}: 'tmemfs down' and 'up' start the new one"))
+        rows.insert(2, ("version", f"{stat['version']}; this command is {__version__}: 'tmemfs upgrade' has it take over"))
     print_rows(rows, headings)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from tmemfs.fuse import wire
 from tmemfs.fuse.kept_requests import KeptRequests
@@ -16,6 +17,8 @@ from tmemfs.fuse.mount import Device
 from tmemfs.fuse.namespace import SWAP
 from tmemfs.fuse.replies import GONE
 from tmemfs.store.region import Region
+
+_LOOK_MS: Final = 1000
 
 
 class Refusing:
@@ -26,8 +29,11 @@ class Refusing:
         self._requests = requests
         self._buffer = memoryview(bytearray(wire.IO_BYTES + wire.REQUEST_BYTES + 4096))
 
-    def run(self, wake: int, woken: Callable[[], None]) -> None:
-        """Answer until the unmount; `woken` is called when the descriptor `wake` is readable."""
+    def run(self, wakes: Sequence[int], woken: Callable[[], bool]) -> bool:
+        """Answer until the unmount (True), or until `woken` says so (False), which is called when one of `wakes` is readable.
+
+        It is also called now and then.
+        """
         if self._device.resends:
             self._write(wire.RESEND)
         for request in KeptRequests(self._requests, not self._device.resends, SWAP).left_over():
@@ -36,13 +42,15 @@ class Refusing:
         os.set_blocking(self._device.fd, False)
         poll = select.poll()
         poll.register(self._device.fd, select.POLLIN)
-        poll.register(wake, select.POLLIN)
+        for wake in wakes:
+            poll.register(wake, select.POLLIN)
         while True:
-            events = {fd for fd, _ in poll.poll()}
-            if wake in events:
-                woken()
+            events = {fd for fd, _ in poll.poll(_LOOK_MS)}
+            if events != {self._device.fd} and woken():
+                os.set_blocking(self._device.fd, True)  # for the worker to come
+                return False
             if self._device.fd in events and not self._answer_one():
-                return
+                return True
 
     def _answer_one(self) -> bool:
         """Answer one request; whether the file system is still mounted."""

@@ -7,7 +7,8 @@ memory, memory_safety, rlimits      locking, faulting in and releasing memory; w
 pressure_signals, memory_limits     how much memory is left, and what cgroups allow
 swapdev, swap_watch, own_mount      loop devices, swap and mounts
 in_time                             questions to a mount that may not answer
-status_region, kept_mapping         what others may read of a worker, and memory that stays locked without one
+status_region, last_words           what others may read of a worker, and where its threads were
+kept_mapping                        memory that stays locked without a worker
 kept_settings                       what users have set, for the next worker
 runtime, background, notify, log    records in /run, the start in the background, the service manager, the log
 posix_signals, ownership, capabilities, proctext   signals, safe files, rights, what the kernel writes in /proc and /sys

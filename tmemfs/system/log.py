@@ -30,6 +30,11 @@ _Messages = queue.SimpleQueue[logging.LogRecord | Callable[[], None] | None]
 log = logging.getLogger(__name__)
 
 
+def configure() -> None:
+    """Have messages go to standard error, with their time."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+
+
 class Log:
     """The log of a running daemon. Thread-safety: any thread may call it; none waits for a file."""
 

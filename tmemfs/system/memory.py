@@ -40,6 +40,7 @@ _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _MLOCK_ONFAULT: Final = 1
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
+_PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_IO_FLUSHER: Final = 57
 OOM_SCORE_ADJ_MIN: Final = -1000
 _OOM_SCORE_ADJ_MAX: Final = 1000
@@ -223,6 +224,16 @@ def end_with_parent(parent: int) -> None:
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
     if os.getppid() != parent:  # it ended before the call
         raise ProcessLookupError(f"the supervisor (process {parent}) has ended")
+
+
+def outlive_parent() -> None:
+    """Undo `end_with_parent`. Raises OSError."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0))
+
+
+def adopt_orphans() -> None:
+    """Become the parent of the children that a child of this process leaves when it ends. Raises OSError."""
+    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
 def heap_settings() -> Outcome:

@@ -42,6 +42,8 @@ _SAID_AFTER_S: Final = 1.0
 _POLL_S: Final = 0.02
 #: A file name has at most 255 bytes. A longer mountpoint keeps its end and a checksum of the whole.
 _LONGEST_NAME: Final = 200
+#: The address of a socket has at most 107 bytes.
+_LONGEST_SOCKET_NAME: Final = 60
 _PLAIN: Final = frozenset((string.ascii_letters + string.digits + "_.").encode())
 
 
@@ -98,16 +100,21 @@ def runtime_directory(directory: Path | None = None) -> Path:
     return place
 
 
-def name_for(mountpoint: Path) -> str:
+def name_for(mountpoint: Path, longest: int = _LONGEST_NAME) -> str:
     """The file name for `mountpoint`: 'run-tmemfs' for /run/tmemfs."""
     path = os.fsencode(mountpoint)
     name = "".join("-" if byte == 0x2F else chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in path.lstrip(b"/"))
-    return name if len(name) <= _LONGEST_NAME else f"{name[-_LONGEST_NAME:]}%{zlib.crc32(path):08x}"
+    return name if len(name) <= longest else f"{name[-longest:]}%{zlib.crc32(path):08x}"
 
 
 def status_path(mountpoint: Path) -> Path:
     """The file with the status region of the daemon of `mountpoint`, which has no symbolic links. Raises Refused."""
     return runtime_directory() / f"{name_for(mountpoint)}.status"
+
+
+def upgrade_path(mountpoint: Path) -> Path:
+    """The socket at which the daemon of `mountpoint`, which has no symbolic links, is asked to upgrade. Raises Refused."""
+    return runtime_directory() / f"{name_for(mountpoint, _LONGEST_SOCKET_NAME)}.upgrade"
 
 
 def lock_of(mountpoint: Path) -> str:
@@ -189,8 +196,8 @@ def read_records() -> list[MountRecord]:
 
 
 def remove_record(mountpoint: Path) -> None:
-    """Remove the record of `mountpoint`, and the status region that a supervisor left if it was killed."""
-    for path in (_path_of(mountpoint), status_path(mountpoint)):
+    """Remove the record of `mountpoint`, and what a supervisor left if it was killed: status region and socket."""
+    for path in (_path_of(mountpoint), status_path(mountpoint), upgrade_path(mountpoint)):
         path.unlink(missing_ok=True)
 
 

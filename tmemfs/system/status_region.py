@@ -157,8 +157,9 @@ class StatusRegion:
         """Version of tmemfs that serves."""
         return self._text(_WORDS_BYTES, _VERSION_BYTES)
 
-    def set_version(self, version: str) -> None:
-        """Say that `version` serves."""
+    def sign(self, supervisor: int, version: str) -> None:
+        """Say that process `supervisor` has the mount, and which version it is."""
+        self.words[Word.SUPERVISOR_PID] = supervisor
         self._set_text(_WORDS_BYTES, _VERSION_BYTES, version)
 
     def add_death(self, death: Death) -> None:

@@ -49,7 +49,10 @@ _NO_SPACE: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 class FileTier:
-    """Extents in the file or block device at `path`, which is created if it is not there. Raises Refused, Busy."""
+    """Extents in the file or block device at `path`, which is created if it is not there. Raises Refused, Busy.
+
+    `adopt` makes one of a descriptor that another process has locked; what is in the file stays.
+    """
 
     is_encrypted = False
 
@@ -66,7 +69,7 @@ class FileTier:
             # A device never grows; a file may, when space on its file system becomes free.
             self.most_extents = self.capacity_bytes // SEGMENT_BYTES if self.is_device else None
             self._claim(path, is_new)
-            self.sector_bytes = min(direct_alignment(self._fd) or BLOCK_BYTES, BLOCK_BYTES)
+            self.sector_bytes = _sector_bytes(self._fd)
             self._reserve_used = True
             self._keep_reserve()
         except BaseException:
@@ -75,6 +78,23 @@ class FileTier:
                 with suppress(FileNotFoundError):
                     path.unlink()
             raise
+
+    @classmethod
+    def adopt(cls, path: Path, fd: int, capacity_bytes: int, can_discard: bool) -> FileTier:
+        """The tier that has `fd` in another process, which found out the rest."""
+        tier = cls.__new__(cls)  # the usual way claims the file, and empties it
+        tier.name = str(path)
+        tier._fd, tier.capacity_bytes, tier.can_discard = fd, capacity_bytes, can_discard
+        tier.is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
+        tier.most_extents = capacity_bytes // SEGMENT_BYTES if tier.is_device else None
+        tier.sector_bytes = _sector_bytes(fd)
+        tier._reserve_used = not can_discard  # where it was used meanwhile, its second use frees nothing
+        return tier
+
+    @property
+    def fd(self) -> int:
+        """The locked descriptor of the file or device."""
+        return self._fd
 
     def write(self, extent: Extent, data: memoryview, sequence: int, for_cleaning: bool = False) -> None:
         """Write `data` straight from the frame; if the file system is full, cleaning may use the reserve."""
@@ -211,6 +231,10 @@ class FileTier:
             fcntl.ioctl(self._fd, _BLKDISCARD, struct.pack("QQ", offset, length))
         else:
             punch(self._fd, offset, length)
+
+
+def _sector_bytes(fd: int) -> int:
+    return min(direct_alignment(fd) or BLOCK_BYTES, BLOCK_BYTES)
 
 
 def check_backing(path: Path) -> None:
