@@ -65,11 +65,12 @@ def _take_over(manifest: Manifest) -> None:
     trial = Trial(manifest, holdings, channel, asker)
     configure()
     _print_to_log(manifest)
+    supervisor = Supervisor(manifest.options, holdings, safety, listener, lambda: None, trial=trial)
+    supervisor.keep_spare()  # now, while the other version serves
     channel.send(ADOPTS)
     if channel.recv(len(GO)) != GO:
         raise Refused("the other version goes on")
     memory.outlive_parent()
-    supervisor = Supervisor(manifest.options, holdings, safety, listener, lambda: None, trial=trial)
     try:
         with logged_end(manifest.options):
             supervisor.run()

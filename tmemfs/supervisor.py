@@ -6,9 +6,10 @@
     Handover    another version takes over, with another supervisor and another worker (handover.py, candidate.py)
     Refusing    workers that die one after the other, and answer nothing, are not followed by another: the mount answers errors
 
-A worker is forked, not executed: everything it needs has been imported, so no file is read for it and little memory is needed while
-the machine's swap stands still. The supervisor itself starts no thread, writes no file and does not log while the mount is in use:
-its log may lie in the very swap that is not served. What it has to say is in the status region, and the next worker logs it.
+A worker is forked, not executed: everything it needs has been imported, so no file is read for it. It is forked as a spare, while
+the one before it serves, so no memory is needed while the machine's swap stands still (forking.py). The supervisor itself starts no
+thread, writes no file and does not log while the mount is in use: its log may lie in the very swap that is not served. What it has
+to say is in the status region, and the next worker logs it.
 
 Signals: SIGTERM, SIGINT, SIGQUIT and SIGHUP are the worker's to obey, and are passed on to it once it serves. All others are
 ignored. SIGKILL ends the supervisor, and with it the worker (memory.end_with_parent) and all that is swapped out.
@@ -37,7 +38,7 @@ from tmemfs import __version__
 from tmemfs.backing import import_cipher, open_tier
 from tmemfs.deaths import MOST_DEATHS_IN_A_ROW, Deaths, why
 from tmemfs.errors import Refused, TmemfsError
-from tmemfs.forking import LEFT, READY, UNMOUNTED, WorkerProcess, fork_worker
+from tmemfs.forking import LEFT, READY, UNMOUNTED, WorkerProcess, fork_spare, fork_worker
 from tmemfs.fuse.kept_requests import KeptRequests
 from tmemfs.fuse.mount import Device, mount_fuse
 from tmemfs.fuse.refusing import Refusing
@@ -61,7 +62,7 @@ from tmemfs.system.swapdev import unmount
 from tmemfs.tiers.tier import Tier
 from tmemfs.trial import Trial
 from tmemfs.watchdog import Signs, Watchdog
-from tmemfs.worker import Announce, Birth, RunWorker, run_worker
+from tmemfs.worker import Announce, Birth, PrepareWorker, RunWorker, prepare_worker, run_worker
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +149,7 @@ class Supervisor:
         ready: Callable[[], None],
         run: RunWorker = run_worker,
         trial: Trial | None = None,
+        prepare: PrepareWorker = prepare_worker,
     ) -> None:
         # constant after construction
         self._options = options
@@ -158,6 +160,8 @@ class Supervisor:
         self._safety = safety
         self._ready = ready
         self._run_worker = run
+        self._prepare_worker = prepare
+        self._spare: WorkerProcess | None = None
         self._pid = os.getpid()
         self._inbox = SignalPipe()
         self._handover = Handover(listener, partial(Manifest.of, options, holdings), trial.news if trial else "")
@@ -189,6 +193,8 @@ class Supervisor:
                 else:
                     self._pause()
         finally:
+            if self._spare is not None:
+                self._spare.end()
             if self._trial is None:
                 self._words[Word.STATE] = State.ENDED
                 self._handover.close()
@@ -207,7 +213,7 @@ class Supervisor:
         words[Word.STARTED_NS] = time.monotonic_ns()
         words[Word.GENERATION] += 1
         birth = Birth(self._pid, words[Word.GENERATION], self._deaths.suspects, self._last_words.take(), self._handover.take_news())
-        worker = fork_worker(partial(self._run_child, birth), is_first=not self._is_ready)
+        worker = self._start_worker(birth.encode())
         words[Word.WORKER_PID] = worker.pid
         words[Word.STATE] = State.SERVING if self._is_ready else State.STARTING
         try:
@@ -232,13 +238,40 @@ class Supervisor:
         """Whether the file system is unmounted, whatever a worker says that has ended as if it were."""
         return any(event & select.POLLERR for _, event in self._unread.poll(0))
 
-    def _run_child(self, birth: Birth, announce: Announce) -> None:
-        """In the forked process: be a worker."""
+    def _start_worker(self, told: bytes) -> WorkerProcess:
+        """A worker that serves: the spare, if there is one. Raises OSError where the first one cannot be forked."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            if spare.start(told):
+                return spare
+            spare.end()
+        while True:
+            worker = fork_worker(self._prepare_child, self._run_child, is_first=not self._is_ready)
+            if worker.start(told) or not self._is_ready:
+                return worker
+            worker.end()
+
+    def keep_spare(self) -> None:
+        """Have a worker ready for the death of the one that serves. Not when that has just died: this takes memory."""
+        if self._spare is not None and self._spare.has_ended:
+            self._spare.end()
+            self._spare = None
+        if self._spare is None:
+            with suppress(OSError), self._safety.ordinary_priority():
+                self._spare = fork_spare(self._prepare_child, self._run_child)
+
+    def _prepare_child(self) -> None:
+        """In the forked process: get ready to be a worker."""
         signal.set_wakeup_fd(-1)
         memory.end_with_parent(self._pid)
-        self._last_words.listen()
         self._inbox.close()
-        self._run_worker(self._options, self._holdings, self._safety, birth, announce)
+        self._prepare_worker(self._holdings, self._safety)
+
+    def _run_child(self, told: bytes, announce: Announce) -> None:
+        """In the forked process: be a worker."""
+        self._safety.restore_priority()
+        self._last_words.listen()
+        self._run_worker(self._options, self._holdings, self._safety, Birth.decode(told), announce)
 
     def _wait(self, worker: WorkerProcess) -> tuple[int, str]:
         """Wait for the end of the worker; its status, and what it said before its mount answered."""
@@ -262,6 +295,8 @@ class Supervisor:
             self._watch(watchdog, worker.pid)
             self._step_handover(worker.pid)
             self._step_trial(watchdog)
+            if self._words[Word.IS_SERVING]:
+                self.keep_spare()
 
     def _answers(self) -> None:
         """The mount answers. Tell the caller, the first time."""

@@ -11,8 +11,9 @@
 It may be killed at any instruction: the supervisor forks another one over the same regions. What it took with it is built again
 from them, or was no more than figures.
 
-The order of construction is what makes memory safety hold: everything to come is locked first, then the regions. What is shared
-with the supervisor, until one of the two writes to it, is locked there. It is copied and locked here once the mount answers.
+The order of construction is what makes memory safety hold. `prepare_worker` comes first, while there is memory: everything to come
+is locked, what is shared with the supervisor is copied, the regions are locked, stacks and heap are faulted in. What follows may be
+done when no memory is free and nobody serves the swap.
 
 Nothing but the unmount ends a worker that has answered once: not a failed job (jobs/supervision.py), and not a signal while the
 image is in use (shutdown.py).
@@ -20,11 +21,12 @@ image is in use (shutdown.py).
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -65,7 +67,6 @@ from tmemfs.system.log import Log, log_in_background
 from tmemfs.system.memory_safety import MemorySafety
 from tmemfs.system.own_mount import loops_of_own
 from tmemfs.system.posix_signals import SignalInbox
-from tmemfs.system.proctext import Area
 from tmemfs.system.status_region import HANDLING, MOST_HANDLING, Word
 from tmemfs.system.swap_watch import SwapWatch
 from tmemfs.tiers.tier import Tier
@@ -74,6 +75,8 @@ from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
 log = logging.getLogger(__name__)
 
+#: At least as many as a worker has.
+_THREADS: Final = 24
 #: Between two runs of an event loop that fails.
 _EVENT_LOOP_PAUSE_S: Final = 1.0
 #: pyfuse3 and the relay learn of the unmount within milliseconds of each other.
@@ -103,6 +106,16 @@ class Birth:
     suspects: Mapping[int, int] = field(default_factory=dict)
     last_words: str = ""
     news: str = ""
+
+    def encode(self) -> bytes:
+        """As JSON."""
+        return json.dumps({**asdict(self), "suspects": list(self.suspects.items())}).encode()
+
+    @classmethod
+    def decode(cls, text: bytes) -> Birth:
+        """What `encode` has made `text` of."""
+        fields = json.loads(text)
+        return cls(**{**fields, "suspects": dict(fields["suspects"])})
 
 
 class Left(Exception):
@@ -138,8 +151,25 @@ def build(
 
 #: To be called once the mount answers.
 Announce = Callable[[], None]
+#: Prepares a process to be a worker.
+PrepareWorker = Callable[[Holdings, MemorySafety], None]
 #: Serves the mount of `holdings` in this process, until the unmount.
 RunWorker = Callable[[Options, Holdings, MemorySafety, Birth, Announce], None]
+
+
+def prepare_worker(holdings: Holdings, safety: MemorySafety) -> None:
+    """Have in this process, which was forked, the memory that a worker of `holdings` needs, as far as that can be known before.
+
+    To be called while another worker serves, or before the mount is used.
+    """
+    inherited = memory.private_areas()
+    safety.note_lock(memory.lock_future())
+    safety.note_lock(memory.lock_private(inherited))
+    holdings.regions.lock(safety)
+    for region in (holdings.requests, holdings.status, holdings.kept_settings):
+        safety.note_lock(memory.lock_region(region.map, region.size_bytes))
+    memory.rehearse_threads(_THREADS)
+    memory.rehearse_heap()
 
 
 def run_worker(
@@ -150,20 +180,14 @@ def run_worker(
     announce: Announce,
     make_pager: MakePager = Pager,
 ) -> None:
-    """A RunWorker. `make_pager` is for those who record what a pager is asked."""
+    """A RunWorker, after `prepare_worker`. `make_pager` is for those who record what a pager is asked."""
     signals = SignalInbox()
     signals.install()
-    inherited = memory.private_areas()
-    safety.note_lock(memory.lock_future())
-    holdings.regions.lock(safety)
-    safety.note_lock(memory.lock_region(holdings.requests.map, holdings.requests.size_bytes))
-    for region in (holdings.status, holdings.kept_settings):
-        safety.note_lock(memory.lock_region(region.map, region.size_bytes))
     words = holdings.status.words
     tier = WatchedTier(holdings.tier, words, Word.TIER_BEGUN, Word.TIER_ENDED)
     parts = build(options, tier, holdings.geometry, holdings.regions, safety, make_pager, holdings.settings_user)
     safety.prefer_for_oom_killer(birth.supervisor)
-    _Server(options, holdings, parts, birth, signals, announce, inherited).run()
+    _Server(options, holdings, parts, birth, signals, announce).run()
 
 
 class _Server:
@@ -181,7 +205,6 @@ class _Server:
         birth: Birth,
         signals: SignalInbox,
         announce: Announce,
-        inherited: list[Area],
     ) -> None:
         # constant after construction
         self._options = options
@@ -195,7 +218,6 @@ class _Server:
         self._safety = parts.safety
         self._birth = birth
         self._announce_to = announce
-        self._inherited = inherited
         self._jobs = Jobs()
         self._interrupts = Interrupts()
         self._shutdown = Shutdown(self._mountpoint, birth.supervisor, signals, self._tuning.executor)
@@ -328,8 +350,6 @@ class _Server:
         self._say_who_died()
         log.info("serving %s", self._mountpoint)
         self._announce_to()
-        # Not before the mount answers: the swap stands still until then, and this takes 20 MB.
-        self._safety.note_lock(await self._tuning.executor.run(partial(memory.lock_private, self._inherited)))
 
     def _say_who_died(self) -> None:
         """Log how the worker before this one ended: the supervisor writes no files while the mount is in use."""

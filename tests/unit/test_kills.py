@@ -16,6 +16,7 @@ from random import Random
 import pytest
 
 from tests.waiting import wait_until
+from tmemfs.system import runtime
 from tools.kills import __main__ as command
 from tools.kills.deaths import STOPPED, Strike, Tally, table
 from tools.kills.load import Again
@@ -26,13 +27,17 @@ from tools.kills.upgrades import CHANGES, Change
 from tools.kills.worker import NoWorker, children_of, end, worker_of
 from tools.soak.places import CHECKOUT, Fault
 
-#: A parent that forks another child whenever one has ended, as a supervisor does.
+#: A parent that forks another child whenever one has ended, as a supervisor does, and says which in its status region.
 SUPERVISOR = """
-import os, signal, sys
+import os, pathlib, signal, sys
+from tmemfs.system.status_region import StatusRegion, Word
+status = StatusRegion.create(pathlib.Path(sys.argv[1]))
+status.words[Word.SUPERVISOR_PID] = os.getpid()
 while True:
     pid = os.fork()
     if not pid:
         signal.pause()
+    status.words[Word.WORKER_PID] = pid
     print(pid, flush=True)
     os.waitpid(pid, 0)
 """
@@ -40,8 +45,10 @@ LONG_S = 60.0
 
 
 @pytest.fixture
-def supervisor() -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen([sys.executable, "-c", SUPERVISOR], stdout=subprocess.PIPE, text=True) as process:
+def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
+    monkeypatch.setattr(runtime, "DIRECTORY", tmp_path)
+    command = [sys.executable, "-c", SUPERVISOR, str(tmp_path / "one.status")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT) as process:
         try:
             yield process
         finally:
@@ -56,7 +63,7 @@ def forked(process: subprocess.Popen[str]) -> int:
     return int(process.stdout.readline())
 
 
-def test_the_worker_is_the_child_and_the_next_one_follows_its_death(supervisor: subprocess.Popen[str]) -> None:
+def test_the_worker_is_the_one_that_is_named_and_the_next_one_follows_its_death(supervisor: subprocess.Popen[str]) -> None:
     first = forked(supervisor)
     assert worker_of(supervisor.pid, LONG_S) == first
     death = end(supervisor.pid, first, LONG_S)

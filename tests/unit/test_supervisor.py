@@ -104,7 +104,7 @@ def _supervise(play: Play, watchdog_s: float, prepare: Callable[[], None], statu
     holdings = cast(Holdings, SimpleNamespace(device=SimpleNamespace(fd=device), status=status))
     listener, asker = socket.socketpair()  # nobody asks for an upgrade
     options = Options(Path("/nowhere"), 4096, watchdog_s=watchdog_s)
-    made = Supervisor(options, holdings, MemorySafety(), listener, prepare, run)
+    made = Supervisor(options, holdings, MemorySafety(), listener, prepare, run, prepare=lambda holdings, safety: None)
     install = made._inbox.install
 
     def install_both() -> None:

@@ -12,6 +12,7 @@ import mmap
 import os
 import signal
 import struct
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -60,6 +61,13 @@ STACK_DEPTH_BYTES: Final = 64 << 10
 _FRAMES: Final = 120
 #: malloc keeps free heap up to this size. No request of the page path is larger.
 _HEAP_BYTES: Final = 64 << 20
+
+#: What a worker takes at its start: 4 MB in large blocks, 2 MB in small objects.
+_BLOCK_BYTES: Final = 64 << 10
+_BLOCKS: Final = 64
+_SMALL_OBJECTS: Final = 25_000
+_KEPT_ONE_IN: Final = 100
+_KEPT_OBJECTS: Final[list[tuple[int]]] = []
 
 Buffer = mmap.mmap | memoryview
 
@@ -152,6 +160,30 @@ def prepare_thread(depth_bytes: int = STACK_DEPTH_BYTES) -> Outcome:
 def _descend(left: int) -> int:
     """Call deeper than any other code of ours does."""
     return _descend(left - 1) if left else 0
+
+
+def rehearse_threads(count: int) -> None:
+    """Have `count` threads at once touch what a thread needs, and end: the C library keeps their stacks for those to come."""
+    all_there = threading.Barrier(count)
+
+    def touch() -> None:
+        prepare_thread()
+        all_there.wait()
+
+    threads = [threading.Thread(target=touch, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def rehearse_heap() -> None:
+    """Touch as much heap as a process takes at its start, and free it: it stays with the process (`heap_settings`)."""
+    blocks = [b"\1" * _BLOCK_BYTES for _ in range(_BLOCKS)]
+    small = [(number,) for number in range(_SMALL_OBJECTS)]
+    # Python gives the memory of small objects back where none is left of them, so some stay.
+    _KEPT_OBJECTS.extend(small[::_KEPT_ONE_IN])
+    del blocks, small
 
 
 def io_flusher() -> Outcome:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final
 
 from tmemfs.system import memory
@@ -60,6 +61,20 @@ class MemorySafety:
     def prefer_for_oom_killer(self, other: int) -> None:
         """Where the OOM killer does not spare this process, have it choose it rather than process `other`."""
         self._outcomes["oom_worker_first"] = not self._outcomes["oom_score_adj_set"] and int(memory.be_killed_before(other).ok)
+
+    @contextmanager
+    def ordinary_priority(self) -> Iterator[None]:
+        """In the block, which may wait for memory, give way to those who write pages out."""
+        memory.ordinary_thread()
+        try:
+            yield
+        finally:
+            self.restore_priority()
+
+    def restore_priority(self) -> None:
+        """Back to the priority of `prepare_process`, in a process that was forked without it, too."""
+        if self._outcomes.get("realtime"):
+            memory.realtime()
 
     def lock_current(self) -> None:
         """Lock what is mapped so far, except for code that hardly anybody calls."""

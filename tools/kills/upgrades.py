@@ -82,7 +82,7 @@ class Upgrades:
         began_ns, worker = time.monotonic_ns(), int(target.place.flat("stat")["worker_pid"])
         process = target.place.start("upgrade", str(target.place.mountpoint))
         time.sleep(self._random.uniform(0, _LONGEST_PAUSE_S))
-        beside = [pid for pid in children_of(target.supervisor) if pid != worker]
+        beside = [pid for pid in children_of(target.supervisor) if b"tmemfs.candidate" in _command_line(pid)]
         deaths = 0
         for pid in [worker] if whom == WORKER else beside:
             with suppress(ProcessLookupError):
@@ -110,3 +110,10 @@ def _strike(target: Target, phase: str, began_ns: int, deaths: int = 0) -> Strik
     stall_ns = target.prober.wait_for_stall(began_ns, time.monotonic_ns(), ANSWERED_S)
     target.find_supervisor()
     return Strike(phase, deaths, True, stall_ns / 1e9)
+
+
+def _command_line(pid: int) -> bytes:
+    """The command line of a process, empty if it has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""

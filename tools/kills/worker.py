@@ -1,8 +1,8 @@
 """The worker of a supervisor, seen from outside: which process it is, and its end by a signal.
 
-The worker is the only child of the supervisor. A signal is sent through a pidfd whose process was then still a child of the
-supervisor, so a process id that was used again is never hit. Reads /proc only, and needs neither the mount nor an answer of the
-supervisor.
+The status region names the worker; the supervisor's other child is a spare, or a candidate of an upgrade. A signal is sent through
+a pidfd whose process was then still a child of the supervisor, so a process id that was used again is never hit. Reads files only,
+and needs neither the mount nor an answer of the supervisor.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from tmemfs.system import runtime
+from tmemfs.system.status_region import read_status
 
 #: Between two looks for a new worker: short beside its recovery, which takes milliseconds.
 _POLL_S: Final = 0.0005
@@ -43,16 +46,25 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+def named_by(supervisor: int) -> int:
+    """The worker that the status region of `supervisor` names, 0 while there is none."""
+    for path in runtime.DIRECTORY.glob("*.status"):
+        status = read_status(path)
+        if status is not None and status.supervisor == supervisor:
+            return status.worker
+    return 0
+
+
 def worker_of(supervisor: int, limit_s: float, other_than: int | None = None) -> int:
     """The worker of `supervisor`, as soon as there is one. Raises NoWorker after `limit_s`."""
     deadline = time.monotonic() + limit_s
     while True:
-        # one that has ended stays a child until the supervisor has waited for it
-        alive = [pid for pid in children_of(supervisor) if pid != other_than and state_of(pid) not in ("Z", "X", "")]
-        if len(alive) == 1:
-            return alive[0]
+        # one that has ended is named until the supervisor has waited for it
+        worker = named_by(supervisor)
+        if worker not in (0, other_than) and state_of(worker) not in ("Z", "X", ""):
+            return worker
         if time.monotonic() > deadline:
-            raise NoWorker(f"supervisor {supervisor} has {len(alive)} workers after {limit_s:.0f} s")
+            raise NoWorker(f"supervisor {supervisor} has no worker after {limit_s:.0f} s")
         time.sleep(_POLL_S)
 
 
