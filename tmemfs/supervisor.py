@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import partial
-from typing import Final
+from typing import Final, NoReturn
 
 from tmemfs import __version__
 from tmemfs.backing import import_cipher, open_tier
@@ -241,6 +241,7 @@ class Supervisor:
     def _start_worker(self, told: bytes) -> WorkerProcess:
         """A worker that serves: the spare, if there is one. Raises OSError where the first one cannot be forked."""
         spare, self._spare = self._spare, None
+        self._words[Word.HAS_SPARE] = 0
         if spare is not None:
             if spare.start(told):
                 return spare
@@ -257,6 +258,7 @@ class Supervisor:
             self._spare.end()
             self._spare = None
         if self._spare is None:
+            self._words[Word.HAS_SPARE] = 0
             with suppress(OSError), self._safety.ordinary_priority():
                 self._spare = fork_spare(self._prepare_child, self._run_child)
 
@@ -266,6 +268,7 @@ class Supervisor:
         memory.end_with_parent(self._pid)
         self._inbox.close()
         self._prepare_worker(self._holdings, self._safety)
+        self._words[Word.HAS_SPARE] = 1
 
     def _run_child(self, told: bytes, announce: Announce) -> None:
         """In the forked process: be a worker."""
@@ -376,14 +379,26 @@ class Supervisor:
 
     def _refuse(self) -> None:
         """Workers cannot serve this mount: answer errors, so that nobody hangs, until it is unmounted."""
-        self._restore_settings()
-        log.critical(
-            "%d workers died within a minute and answered nothing: the mount answers errors from now on", MOST_DEATHS_IN_A_ROW
-        )
         self._words[Word.STATE] = State.GAVE_UP
+        # In a process of its own: it reads and writes files, which may lie in the swap that only the next lines answer for.
+        child = os.fork()
+        if not child:
+            self._give_up()
         while not Refusing(self._device, self._holdings.requests).run((self._inbox.fd, self._handover.fd), self._woken):
             self._hand_over()
             self._words[Word.STATE] = State.GAVE_UP
+        with suppress(ChildProcessError):
+            os.waitpid(child, os.WNOHANG)
+
+    def _give_up(self) -> NoReturn:
+        """In a forked process: restore the machine's settings, and log that no worker follows."""
+        try:
+            self._restore_settings()
+            log.critical(
+                "%d workers died within a minute and answered nothing: the mount answers errors from now on", MOST_DEATHS_IN_A_ROW
+            )
+        finally:
+            os._exit(0)
 
     def _woken(self) -> bool:
         """A signal, or a request to hand over, while the mount answers errors; whether to stop that for a candidate."""
@@ -404,6 +419,7 @@ class Supervisor:
     def _restore_settings(self) -> None:
         """Restore what a worker that was killed has left changed. What fails, `tmemfs down` tries again."""
         with suppress(TmemfsError, OSError), closing(KernelSettings(held=self._holdings.settings_user)) as settings:
+            settings.resume()
             settings.release()
             settings.restore_leftovers()
             settings.drop_held()

@@ -366,6 +366,7 @@ def test_a_user_that_is_held_outlives_its_process(machine: Machine) -> None:
         another.restore_leftovers()  # as `tmemfs down` of another mount does
         assert another.findings().is_in_use and machine.now(BOOST) == 0
     second = KernelSettings(machine.directory, proc, held)
+    second.resume()
     assert second.is_registered and machine.now(MINIMUM) == 67584
     assert second.lower_minimum(3 / 4)
     second.release()

@@ -86,7 +86,6 @@ def _supervise(play: Play, watchdog_s: float, prepare: Callable[[], None], statu
     parent = os.getpid()
 
     def unmount() -> None:
-        os.close(kernel)
         os.kill(parent, signal.SIGUSR2)
 
     def run(options: Options, holdings: Holdings, safety: MemorySafety, birth: Birth, announce: Callable[[], None]) -> None:
@@ -104,7 +103,7 @@ def _supervise(play: Play, watchdog_s: float, prepare: Callable[[], None], statu
     holdings = cast(Holdings, SimpleNamespace(device=SimpleNamespace(fd=device), status=status))
     listener, asker = socket.socketpair()  # nobody asks for an upgrade
     options = Options(Path("/nowhere"), 4096, watchdog_s=watchdog_s)
-    made = Supervisor(options, holdings, MemorySafety(), listener, prepare, run, prepare=lambda holdings, safety: None)
+    made = Supervisor(options, holdings, MemorySafety(), listener, prepare, run, prepare=lambda holdings, safety: os.close(kernel))
     install = made._inbox.install
 
     def install_both() -> None:

@@ -139,6 +139,7 @@ class KernelTuning:
         return True
 
     async def _restore_leftovers(self) -> None:
+        await self._in_executor(self._settings.resume)
         await self._in_executor(self._settings.restore_leftovers)
 
     async def _follow(self) -> None:

@@ -28,6 +28,8 @@ _DAEMON: Final = Section("The daemon", (
     Metric("daemon_pid", "info", "-", "Process id of the daemon.", lambda s: s.pid, STAT_ONLY),
     Metric("worker_pid", "info", "-", "Process id of the worker, which serves the mount for the daemon.", lambda s: s.worker_pid,
         STAT_ONLY),
+    Metric("worker_spare", "gauge", "0/1", "1: a spare worker is ready, which needs no memory to take over.",
+        lambda s: s.supervised(Word.HAS_SPARE)),
     Metric("worker_generation", "gauge", "1", "Workers that were started so far, this one included.",
         lambda s: s.supervised(Word.GENERATION)),
     Metric("worker_killed", "counter", "1", "Workers that were killed from outside.",

@@ -135,7 +135,7 @@ def held_user(directory: Path | None = None) -> int | None:
 
 
 class KernelSettings:
-    """One user of the machine's settings; not registered at first, unless an earlier process with the same `held` was."""
+    """One user of the machine's settings; not registered at first. With `held`, `resume` goes on where an earlier process ended."""
 
     def __init__(self, directory: Path | None = None, proc: Path = Path("/proc"), held: int | None = None) -> None:
         self._directory = directory or runtime.DIRECTORY
@@ -146,10 +146,6 @@ class KernelSettings:
         self._user: tuple[int, str] | None = None
         self._is_lowered = False
         self._held = held
-        if held is not None and (user := self._name_of(held, _USER)):
-            # Who registered with it died, and the record is still the one that it found.
-            self._user = (held, user)
-            self._record = self._load() or _UNKNOWN
 
     @property
     def is_registered(self) -> bool:
@@ -170,6 +166,16 @@ class KernelSettings:
             for name, administrators, value in now
             if value is not None
         )
+
+    def resume(self) -> None:
+        """Be registered if an earlier process with the same held user was. Raises OSError.
+
+        It reads a file, which may have to be swapped in: not before the swap is served.
+        """
+        if self._held is not None and (user := self._name_of(self._held, _USER)):
+            # Who registered with it died, and the record is still the one that it found.
+            self._user = (self._held, user)
+            self._record = self._load() or _UNKNOWN
 
     def register(self) -> None:
         """Record the administrator's values if nobody has, and turn boosting off. Raises Busy, Refused, OSError."""

@@ -14,6 +14,8 @@ from random import Random
 from statistics import median
 from typing import Final
 
+from tmemfs.system import runtime
+from tmemfs.system.status_region import Word, read_status
 from tmemfs.units import PAGE_BYTES
 from tools.kills.deaths import Strike
 from tools.kills.prober import Prober, Reads, Unanswered
@@ -96,14 +98,18 @@ def _wrong(hog: Hog) -> list[str]:
 
 
 class Killer:
-    """Kills workers at random moments from enter to exit, in a thread; `reasons` say what went wrong."""
+    """Kills workers at random moments from enter to exit, in a thread; `reasons` say what went wrong.
 
-    def __init__(self, guest: Guest, pause_s: tuple[float, float]) -> None:
+    `is_patient`: only while a spare worker is ready. Without free memory a next one cannot get ready while nobody serves.
+    """
+
+    def __init__(self, guest: Guest, pause_s: tuple[float, float], is_patient: bool = False) -> None:
         assert isinstance(guest.contender, Tmemfs), "only tmemfs has a worker"
         self._guest = guest
         self._image = guest.contender.mountpoint / "swap"
         self._supervisor = guest.daemon_pid()
         self._pause_s = pause_s
+        self._is_patient = is_patient
         self._end = threading.Event()
         self._changed = threading.Condition()
         self._strikes: list[Strike] = []
@@ -146,16 +152,21 @@ class Killer:
             try:
                 prober = stack.enter_context(_probed(self._image))
                 while not self._end.wait(random.uniform(*self._pause_s)):
-                    self._strike(prober, random)
+                    if not self._is_patient or self._has_spare():
+                        self._strike(prober, random)
             except (NoWorker, Unanswered, OSError) as error:
                 # before the image is closed, which may hang where nobody answers
                 with self._changed:
                     self.reasons.append(f"after {self.deaths} kills: {error}")
                     self._changed.notify_all()
 
+    def _has_spare(self) -> bool:
+        status = read_status(runtime.status_path(self._image.parent))
+        return status is not None and status.words[Word.HAS_SPARE] == 1
+
     def _strike(self, prober: Prober, random: Random) -> None:
         assert self._supervisor is not None
-        is_twice = random.random() < TWICE_SHARE
+        is_twice = random.random() < TWICE_SHARE and not self._is_patient
         strike = kill_twice(self._supervisor, prober, "", random) if is_twice else kill(self._supervisor, prober)
         self._guest.say(f"{strike.deaths} killed, stall {strike.stall_s:.2f} s")
         with self._changed:

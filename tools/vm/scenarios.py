@@ -99,7 +99,7 @@ def _killing(guest: Guest) -> Iterator[Killer | None]:
     if not isinstance(guest.contender, Tmemfs):
         yield None
         return
-    with Killer(guest, SELDOM_S) as killer:
+    with Killer(guest, SELDOM_S, is_patient=True) as killer:
         yield killer
 
 
