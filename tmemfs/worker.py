@@ -320,6 +320,8 @@ class _Server:
     async def _leave(self, all_tasks: trio.CancelScope) -> None:
         """End the jobs when this worker is asked to leave; what they have in hand they finish (jobs/executor.py)."""
         await self._shutdown.leaving.wait()
+        # First: the shrinker has stores refused that wait when it ends.
+        self._engine.free_frames.leave_waiting()
         all_tasks.cancel()
 
     def _jobs_of(self, relay: Relay, written: Log) -> tuple[Job, ...]:

@@ -28,6 +28,7 @@ class FreeFrames:
         self._changed = threading.Condition()
         self._generation = 0
         self._stuck: str | None = None
+        self._are_left = False
 
     @property
     def stuck(self) -> str | None:
@@ -44,9 +45,15 @@ class FreeFrames:
     def set_stuck(self, reason: str | None) -> None:
         """No frame can be freed, because of `reason`; None: frames can be freed again."""
         with self._changed:
-            self._stuck = reason
+            self._stuck = None if self._are_left else reason
             self._generation += 1
             self._changed.notify_all()
+
+    def leave_waiting(self) -> None:
+        """Refuse no store from now on: this process ends before the mount does, and the next one takes up what waits here."""
+        with self._changed:
+            self._are_left = True
+            self._stuck = None
 
     def wait_until(self, attempt: Callable[[], bool]) -> None:
         """Call `attempt` until it succeeds, waiting for a free frame in between. Raises NoSpace when none can be freed."""

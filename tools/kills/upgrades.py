@@ -41,7 +41,7 @@ class Change:
 CHANGES: Final = (
     Change("cannot be imported", "worker.py", r"^import os$", "import os, no_such_module"),
     Change("has another layout", "holdings.py", r"^LAYOUT: Final = (\d+)$", r"LAYOUT: Final = 9\1"),
-    Change("fails as it starts", "worker.py", r"^    signals = SignalInbox\(\)$", "    raise RuntimeError('this version fails')"),
+    Change("fails as it starts", "worker.py", r"^    signals = SignalInbox\(\)$", "    raise Refused('this version fails')"),
 )
 #: What is killed halfway: the worker that served, or any process that the supervisor has started beside it.
 WORKER, CANDIDATE = "worker", "candidate"
