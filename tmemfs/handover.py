@@ -17,7 +17,7 @@ This is the supervisor's side; the other one is candidate.py. `asked` is what th
 
 Invariants:
 1. At most one worker lives: GO is said after the supervisor's own worker has ended, and a failed candidate is waited for with all
-   its children, which the kernel gives to the supervisor (memory.adopt_orphans), before the supervisor forks again.
+   its children, a process group that the kernel gives to the supervisor (memory.adopt_orphans), before another worker serves.
 2. A candidate ends with the supervisor until GO; from there on it goes on without, for there is no other worker.
 3. The supervisor ends without undoing anything: mount, backing, status and settings are the candidate's.
 
@@ -121,7 +121,7 @@ class Handover:
         assert candidate is not None and asker is not None
         if why := candidate.go():
             self._fail(why)
-            _wait_for_all()  # also for its worker, which reads requests until it has ended
+            _wait_for(candidate.pid)  # and for its worker, which reads requests until it has ended
             return 0
         notify(f"MAINPID={candidate.pid}")
         return candidate.pid
@@ -227,6 +227,8 @@ class Candidate:
             supervisor, pid = os.getpid(), os.fork()
             if not pid:
                 _become(request, printed, supervisor, make_manifest, fds)
+        with suppress(OSError):
+            os.setpgid(pid, pid)  # whichever of the two is first
         ours.setblocking(False)
         return cls(pid, os.pidfd_open(pid), ours, printed)
 
@@ -262,7 +264,7 @@ class Candidate:
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         _is_readable(_KILLED_S, self.pidfd)
-        os.waitpid(self.pid, os.WNOHANG)
+        _wait_for(self.pid, os.WNOHANG)
         self.channel.close()
         os.close(self.pidfd)
         os.close(self.printed)
@@ -281,6 +283,7 @@ class Candidate:
 def _become(request: Request, printed: int, supervisor: int, make_manifest: MakeManifest, fds: dict[str, int]) -> None:
     """In the forked process: execute the candidate; never returns."""
     try:
+        os.setpgid(0, 0)
         memory.end_with_parent(supervisor)
         memory.ordinary_thread()  # what it does now is not urgent; the page path is
         fds |= {"stdout": os.dup(1), "stderr": os.dup(2)}
@@ -299,11 +302,11 @@ def _become(request: Request, printed: int, supervisor: int, make_manifest: Make
     os._exit(_EXECUTION_FAILED)
 
 
-def _wait_for_all() -> None:
-    """Wait for the end of all children."""
+def _wait_for(group: int, options: int = 0) -> None:
+    """Wait for the end of all children of a process group: of a candidate and what it has forked, not of a spare of our own."""
     with suppress(ChildProcessError):
-        while True:
-            os.waitpid(-1, 0)
+        while os.waitpid(-group, options)[0]:
+            pass
 
 
 def _is_readable(seconds: float, *fds: int) -> bool:
