@@ -241,7 +241,7 @@ class Supervisor:
     def _start_worker(self, told: bytes) -> WorkerProcess:
         """A worker that serves: the spare, if there is one. Raises OSError where the first one cannot be forked."""
         spare, self._spare = self._spare, None
-        self._words[Word.HAS_SPARE] = 0
+        self._words[Word.SPARE_PID] = 0
         if spare is not None:
             if spare.start(told):
                 return spare
@@ -258,7 +258,7 @@ class Supervisor:
             self._spare.end()
             self._spare = None
         if self._spare is None:
-            self._words[Word.HAS_SPARE] = 0
+            self._words[Word.SPARE_PID] = 0
             with suppress(OSError), self._safety.ordinary_priority():
                 self._spare = fork_spare(self._prepare_child, self._run_child)
 
@@ -268,7 +268,7 @@ class Supervisor:
         memory.end_with_parent(self._pid)
         self._inbox.close()
         self._prepare_worker(self._holdings, self._safety)
-        self._words[Word.HAS_SPARE] = 1
+        self._words[Word.SPARE_PID] = os.getpid()
 
     def _run_child(self, told: bytes, announce: Announce) -> None:
         """In the forked process: be a worker."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from contextlib import suppress
 from functools import cached_property
 
 from tmemfs import __version__
@@ -167,12 +168,16 @@ class Snapshot:
         return resident, pool
 
     def _resident_now(self) -> Resident:
-        """Of the worker, and what the supervisor has beside what both have mapped. Pages that they share count twice."""
+        """Of worker, supervisor and spare: what each has for itself, and once what they have mapped in common."""
         worker = resident_bytes(os.getpid())
         if self.pid == os.getpid():
             return worker
-        supervisor = resident_bytes(self.pid)
-        return Resident(worker.anon + supervisor.anon, max(worker.file, supervisor.file), max(worker.shmem, supervisor.shmem))
+        others = [resident_bytes(self.pid)]
+        if spare := self.supervised(Word.SPARE_PID):
+            with suppress(OSError):  # it may have ended since
+                others.append(resident_bytes(spare))
+        anon = worker.anon + sum(other.anon for other in others)
+        return Resident(anon, max(worker.file, others[0].file), max(worker.shmem, others[0].shmem))
 
     # ---- the machine -----------------------------------------------------------------------------------------------
 

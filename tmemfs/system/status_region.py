@@ -78,8 +78,8 @@ class Word(IntEnum):
     COMPRESSED_BYTES = 41
     #: How long requests may wait without an answer, in ms; 0: for ever.
     WATCHDOG_MS = 42
-    #: 1 while a spare worker is ready, which needs no memory to take over.
-    HAS_SPARE = 44
+    #: A spare worker that is ready, and needs no memory to take over; 0 while there is none.
+    SPARE_PID = 44
     #: CLOCK_MONOTONIC in ns of the last pulse.
     PULSE_NS = 43
 

@@ -162,7 +162,7 @@ class Killer:
 
     def _has_spare(self) -> bool:
         status = read_status(runtime.status_path(self._image.parent))
-        return status is not None and status.words[Word.HAS_SPARE] == 1
+        return status is not None and status.words[Word.SPARE_PID] != 0
 
     def _strike(self, prober: Prober, random: Random) -> None:
         assert self._supervisor is not None
