@@ -149,3 +149,17 @@ def test_parts_with_memory_are_found_and_no_others() -> None:
         expected = {part: size for part, size in found.items() if part not in skip}
         assert resident_parts(region.fd, region.map, SEGMENT_BYTES, skip) == expected
     region.close()
+
+
+def test_the_frame_of_a_segment_that_was_empty_is_given_to_one_segment_only(regions: Regions) -> None:
+    tmem = regions.start(LIMIT, SLOTS)
+    store_full_segments(tmem, 1)
+    tmem.invalidate(0, FULL)  # of the segment that is open, so it is not freed before the kill
+    assert tmem.arena.used
+
+    tmem = regions.start(LIMIT, SLOTS)
+    adopt_left_frames(tmem)
+    taken = []
+    while (frame := tmem.arena.take()) is not None:
+        taken.append(frame)
+    assert sorted(set(taken)) == sorted(taken)

@@ -20,7 +20,7 @@ def adopt_left_frames(tmem: Tmem) -> None:
     """Have `tmem`, which nobody uses yet, count the frames with memory behind them that hold no segment."""
     arena = tmem.arena
     try:
-        found = resident_parts(arena.region.fd, arena.region.map, SEGMENT_BYTES, {*arena.used, *range(arena.kept)})
+        found = resident_parts(arena.region.fd, arena.region.map, SEGMENT_BYTES, arena.known)
     except OSError as error:
         # Pages are served all the same: what is not counted is found when its frame is used and released.
         log.error("memory that the last worker left could not be found: %s", error)

@@ -126,8 +126,16 @@ class Arena:
         self._cold = [Frame(index) for index in range(self.kept, self._untouched) if index not in frames]
         self.peak = self.held
 
+    @property
+    def known(self) -> set[Frame]:
+        """Frames that are counted as having memory behind them, but for those that are just being released or faulted in."""
+        return {*map(Frame, range(self.kept)), *self.used, *self._ready, *self._releasing}
+
     def adopt_resident(self, resident: Mapping[Frame, int]) -> None:
         """Count frames that an earlier process left with memory behind them and no segment in them; `resident` has their bytes."""
+        # Recovery has given back the frames of segments that were empty: to give one back twice would give it to two segments.
+        known = self.known
+        resident = {frame: size_bytes for frame, size_bytes in resident.items() if frame not in known}
         self._cold += [Frame(index) for index in range(self._untouched, max(resident, default=-1) + 1)]
         self._untouched = max(self._untouched, max(resident, default=-1) + 1)
         self._cold = [frame for frame in self._cold if frame not in resident]
