@@ -168,7 +168,10 @@ def prepare_worker(holdings: Holdings, safety: MemorySafety) -> None:
     holdings.regions.lock(safety)
     for region in (holdings.requests, holdings.status, holdings.kept_settings):
         safety.note_lock(memory.lock_region(region.map, region.size_bytes))
-    memory.rehearse_threads(_THREADS)
+    try:
+        memory.rehearse_threads(_THREADS)
+    except RuntimeError as error:
+        raise Refused(NO_THREADS.format(error)) from error
     memory.rehearse_heap()
 
 

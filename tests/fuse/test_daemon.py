@@ -43,7 +43,7 @@ def test_regions_are_left_out_of_a_core_file(tmp_path: Path) -> None:
                 name = line.split("memfd:tmemfs-")[1].split()[0]
             elif line.startswith("VmFlags:") and name:
                 found[name], name = "dd" in line.split(), ""
-        assert found == dict.fromkeys(("slots", "segments", "arena", "requests", "key"), True)
+        assert found == dict.fromkeys(("slots", "segments", "arena", "requests", "key", "settings"), True)
         assert place.number("core_dumps_off") == 1
 
 

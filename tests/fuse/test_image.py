@@ -50,7 +50,8 @@ def test_requests_are_read_and_not_spliced(place: Place) -> None:
         place.read("stat")
     opened = [os.readlink(file) for file in Path(f"/proc/{place.number('worker_pid')}/fd").iterdir()]
     assert "/dev/fuse" in opened
-    assert not [name for name in opened if name.startswith("pipe:")]  # libfuse makes one the first time it splices
+    pipes = [name for name in opened if name.startswith("pipe:")]
+    assert len(set(pipes)) == len(pipes)  # libfuse makes one the first time it splices, and has both of its ends
 
 
 def test_a_mount_without_swap_changes_no_setting_of_the_kernel(place: Place) -> None:
@@ -289,7 +290,7 @@ def test_damage_is_reported_until_it_is_acknowledged(place: Place, image: int) -
     assert place.read("damage") == "damaged_in_ram 0\ndamaged_on_disk 0\nfailed_reads 0"
     assert place.flat("events")["corrupt_records"] == "1"
     assert not _is_readable(image, bad[0]) and place.state == "running"
-    assert str(place.mountpoint) not in tmemfs("doctor", check=False).stdout
+    assert f"damage{'':17}ok" in tmemfs("doctor", check=False).stdout
 
 
 def test_a_single_page_load_reads_two_blocks_at_most(place: Place) -> None:

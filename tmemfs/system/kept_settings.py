@@ -32,6 +32,7 @@ class KeptSettings:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.map = mmap.mmap(fd, _REGION_BYTES)
+        self.map.madvise(mmap.MADV_DONTDUMP)
         self.size_bytes = _REGION_BYTES
         self._writes = memoryview(self.map)[:8].cast("Q")
 

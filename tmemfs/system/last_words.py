@@ -16,6 +16,7 @@ _LONGEST_DUMP: Final = 32 << 10
 #: A process that is told to dump its stacks has this long to do it. One that could not be reached by a signal does not.
 _DUMP_S: Final = 0.5
 _DUMP: Final = signal.SIGRTMAX
+_FAULTS: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)
 
 
 class LastWords:
@@ -26,6 +27,9 @@ class LastWords:
 
     def listen(self) -> None:
         """In the child: dump the stacks on demand, and in a crash."""
+        for number in _FAULTS:
+            # The parent ignores them, and so would this process after its dump, if somebody else sent them.
+            signal.signal(number, signal.SIG_DFL)
         faulthandler.register(_DUMP, file=self._dump, all_threads=True)
         faulthandler.disable()  # where it was enabled before, its handlers have been replaced since
         faulthandler.enable(file=self._dump, all_threads=True)
