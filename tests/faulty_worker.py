@@ -42,7 +42,7 @@ from tmemfs.units import MIB, PAGE_BYTES
 from tmemfs.worker import Birth
 
 SWAP_BYTES: Final = 64 * MIB
-POOL_MAX: Final = "8M"
+POOL_MAX: Final = "10M"
 _LOOK_S: Final = 0.01
 _FILES: Final = frozenset(module.__file__ for module in (kept_requests, page_path, replies, wire))
 

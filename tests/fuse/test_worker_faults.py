@@ -97,7 +97,8 @@ def image(place: Place) -> Iterator[int]:
     try:
         yield fd
     finally:
-        os.close(fd)
+        with suppress(OSError):  # of a mount that answers errors
+            os.close(fd)
 
 
 def write(fd: int, slot: int, seed: int) -> None:
@@ -189,12 +190,13 @@ def test_a_write_that_workers_die_of_is_refused_at_the_third_time(tmp_path: Path
         wait_until(lambda: "Fatal Python error: Aborted" in served.log)  # where it crashed
 
 
-@EVERY_WAY
+# Kept requests are taken up by another way than the one that crashes here.
+@pytest.mark.parametrize("way", [[]], ids=["resent"])
 def test_a_load_that_workers_die_of_is_refused_at_the_third_time(tmp_path: Path, way: list[str]) -> None:
     with daemon(tmp_path, *way, "crash-load=7") as served, image(served.place) as fd:
         for slot in range(16):
             write(fd, slot, slot)
-        served.place.write("shrink", "64M")
+        served.place.write("shrink", "all")
         with pytest.raises(OSError) as failed:
             os.pread(fd, PAGE_BYTES, 7 * PAGE_BYTES)
         assert failed.value.errno == errno.EIO
@@ -207,7 +209,7 @@ def test_a_kill_from_outside_is_nothing_against_a_request(tmp_path: Path, way: l
     tier = tmp_path / "hangs"
     with daemon(tmp_path, *way, f"tier={tier}") as served, image(served.place) as fd:
         write(fd, 7, 7)
-        served.place.write("shrink", "64M")
+        served.place.write("shrink", "all")
         tier.touch()
         found: list[bool] = []
         reader = threading.Thread(target=lambda: found.append(has(fd, 7, 7)))
@@ -230,7 +232,7 @@ def test_workers_that_crash_one_after_the_other_end_the_restarts(tmp_path: Path,
                 operation()
             assert failed.value.errno == errno.EIO
         assert served[Word.STATE] == State.GAVE_UP and served[Word.DEATHS] == 5 + 1
-        assert "the mount answers errors from now on" in served.log
+        wait_until(lambda: "the mount answers errors from now on" in served.log)
         served.process.send_signal(signal.SIGTERM)  # the image is open, so nothing is unmounted
         with pytest.raises(OSError):
             os.pread(fd, PAGE_BYTES, PAGE_BYTES)
@@ -282,7 +284,7 @@ def test_one_that_loops_is_found_out_also_after_a_kill_that_hit_the_tier(tmp_pat
     tier = tmp_path / "hangs"
     with daemon(tmp_path, "watchdog=0.4", "loop-write=7", f"tier={tier}") as served, image(served.place) as fd:
         write(fd, 1, 1)
-        served.place.write("shrink", "64M")
+        served.place.write("shrink", "all")
         tier.touch()
         reader = threading.Thread(target=os.pread, args=(fd, PAGE_BYTES, PAGE_BYTES))
         reader.start()
@@ -297,9 +299,9 @@ def test_one_that_loops_is_found_out_also_after_a_kill_that_hit_the_tier(tmp_pat
 
 def test_a_tier_that_does_not_answer_is_no_reason_to_kill(tmp_path: Path) -> None:
     tier = tmp_path / "hangs"
-    with daemon(tmp_path, "watchdog=0.2", f"tier={tier}") as served, image(served.place) as fd:
+    with daemon(tmp_path, "watchdog=2", f"tier={tier}") as served, image(served.place) as fd:
         write(fd, 1, 1)
-        served.place.write("shrink", "64M")
+        served.place.write("shrink", "all")
         tier.touch()
         reader = threading.Thread(target=os.pread, args=(fd, PAGE_BYTES, PAGE_BYTES))
         reader.start()

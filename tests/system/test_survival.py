@@ -104,6 +104,15 @@ def read_patiently(place: Place, name: str) -> str:
             time.sleep(0.05)
 
 
+def _is_emptied(cgroup: Path, outside: Path) -> bool:
+    """Move the processes of `cgroup` to `outside`; whether there were none left."""
+    found = (cgroup / "cgroup.procs").read_text().split()
+    for pid in found:
+        with suppress(OSError):
+            (outside / "cgroup.procs").write_text(pid)
+    return not found
+
+
 def test_a_cgroup_that_is_removed_takes_its_signals_and_not_the_daemon(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.mountpoint.mkdir()
@@ -114,7 +123,7 @@ def test_a_cgroup_that_is_removed_takes_its_signals_and_not_the_daemon(tmp_path:
             command = [*TMEMFS, "up", *map(str, place.options), "--size", "1G", "--pool-max", "64M"]
             subprocess.run(["sh", "-c", inside, "sh", *command], check=True, timeout=HANG_S, stdout=subprocess.DEVNULL)
             assert "limit of cgroup" in place.read("state")
-            (outside / "cgroup.procs").write_text(str(place.pid))
+            wait_until(lambda: _is_emptied(removed.path, outside))  # of supervisor, worker and spare
         with limited("after", "64M") as cgroup:
             hog(cgroup, "160M", rounds=1)
         wait_until(lambda: "limit of cgroup" not in place.read("state"))
