@@ -360,7 +360,7 @@ def test_a_worker_may_die_at_any_line_of_the_page_path(tmp_path: Path, way: list
     with daemon(tmp_path, *way, "lines") as served, image(served.place) as fd:
         for slot in range(8):
             write(fd, slot, slot)
-        for seed in range(20 * FACTOR):
+        for seed in range(8 * FACTOR):
             served.kill()  # the next one dies of the request, at a line
             generation = served[Word.GENERATION]
             assert generation % 2 == 0
