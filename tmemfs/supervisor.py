@@ -62,7 +62,7 @@ from tmemfs.system.swapdev import unmount
 from tmemfs.tiers.tier import Tier
 from tmemfs.trial import Trial
 from tmemfs.watchdog import Signs, Watchdog
-from tmemfs.worker import Announce, Birth, PrepareWorker, RunWorker, prepare_worker, run_worker
+from tmemfs.worker import Announce, Birth, Left, PrepareWorker, RunWorker, prepare_worker, run_worker
 
 log = logging.getLogger(__name__)
 
@@ -265,7 +265,10 @@ class Supervisor:
     def _prepare_child(self) -> None:
         """In the forked process: get ready to be a worker."""
         signal.set_wakeup_fd(-1)
-        memory.end_with_parent(self._pid)
+        try:
+            memory.end_with_parent(self._pid)
+        except ProcessLookupError as error:  # whoever ended it has said why
+            raise Left from error
         self._inbox.close()
         self._prepare_worker(self._holdings, self._safety)
         self._words[Word.SPARE_PID] = os.getpid()
