@@ -23,7 +23,7 @@ from tmemfs.system.proctext import parse_process
 from tmemfs.system.status_region import Cause, Death, State, Status, Word, read_status
 from tmemfs.units import PAGE_BYTES, format_size
 
-#: A worker beats once per second. One that computes or waits for memory may be late.
+#: A worker beats every two seconds. One that computes or waits for memory may be late.
 _LATE_S: Final = 5.0
 #: The supervisor looks every 5 seconds at least.
 _LOOKS_S: Final = 10.0

@@ -2,7 +2,7 @@
 
 supervision                              starts, watches and restarts jobs
 notices, executor, stop, throttle        how jobs are woken, block, end early and yield
-pulse                                    once per second: the event loop runs, and what the store holds
+pulse                                    every two seconds: the event loop runs, and what the store holds
 pool_size, limits                        what the pool may hold, and what a user sets
 shrinker, reserve, holes, full_tier, shrink_request   write back and release; frames ahead of need; extents freed
 left_frames                              memory that an earlier worker left

@@ -1,6 +1,6 @@
-"""The pulse: once per second the event loop says in the status region that it runs, and what the store holds.
+"""The pulse: every two seconds the event loop says in the status region that it runs, and what the store holds.
 
-A reader learns from it that the worker is not stopped, and has figures of the last second though the worker does not answer. The
+A reader learns from it that the worker is not stopped, and has figures of the last seconds though the worker does not answer. The
 watchdog, whose time is parsed here, is such a reader.
 """
 
@@ -17,7 +17,8 @@ from tmemfs.store.tmem import Tmem
 from tmemfs.system.status_region import Word
 from tmemfs.units import parse_seconds
 
-PULSE_S: Final = 1.0
+#: An idle daemon is to wake less than once per second, its supervisor included.
+PULSE_S: Final = 2.0
 #: A worker that works may beat as late as this while the machine swaps.
 LEAST_WATCHDOG_S: Final = 2.0
 _LONGEST_WATCHDOG_S: Final = 86400.0

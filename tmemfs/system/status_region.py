@@ -60,7 +60,7 @@ class Word(IntEnum):
     STARTED_NS = 10
     ANSWERED_NS = 11
 
-    #: Grows once per second while the event loop runs.
+    #: Grows every two seconds while the event loop runs.
     PULSE = 32
     #: 1 once the worker serves the mount.
     IS_SERVING = 33
