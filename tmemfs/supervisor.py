@@ -271,7 +271,8 @@ class Supervisor:
             raise Left from error
         self._inbox.close()
         self._prepare_worker(self._holdings, self._safety)
-        self._words[Word.SPARE_PID] = os.getpid()
+        if self._trial is None:  # on trial, the status region is still another supervisor's
+            self._words[Word.SPARE_PID] = os.getpid()
 
     def _run_child(self, told: bytes, announce: Announce) -> None:
         """In the forked process: be a worker."""

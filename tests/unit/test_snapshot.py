@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tmemfs.observe import snapshot
-from tmemfs.system.memory import Resident
+from tmemfs.system.memory import Resident, resident_bytes
 
 
 def read(monkeypatch: pytest.MonkeyPatch, frames: list[int]) -> tuple[Resident, int]:
@@ -39,3 +39,15 @@ def test_frames_that_are_released_between_two_readings_are_in_neither(monkeypatc
 
 def test_a_pool_that_never_rests_is_read_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(monkeypatch, list(range(100, 0, -1)))[1] > 0
+
+
+def test_a_process_that_has_ended_and_is_not_waited_for_has_no_memory() -> None:
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    try:
+        with pytest.raises(ProcessLookupError):
+            resident_bytes(child)
+    finally:
+        os.waitpid(child, 0)

@@ -323,6 +323,8 @@ def direct_alignment(fd: int) -> int | None:
 def resident_bytes(pid: int) -> Resident:
     """Resident memory of process `pid`. Raises OSError if it has ended."""
     found = proctext.parse_keyed(Path(f"/proc/{pid}/status").read_bytes(), b"Rss")
+    if "RssAnon" not in found:  # a zombie
+        raise ProcessLookupError(f"process {pid} has ended")
     anon, file, shmem = (proctext.kilobytes(found[key]) for key in ("RssAnon", "RssFile", "RssShmem"))
     return Resident(anon, file, shmem)
 
