@@ -69,6 +69,8 @@ log = logging.getLogger(__name__)
 #: After the second of several workers that answered nothing; four times as long after each more.
 _FRUITLESS_PAUSE_S: Final = 0.1
 _MOST_LOOK_S: Final = 5.0
+#: A worker that is sent a signal obeys it within this time, or refuses.
+_OBEYED_S: Final = 1.0
 _SOON_S: Final = 0.05
 
 
@@ -170,6 +172,8 @@ class Supervisor:
         self._unread.register(self._device.fd, select.POLLIN)
         self._deaths = Deaths(holdings.status)
         self._trial = trial
+        #: The last signal that a worker was sent, and when.
+        self._passed_on = 0, 0.0
         self._is_ready = trial is not None
         self._is_unmounted = False
         self._was_killed_for = ""
@@ -232,6 +236,10 @@ class Supervisor:
         if code != LEFT and not self._leave_by:
             self._deaths.note(worker.pid, status, self._was_killed_for, bool(self._unread.poll(0)))
         self._leave_by, self._was_killed_for = 0.0, ""
+        number, at = self._passed_on
+        if number and time.monotonic() - at < _OBEYED_S:  # it died rather than obey
+            self._inbox.put_back(number)
+        self._passed_on = 0, 0.0
         return False
 
     def _is_disconnected(self) -> bool:
@@ -321,6 +329,7 @@ class Supervisor:
     def _pass_signals_on(self, worker: int) -> None:
         """Before it serves it would not obey them: they stay in the inbox, and what it says once it serves wakes this process."""
         while self._words[Word.IS_SERVING] and (number := self._inbox.take()):
+            self._passed_on = number, time.monotonic()
             with suppress(ProcessLookupError):
                 os.kill(worker, number)
 

@@ -96,6 +96,11 @@ class SignalPipe:
             while os.read(self.fd, 64):
                 pass
 
+    def put_back(self, number: int) -> None:
+        """What was taken could not be obeyed: it is the first to be taken again."""
+        if number not in self._arrived:
+            self._arrived.insert(0, number)
+
     def take(self) -> int | None:
         """The first signal that has arrived, None if there is none."""
         return self._arrived.pop(0) if self._arrived else None
