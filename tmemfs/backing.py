@@ -1,4 +1,4 @@
-"""The tier that a daemon's options ask for: made anew, or of the descriptors that another version's process has handed over.
+"""The tier that a daemon's options ask for: made new, or of the descriptors that another version's process has handed over.
 
 Its descriptors are all that another process needs: 'backing', the locked file or device, and 'key', if it is encrypted.
 """
