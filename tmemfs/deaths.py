@@ -53,7 +53,7 @@ class Deaths:
         cause = Cause.HUNG if hung else Cause.KILLED if is_killed else Cause.CRASHED
         self._status.add_death(Death(time.monotonic_ns(), cause, said))
         handled = self._status.handling()
-        if not is_killed:  # whoever kills a worker from outside says nothing of its request
+        if not is_killed:  # a kill from outside says nothing about the request
             for unique in {word & ~RESENT for word in handled if word and not word & IDLE}:
                 self._suspects[unique] = self._suspects.get(unique, 0) + 1
         self._note_fruitless(handled, is_killed, has_unread)

@@ -79,7 +79,7 @@ def _reasons(damage: Unacknowledged) -> list[str]:
 def restarts_degrade(deaths: list[Death], now_ns: int) -> list[str]:
     """Why `deaths` of workers make a daemon count as degraded; nothing if they do not.
 
-    One that crashed or hung does, for as long as a job that failed. One that was killed does not, for whoever did it knows; several
+    One that crashed or hung does, for as long as a job that failed. One that was killed does not: the kill was meant; several
     do, as the OOM killer may have done it.
     """
     last = [death for death in deaths if now_ns - death.at_ns < HEALTHY_S * 1e9]

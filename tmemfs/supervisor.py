@@ -275,7 +275,7 @@ class Supervisor:
         signal.set_wakeup_fd(-1)
         try:
             memory.end_with_parent(self._pid)
-        except ProcessLookupError as error:  # whoever ended it has said why
+        except ProcessLookupError as error:  # its end has been reported already
             raise Left from error
         self._inbox.close()
         self._prepare_worker(self._holdings, self._safety)

@@ -44,7 +44,7 @@ def test_records_are_counted_from_any_number_of_threads_and_forgotten_in_the_end
     assert damage.note_record(1, 0, "on_tier") and not damage.note_record(2, 0, "on_tier")
 
 
-def test_whoever_follows_is_told_of_each_change_while_it_follows() -> None:
+def test_a_follower_is_told_of_each_change_while_it_follows() -> None:
     damage, told = Damage(), list[Unacknowledged]()
     damage.note_failed_read()
     with damage.told_to(lambda: told.append(damage.since_acknowledged)):

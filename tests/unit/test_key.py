@@ -26,7 +26,7 @@ def test_a_key_is_random_and_of_its_size(key: Key) -> None:
     other.close()
 
 
-def test_a_descriptor_gives_the_same_key_to_whoever_adopts_it(key: Key) -> None:
+def test_a_descriptor_gives_the_same_key_to_each_that_adopts_it(key: Key) -> None:
     adopted = Key.adopt(os.dup(key.fd))
     assert bytes(adopted.view) == bytes(key.view)
     adopted.close()

@@ -106,7 +106,7 @@ class Upgrades:
 
 
 def _strike(target: Target, phase: str, began_ns: int, deaths: int = 0) -> Strike:
-    """Wait until page requests are answered by whoever serves now; what it cost."""
+    """Wait until page requests are answered again, by either version; what the wait cost."""
     stall_ns = target.prober.wait_for_stall(began_ns, time.monotonic_ns(), ANSWERED_S)
     target.find_supervisor()
     return Strike(phase, deaths, True, stall_ns / 1e9)
