@@ -115,8 +115,8 @@ def _serve(
     regions = Regions.create(geometry)
     regions.lock(safety)
     path, upgrade_path = runtime.status_path(options.mountpoint), runtime.upgrade_path(options.mountpoint)
-    with closing(StatusRegion.create(path)) as status:
-        try:
+    try:
+        with closing(StatusRegion.create(path)) as status:
             listener = listen(upgrade_path)
             safety.note_lock(memory.lock_region(status.map, status.size_bytes))
             device = mount_fuse(options.mountpoint)
@@ -130,9 +130,9 @@ def _serve(
                 Supervisor(options, holdings, safety, listener, ready, run).run()
             finally:
                 os.close(device.fd)
-        finally:
-            path.unlink(missing_ok=True)
-            upgrade_path.unlink(missing_ok=True)
+    finally:  # also where the status region could not be made whole
+        path.unlink(missing_ok=True)
+        upgrade_path.unlink(missing_ok=True)
 
 
 class Supervisor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounted import wait_until
-from tmemfs.system import swapdev
+from tmemfs.system import runtime, swapdev
 
 pytestmark = pytest.mark.fuse
 
@@ -159,3 +159,4 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + {spare},) * 2)
 """
     text = said(tmp_path / "mnt", injected)
     assert "refused:" in text and "not enough files can be opened" in text
+    assert not runtime.status_path(tmp_path / "mnt").exists()
