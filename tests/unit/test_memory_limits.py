@@ -43,23 +43,34 @@ def mount_of(root: Path, is_v1: bool) -> Mount:
 
 @pytest.mark.parametrize("is_v1", [True, False])
 @pytest.mark.parametrize(
-    ("limit", "usage", "swap", "cache", "swapcached", "coming", "short"),
+    ("limit", "usage", "swap", "cache", "coming", "short"),
     [
-        (128, 120, 384, 0, 0, 1000, 376),
-        (128, 120, 8, 0, 0, 1000, 0),
-        (128, 120, 100, 100, 0, 1000, 0),  # the page cache can be dropped
-        (128, 120, 100, 0, 92, 1000, 0),  # what is in the swap cache is in use already
-        (128, 120, 384, 0, 0, 20, 12),  # most of it lies in another swap
-        (128, 120, 384, 0, 0, 0, 0),
-        (128, 0, 0, 0, 0, 1000, 0),
+        (128, 120, 384, 0, 1000, 376),
+        (128, 120, 8, 0, 1000, 0),
+        (128, 120, 100, 100, 1000, 0),  # the page cache can be dropped
+        (128, 120, 384, 0, 20, 12),  # most of it lies in another swap
+        (128, 120, 384, 0, 0, 0),
+        (128, 0, 0, 0, 1000, 0),
     ],
 )
 def test_a_cgroup_is_overfull_by_what_does_not_fit_below_its_limit(
-    tmp_path: Path, is_v1: bool, limit: int, usage: int, swap: int, cache: int, swapcached: int, coming: int, short: int
+    tmp_path: Path, is_v1: bool, limit: int, usage: int, swap: int, cache: int, coming: int, short: int
 ) -> None:
-    group = (v1 if is_v1 else v2)(tmp_path / "a" / "b", limit, usage, swap, cache, swapcached)
+    group = (v1 if is_v1 else v2)(tmp_path / "a" / "b", limit, usage, swap, cache)
     found = overfull(tmp_path, is_v1, coming * MIB)
     assert [(one.directory, one.short_bytes // MIB) for one in found] == ([(group, short)] if short else [])
+
+
+def test_the_swap_cache_counts_once(tmp_path: Path) -> None:
+    v1(tmp_path / "one", 128, 120, 100, swapcached=92)  # of these figures only that of memory has it
+    v2(tmp_path / "two", 128, 120, 100, swapcached=92)
+    v2(tmp_path / "three", 128, 120, 100, swapcached=91)
+    found = [
+        *overfull(tmp_path / "one", True, GIB),
+        *overfull(tmp_path / "two", False, GIB),
+        *overfull(tmp_path / "three", False, GIB),
+    ]
+    assert [(one.directory.name, one.short_bytes // MIB) for one in found] == [("one", 92), ("three", 1)]
 
 
 def test_a_cgroup_without_a_limit_or_without_figures_is_passed_over(tmp_path: Path) -> None:

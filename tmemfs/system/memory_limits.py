@@ -6,7 +6,8 @@ pages of a cgroup may lie in any swap of the machine, so at most what is used of
 does not count, since the kernel drops it first, and what does not fit may go to another swap. `memory.high` slows processes down
 and kills none.
 
-Sources: the kernel's admin-guide/cgroup-v1/memory.rst, admin-guide/cgroup-v2.rst, mm/swapfile.c (unuse_pte charges).
+Sources: the kernel's admin-guide/cgroup-v1/memory.rst, admin-guide/cgroup-v2.rst, mm/swapfile.c (unuse_pte charges),
+mm/memcontrol-v1.c (swapout moves a charge from memory to swap).
 """
 
 from __future__ import annotations
@@ -123,6 +124,7 @@ def _examined(directory: Path, is_v1: bool, coming_bytes: int) -> Overfull | Non
     except (OSError, KeyError, ValueError):
         return None
     droppable = sum(stat.get(f"{prefix}{kind}_file", 0) for kind in ("inactive", "active"))
-    # a page in the swap cache is both in memory, where it is charged already, and in swap
-    swapped = min(max(swapped - stat.get(f"{prefix}swapcached", 0), 0), coming_bytes)
+    if not is_v1:  # a page in the swap cache is in both figures; cgroup v1 counts it in memory only
+        swapped = max(swapped - stat.get("swapcached", 0), 0)
+    swapped = min(swapped, coming_bytes)
     return Overfull(directory, names[0], int(limit), max(usage - droppable, 0), swapped) if swapped else None
