@@ -97,6 +97,10 @@ class Place:
         """One figure of control/stat."""
         return int(self.flat()[key])
 
+    def wait_for_spare(self) -> None:
+        """Wait until the spare worker is ready; the figures of memory count it, too."""
+        wait_until(lambda: self.number("worker_spare_pid"))
+
     def end(self) -> None:
         """Undo everything that may be left, however far it got."""
         for device in swapdev.loop_devices_of(self.image):

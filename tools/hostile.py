@@ -181,6 +181,7 @@ def open_many(place: Place, file: Path, count: int) -> None:
     processes = -(-count // (most - 100))
     names = names_for_others(place)
     store(place.image)
+    place.wait_for_spare()
     told, tell = os.pipe()
     wait, go = os.pipe()
     before, began = place.number("resident_anon"), time.perf_counter()

@@ -28,6 +28,7 @@ def test_open_files_of_an_ordinary_user_take_next_to_no_memory() -> None:
         names = [str(place.mountpoint / "control" / "metrics")]  # the longest
         for _ in range(5):
             place.read("metrics")
+        place.wait_for_spare()
         before = place.number("resident_anon")
         with unprivileged(1, lambda: use_many(names, HANDLES, tell, wait)):
             for _ in range(4):
