@@ -10,7 +10,7 @@ from typing import Final
 
 from tmemfs.fuse.handling import IDLE
 from tmemfs.fuse.wire import RESENT
-from tmemfs.system.status_region import Cause, Death, StatusRegion, Word
+from tmemfs.system.status_region import HAS_ANSWERED, Cause, Death, StatusRegion, Word
 
 #: So many workers that answered nothing, within the time, and no other is forked.
 MOST_DEATHS_IN_A_ROW: Final = 5
@@ -42,14 +42,14 @@ class Deaths:
         """Whether another worker would not serve either."""
         return len(self._fruitless) >= MOST_DEATHS_IN_A_ROW
 
-    def note(self, worker: int, wait_status: int, hung: str, has_unread: bool) -> None:
+    def note(self, worker: int, wait_status: int, hung: str, last_said: str, has_unread: bool) -> None:
         """Count why process `worker` died, and what of. `hung`: why it was killed, if it was by its supervisor.
 
-        `has_unread`: the kernel has requests that were not read.
+        `last_said` is its own reason, if it gave one; `has_unread`: the kernel has requests that were not read.
         """
         is_killed = os.WIFSIGNALED(wait_status) and os.WTERMSIG(wait_status) == signal.SIGKILL and not hung
         how = f"was killed, as {hung}" if hung else why(wait_status)
-        said = f"worker {self._words[Word.GENERATION]} (process {worker}) {how}"
+        said = f"worker {self._words[Word.GENERATION]} (process {worker}) {how}" + (f": {last_said}" if last_said else "")
         cause = Cause.HUNG if hung else Cause.KILLED if is_killed else Cause.CRASHED
         self._status.add_death(Death(time.monotonic_ns(), cause, said))
         handled = self._status.handling()
@@ -64,7 +64,7 @@ class Deaths:
         One that answered makes up for all.
         """
         now = time.monotonic()
-        if any(word & IDLE and word != IDLE for word in handled):
+        if self._words[HAS_ANSWERED]:
             self._fruitless.clear()
             return
         had_requests = has_unread or any(word and not word & IDLE for word in handled)

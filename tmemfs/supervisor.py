@@ -57,7 +57,7 @@ from tmemfs.system.memory_safety import MemorySafety
 from tmemfs.system.notify import notify
 from tmemfs.system.posix_signals import LEAVE, STOP, SignalPipe
 from tmemfs.system.rlimits import raise_limits
-from tmemfs.system.status_region import HANDLING, MOST_HANDLING, State, StatusRegion, Word
+from tmemfs.system.status_region import HANDLING, HAS_ANSWERED, State, StatusRegion, Word
 from tmemfs.system.swapdev import unmount
 from tmemfs.tiers.tier import Tier
 from tmemfs.trial import Trial
@@ -212,7 +212,7 @@ class Supervisor:
         words = self._words
         words[Word.IS_SERVING] = 0
         # The one before took with it what it handled, and its calls of the tier: the next one would seem to wait for them.
-        for at in (Word.TIER_BEGUN, Word.TIER_ENDED, *range(HANDLING, HANDLING + MOST_HANDLING)):
+        for at in (Word.TIER_BEGUN, Word.TIER_ENDED, *range(HANDLING, HAS_ANSWERED + 1)):
             words[at] = 0
         words[Word.STARTED_NS] = time.monotonic_ns()
         words[Word.GENERATION] += 1
@@ -234,7 +234,7 @@ class Supervisor:
         if not self._is_ready:
             raise Refused(said or f"the worker ended at once ({why(status)}): see the log")
         if code != LEFT and not self._leave_by:
-            self._deaths.note(worker.pid, status, self._was_killed_for, bool(self._unread.poll(0)))
+            self._deaths.note(worker.pid, status, self._was_killed_for, said, bool(self._unread.poll(0)))
         self._leave_by, self._was_killed_for = 0.0, ""
         number, at = self._passed_on
         if number and time.monotonic() - at < _OBEYED_S:  # it died rather than obey
@@ -408,7 +408,9 @@ class Supervisor:
         try:
             self._restore_settings()
             log.critical(
-                "%d workers died within a minute and answered nothing: the mount answers errors from now on", MOST_DEATHS_IN_A_ROW
+                "%d workers died within a minute and answered nothing: the mount answers errors from now on (%s)",
+                MOST_DEATHS_IN_A_ROW,
+                "; ".join(death.said for death in self._status.deaths()[-MOST_DEATHS_IN_A_ROW:]),
             )
         finally:
             os._exit(0)

@@ -67,7 +67,7 @@ from tmemfs.system.log import Log, log_in_background
 from tmemfs.system.memory_safety import MemorySafety
 from tmemfs.system.own_mount import loops_of_own
 from tmemfs.system.posix_signals import SignalInbox
-from tmemfs.system.status_region import HANDLING, MOST_HANDLING, Word
+from tmemfs.system.status_region import HANDLING, HAS_ANSWERED, Word
 from tmemfs.system.swap_watch import SwapWatch
 from tmemfs.tiers.tier import Tier
 from tmemfs.tiers.watched import WatchedTier
@@ -230,7 +230,7 @@ class _Server:
             partial(loops_of_own, Path(self._mountpoint), birth.supervisor),
         )
         kept = KeptRequests(holdings.requests, not holdings.device.resends, SWAP)
-        handling = Handling(self._status.words[HANDLING : HANDLING + MOST_HANDLING])
+        handling = Handling(self._status.words[HANDLING : HAS_ANSWERED + 1])
         inheritance = Inheritance(kept, handling, birth.suspects, birth.generation == 1)
         self._relay = Relay(self._device, self._engine.pager, SWAP, inheritance, self._interrupts)
         self._control = self._build_control(holdings)

@@ -27,6 +27,7 @@ from tmemfs.fuse.page_path import READERS, Inheritance
 from tmemfs.fuse.relay import Relay
 from tmemfs.fuse.replies import GONE
 from tmemfs.store.codec import parse_codec
+from tmemfs.system.status_region import MOST_HANDLING
 from tmemfs.units import PAGE_BYTES
 
 INODE = 2
@@ -54,7 +55,9 @@ class Kernel:
         self.device = theirs
         self.pager = engine.pager
         self.reader = engine.reader
-        self.relay = Relay(Device(theirs.fileno(), INIT, resends=True), engine.pager, INODE, Inheritance.none(INODE))
+        inheritance = Inheritance.none(INODE)
+        self.handling = inheritance.handling.words
+        self.relay = Relay(Device(theirs.fileno(), INIT, resends=True), engine.pager, INODE, inheritance)
         warmed = threading.Semaphore(0)
         tier.before["read"] = warmed.release
         self.relay.start()
@@ -96,10 +99,13 @@ class Kernel:
         return int(slot)
 
     def close(self) -> None:
-        """End as a kernel does: the thread that reads gets an error, here because replies were not taken."""
+        """End as a kernel does: every thread that reads gets an error from now on."""
         self.hung.release(1000)
         self.ask(IN_RAM[0])
         assert readable(self.end.fileno())
+        # The socket gives its error once, perhaps to a thread that replies. Reads of what is open to write alone all fail.
+        with open(os.devnull, "wb") as unreadable:
+            os.dup2(unreadable.fileno(), self.device.fileno())
         self.end.close()
         os.close(self.relay.namespace_fd)
         self.relay.join()
@@ -300,3 +306,11 @@ def test_a_thread_that_could_not_be_prepared_serves_all_the_same(monkeypatch: py
     assert kernel.answer() == 1001
     assert all(thread.is_alive() for thread in kernel.relay._threads)
     kernel.close()
+
+
+@pytest.mark.parametrize("slot", [ON_TIER[0], IN_RAM[0]])
+def test_the_supervisor_sees_that_a_request_was_answered(kernel: Kernel, slot: int) -> None:
+    assert not kernel.handling[MOST_HANDLING]
+    kernel.ask(slot)
+    assert kernel.answer() == slot
+    wait_until(lambda: kernel.handling[MOST_HANDLING])

@@ -27,7 +27,7 @@ from tmemfs.options import Options
 from tmemfs.supervisor import Supervisor
 from tmemfs.system.memory import end_with_parent
 from tmemfs.system.memory_safety import MemorySafety
-from tmemfs.system.status_region import HANDLING, State, StatusRegion, Word
+from tmemfs.system.status_region import HANDLING, HAS_ANSWERED, State, StatusRegion, Word
 from tmemfs.worker import Birth
 
 Play = Callable[["Worker"], None]
@@ -154,7 +154,8 @@ def test_idle_workers_that_crash_end_the_restarts() -> None:
 
 def test_one_that_answered_makes_up_for_those_before_it() -> None:
     def play(worker: Worker) -> None:
-        worker.words[HANDLING] = worker.birth.generation | (0 if worker.birth.generation % 5 else IDLE)
+        worker.words[HANDLING] = 2 * worker.birth.generation
+        worker.words[HAS_ANSWERED] = not worker.birth.generation % 5
         worker.die(signal.SIGSEGV)
 
     assert supervise(serving(dict.fromkeys(range(1, 9), play))).words[Word.GENERATION] == 9

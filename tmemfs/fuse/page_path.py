@@ -141,7 +141,7 @@ class PagePath:
         page_at, page_mask = wire.REPLY_BYTES, PAGE_BYTES - 1
         page_reply_bytes = len(reply)
         read_opcode, swap_bytes = wire.READ, self._pager.swap_bytes
-        unique = 0
+        unique, is_first = 0, True
         while True:
             handling[LEADER] = unique | IDLE
             try:
@@ -175,6 +175,9 @@ class PagePath:
                             write(device, reply)
                         except OSError as error:
                             self._replies.note_refusal(error)
+                        if is_first:
+                            is_first = False
+                            self._handling.note_answer()
                         continue
                     # The tier is asked by `_load` alone, after LeaderFollowers has seen to it that this thread may block.
                     counts.deferred += 1
@@ -322,6 +325,7 @@ class PagePath:
             self._replies.send(wire.REPLY.pack(wire.REPLY_BYTES + len(result), 0, unique), result)
         else:
             self._replies.send(wire.written_reply(unique, written_bytes) if written_bytes else wire.empty_reply(unique))
+        self._handling.note_answer()
 
     def _has_requests(self) -> bool:
         """Whether requests wait; without an answer, no."""

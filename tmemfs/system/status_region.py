@@ -4,7 +4,7 @@ It is a file in the runtime directory, mapped and locked by both. `tmemfs stat`,
 worker that is stopped, hangs or has ended. The supervisor learns from it whether the worker goes on.
 
     offset   size     content
-    0        8 * 256  words of 64 bits (Word), and from HANDLING on one word per thread of the page path
+    0        8 * 256  words of 64 bits (Word), and from HANDLING on those of the page path
     2048     64       version of tmemfs
     4096     16 * 256 the last deaths of workers, the newest at (deaths - 1) % 16: a line of text each, ended by NUL
 
@@ -86,6 +86,8 @@ class Word(IntEnum):
 
 #: First of MOST_HANDLING words: the `unique` of the request that a thread of the page path handles now, or 0.
 HANDLING: Final = 64
+#: Behind them: 1 once the worker has answered a request of the page path.
+HAS_ANSWERED: Final = HANDLING + MOST_HANDLING
 #: First of the words that say when the last workers died (CLOCK_MONOTONIC in ns), and of those that say why (a Cause).
 DIED_NS: Final = 96
 DIED_BY: Final = 112
