@@ -18,8 +18,9 @@ from tools.vm.evidence import Figure, Verdict
 from tools.vm.watch import Watch
 
 MIB: Final = 1 << 20
-#: Shares of RAM: what the pool holds before the growth, and what the growth locks.
-POOL_SHARE: Final = 0.40
+#: What the pool holds before the growth, as a share of what is available while it is empty.
+POOL_SHARE: Final = 0.60
+#: What the growth locks, as a share of RAM.
 LOCKED_SHARE: Final = 0.80
 #: Left available: for the grower's interpreter, page tables, the watermarks, and pages under writeback. With 20 MiB the grower was
 #: killed when the pool was at its smallest, 8 MB, and 16 MB were under writeback to the swap.
@@ -41,9 +42,10 @@ COLD_STARTS: Final = (
 
 def mlock_growth(guest: Guest) -> Verdict:
     """Have idle processes fill the pool; then one program locks nearly all RAM, page by page."""
-    size = lockable_bytes(guest.ram_bytes, evidence.meminfo(Path("/proc/meminfo").read_text())["MemAvailable"])
+    available = evidence.meminfo(Path("/proc/meminfo").read_text())["MemAvailable"]
+    size = lockable_bytes(guest.ram_bytes, available)
     with hogs_ended() as running, Watch(guest.contender, guest.say) as watch:
-        reasons = _fill_pool(guest, running)
+        reasons = _fill_pool(guest, running, available * POOL_SHARE)
         filled, began = guest.contender.pool_bytes(), time.monotonic()
         guest.say(f"growth to {size / 1e6:.0f} MB begins")
         grower = Hog("mlock", str(size), str(HOLD_S))
@@ -56,6 +58,7 @@ def mlock_growth(guest: Guest) -> Verdict:
     figures: dict[str, Figure] = {
         "pool_filled_mb": filled / 1e6,
         "pool_filled_percent": 100 * filled / guest.ram_bytes,
+        "available_percent": 100 * available / guest.ram_bytes,
         "idle_processes": len(running),
         "to_lock_percent": 100 * size / guest.ram_bytes,
         "oom_kills": swap_counts()[1],
@@ -73,11 +76,10 @@ def lockable_bytes(ram_bytes: int, available_bytes: int) -> int:
     return min(int(ram_bytes * LOCKED_SHARE), available_bytes - MARGIN_BYTES)
 
 
-def _fill_pool(guest: Guest, running: list[Hog]) -> list[str]:
-    wanted = guest.ram_bytes * POOL_SHARE
+def _fill_pool(guest: Guest, running: list[Hog], wanted: float) -> list[str]:
     while guest.contender.pool_bytes() <= wanted:
         if len(running) == MOST_IDLE:
-            return [f"{MOST_IDLE} idle processes did not fill the pool to {POOL_SHARE:.0%} of RAM"]
+            return [f"{MOST_IDLE} idle processes did not fill the pool to {wanted / 1e6:.0f} MB"]
         running.append(Hog("idle", str(len(running)), str(IDLE_MIB)))
         if running[-1].wait_for("filled", FILLED_S) is None:
             return [f"idle process {len(running)} did not get its {IDLE_MIB} MiB in {FILLED_S:.0f} s"]
