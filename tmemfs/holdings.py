@@ -38,7 +38,7 @@ from tmemfs.tiers.tier import Tier
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES, parse_size
 
 #: Changes whenever the content of a region does: a worker adopts no regions of another layout.
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ def damage(engine: Engine, tier: FaultyTier, where: Where, slot: int) -> None:
         base = engine.tmem.segments.base[handle_segment(handle)]
         engine.tmem.arena.view[base + at : base + at + size] = b"\xff" * size
         return
-    extent = Extent(engine.tmem.segments.index(handle_segment(handle)))
+    extent = engine.tmem.segments.extent(handle_segment(handle))
     data = bytearray(tier.inner.extents[extent])
     data[at : at + size] = b"\xff" * size
     tier.inner.extents[extent] = bytes(data)
@@ -164,7 +164,7 @@ async def test_a_read_of_a_page_at_most_is_never_short(engine: Engine, tier: Bad
 async def test_a_bad_sector_fails_the_records_in_it_alone(engine: Engine, tier: BadSectorTier, services: Services) -> None:
     await fill(engine, "tier")
     handle = engine.tmem.slots.handles[FIRST + 3]
-    extent = Extent(engine.tmem.segments.index(handle_segment(handle)))
+    extent = engine.tmem.segments.extent(handle_segment(handle))
     # the middle of the record: its neighbours do not reach this sector
     tier.bad.add((extent, (handle_offset(handle) + handle_length(handle) // 2) // SECTOR_BYTES))
     assert given(engine, FIRST, PAGES) == 3

@@ -19,6 +19,7 @@ from tests.mounted import Place, mounted, tmemfs
 from tests.other_version import OtherVersion, ended
 from tests.waiting import HANG_S, wait_until
 from tmemfs import __version__
+from tmemfs.holdings import LAYOUT
 from tmemfs.system import runtime
 from tmemfs.system.status_region import State, StatusRegion, Word
 from tmemfs.units import PAGE_BYTES
@@ -151,7 +152,7 @@ def test_upgrades_follow_each_other(place: Place) -> None:
 BAD = {
     "has a syntax error": ("worker", "from __future__ import annotations\n", "from __future__ import\n", "SyntaxError"),
     "lacks a package": ("manifest", "import mmap\n", "import no_such_package\n", "No module named 'no_such_package'"),
-    "has another layout": ("holdings", "LAYOUT: Final = 1\n", "LAYOUT: Final = 2\n", "version 9.9.9 has layout 2 of the regions"),
+    "has another layout": ("holdings", f"LAYOUT: Final = {LAYOUT}\n", "LAYOUT: Final = 99\n", "version 9.9.9 has layout 99 of the regions"),
     "ends at once": ("candidate", "    status = 1\n", "    os._exit(3)\n", "the new version has ended"),
     "has another size of a region": ("holdings", "self.slots * SLOT_BYTES", "self.slots * 9", "another size of the region slots"),
     "ends when it is to serve": ("candidate", "    memory.outlive_parent()\n", "    os._exit(3)\n", "the new version has ended"),

@@ -173,6 +173,40 @@ class TmemMachine(RuleBasedStateMachine):
         self._write(plan)
         self.tmem.commit_write_back(plan)
 
+    @rule(youngest=st.integers(0, 40))
+    def plan_write_ahead(self, youngest: int) -> None:
+        """Begin to write a segment ahead of need."""
+        if plan := self.tmem.plan_write_ahead(youngest):
+            assert self.tmem.segments.age(plan.segment) <= youngest
+            self.write_backs.append(plan)
+
+    @precondition(lambda self: self.write_backs)
+    @rule(which=WHICH)
+    def commit_write_ahead(self, which: int) -> None:
+        """The write succeeds, and the frame is kept as well."""
+        plan = self.write_backs.pop(which % len(self.write_backs))
+        self._write(plan)
+        self.tmem.commit_write_ahead(plan)
+
+    @rule()
+    def write_all_ahead(self) -> None:
+        """Everything that is sealed becomes clean."""
+        while plan := self.tmem.plan_write_ahead(self.tmem.segments.next_sequence):
+            self._write(plan)
+            self.tmem.commit_write_ahead(plan)
+
+    @rule()
+    def drop_clean(self) -> None:
+        """The frame of a clean copy is wanted."""
+        held, clean = len(self.tmem.arena.used), len(self.tmem.clean)
+        assert (self.tmem.drop_clean() is None) == (clean == 0)
+        assert len(self.tmem.arena.used) == held - (clean > 0)
+
+    @rule(at=st.integers(1, 4))
+    def crash_in_dropping_a_clean_copy(self, at: int) -> None:
+        """All pages are there."""
+        self._crash_in(at, self.tmem.drop_clean)
+
     @precondition(lambda self: self.write_backs)
     @rule(which=WHICH, tears=st.booleans())
     def abort_write_back(self, which: int, tears: bool) -> None:
@@ -385,6 +419,12 @@ class TmemMachine(RuleBasedStateMachine):
         if plan := self._next_write_back(include_open=True):
             self._crash_in(at, lambda: self._write_and_commit(plan))
 
+    @rule(at=st.integers(1, 9))
+    def crash_in_a_write_ahead(self, at: int) -> None:
+        """All pages are there, in RAM as well or not."""
+        if plan := self.tmem.plan_write_ahead(self.tmem.segments.next_sequence):
+            self._crash_in(at, lambda: self._write_and_commit(plan, self.tmem.commit_write_ahead))
+
     @precondition(lambda self: self.merges)
     @rule(which=WHICH, at=POINT)
     def crash_anywhere_in_a_merge(self, which: int, at: int) -> None:
@@ -443,9 +483,9 @@ class TmemMachine(RuleBasedStateMachine):
         self.sequences.write(plan.sequence, plan.data)
         self.tier.write(plan.extent, plan.data, plan.sequence)
 
-    def _write_and_commit(self, plan: WriteBack) -> None:
+    def _write_and_commit(self, plan: WriteBack, commit: Callable[[WriteBack], object] | None = None) -> None:
         self._write(plan)
-        self.tmem.commit_write_back(plan)
+        (commit or self.tmem.commit_write_back)(plan)
 
     def _copy(self, plan: Merge) -> Copied:
         copied = copy_for(self.tmem, plan, self.tier)

@@ -12,14 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tmemfs.errors import TmemfsError
+from tmemfs.store.frames import Frame
 from tmemfs.store.record import SegmentId
 from tmemfs.store.region import Region
 from tmemfs.store.segments import (
+    CLEAN,
     FREE,
     IN_RAM,
     LANE_PACKED,
     LANE_RAW,
     MERGING,
+    MOST_BOTH,
     ON_TIER,
     OPEN,
     RECORD_BYTES,
@@ -30,6 +33,7 @@ from tmemfs.store.segments import (
     SegmentTable,
     table_bytes,
 )
+from tmemfs.tiers.tier import Extent
 from tmemfs.units import SEGMENT_BYTES
 
 COUNT = 8
@@ -66,17 +70,22 @@ def use(table: SegmentTable, state: int, index: int = 0, lane: int = LANE_PACKED
         MERGING: (SEALED, MERGING),
         WRITING: (SEALED, WRITING),
         ON_TIER: (SEALED, WRITING, ON_TIER),
+        CLEAN: (SEALED, WRITING, CLEAN),
     }
     for step in steps[state]:
         table.move(segment, step, index)
     return segment
 
 
+def place_of(table: SegmentTable, segment: SegmentId) -> int:
+    return table.extent(segment) if table.state(segment) == ON_TIER else table.frame(segment)
+
+
 @pytest.mark.parametrize(("old", "new"), sorted(TRANSITIONS))
 def test_every_legal_transition_is_made(table: SegmentTable, old: int, new: int) -> None:
     table.words[0] = old | LANE_RAW << 8 | 5 << 16
     table.move(SegmentId(0), new, 6)
-    assert (table.state(SegmentId(0)), table.lane(SegmentId(0)), table.index(SegmentId(0))) == (new, LANE_RAW, 6)
+    assert (table.state(SegmentId(0)), table.lane(SegmentId(0)), table.words[0] >> 16) == (new, LANE_RAW, 6)
 
 
 @pytest.mark.parametrize(("old", "new"), ILLEGAL)
@@ -92,7 +101,7 @@ def test_a_segment_can_reach_every_state_and_become_free_again() -> None:
     while more := {new for old, new in TRANSITIONS if old in reached} - reached:
         reached |= more
     assert reached == set(STATES)
-    assert {old for old, new in TRANSITIONS if new == FREE} == {OPEN, SEALED, WRITING, MERGING, ON_TIER}
+    assert {old for old, new in TRANSITIONS if new == FREE} == {OPEN, SEALED, WRITING, MERGING, ON_TIER, CLEAN}
 
 
 def test_an_opened_segment_is_empty_and_in_its_frame(table: SegmentTable, region: Region) -> None:
@@ -152,6 +161,15 @@ def test_segments_in_use_are_listed_by_age(table: SegmentTable) -> None:
     assert table.in_use() == [second, again]
 
 
+def test_a_clean_segment_has_a_frame_and_an_extent(table: SegmentTable, region: Region) -> None:
+    segment = use(table, WRITING, 3)
+    table.keep_clean(segment, Frame(MOST_BOTH - 1), Extent(MOST_BOTH - 2))
+    for found in (table, SegmentTable(COUNT, region)):
+        assert (found.state(segment), found.frame(segment), found.extent(segment)) == (CLEAN, MOST_BOTH - 1, MOST_BOTH - 2)
+    table.move(segment, ON_TIER, table.extent(segment))
+    assert (table.extent(segment), table.base[segment]) == (MOST_BOTH - 2, -1)
+
+
 def test_pins_are_counted(table: SegmentTable) -> None:
     segment = use(table, ON_TIER)
     table.pin(segment)
@@ -166,12 +184,14 @@ def test_a_segment_without_a_pin_cannot_lose_one(table: SegmentTable) -> None:
         table.unpin(use(table, ON_TIER))
 
 
-@pytest.mark.parametrize(("state", "found"), [(OPEN, SEALED), (SEALED, SEALED), (WRITING, SEALED), (ON_TIER, ON_TIER)])
+@pytest.mark.parametrize(
+    ("state", "found"), [(OPEN, SEALED), (SEALED, SEALED), (WRITING, SEALED), (ON_TIER, ON_TIER), (CLEAN, CLEAN)]
+)
 def test_a_recovery_seals_what_was_open_or_being_written(table: SegmentTable, region: Region, state: int, found: int) -> None:
     segment = use(table, state, index=4, lane=LANE_RAW, fill=8000)
     recovered = SegmentTable(COUNT, region)
     assert recovered.recover() == [segment]
-    assert (recovered.state(segment), recovered.lane(segment), recovered.index(segment)) == (found, LANE_RAW, 4)
+    assert (recovered.state(segment), recovered.lane(segment), place_of(recovered, segment)) == (found, LANE_RAW, 4)
     assert (recovered.fill(segment), recovered.sequence(segment)) == (8000, 1)
     assert recovered.base[segment] == (-1 if found == ON_TIER else 4 * SEGMENT_BYTES)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tmemfs.store.extents import Extents
-from tmemfs.store.frames import Arena, Frame
+from tmemfs.store.frames import Arena
 from tmemfs.store.ledger import Ledger
 from tmemfs.store.occupancy import TIER
 from tmemfs.store.record import SegmentId, handle_of
-from tmemfs.store.segments import FREE, LANE_RAW, MERGING, ON_TIER, OPEN, SEALED, WRITING, SegmentTable
+from tmemfs.store.segments import CLEAN, FREE, LANE_RAW, MERGING, ON_TIER, OPEN, SEALED, WRITING, SegmentTable
 from tmemfs.store.transitions import Transitions
+from tmemfs.units import SEGMENT_BYTES
 
 
 class Fixture:
@@ -35,6 +36,15 @@ class Fixture:
             self.ledger.store(handle_of(2, 4096, at * 4108, segment))
         self.segments.set_fill(segment, eighths * 30 * 4108)
         self.transitions.seal(self.lane)
+        return segment
+
+    def clean(self, eighths: int = 8) -> SegmentId:
+        """A segment in RAM that lies on the tier as well."""
+        segment, extent = self.sealed(eighths), self.extents.take(SEGMENT_BYTES)
+        assert extent is not None
+        self.transitions.withdraw(segment)
+        self.segments.move(segment, WRITING, self.segments.frame(segment))
+        self.transitions.keep_copy(segment, self.segments.frame(segment), extent)
         return segment
 
     def drop_all(self, segment: SegmentId) -> None:
@@ -73,7 +83,7 @@ def test_what_stays_in_ram_after_a_merge_or_a_write_is_next_in_line(parts: Fixtu
     first, second = parts.sealed(), parts.sealed()
     parts.transitions.begin_merge(second)
     assert parts.segments.state(second) == MERGING and list(parts.lane.sealed) == [first]
-    parts.transitions.keep_in_ram(second, Frame(parts.segments.index(second)))
+    parts.transitions.keep_in_ram(second, parts.segments.frame(second))
     assert parts.segments.state(second) == SEALED and list(parts.lane.sealed) == [second, first]
     assert set(parts.ledger.occupancy.emptiest(LANE_RAW, 1.0)) == {first, second}
 
@@ -82,7 +92,7 @@ def test_what_stays_in_ram_after_a_merge_or_a_write_is_next_in_line(parts: Fixtu
 def test_a_segment_that_becomes_empty_while_it_is_merged_or_written_is_not_freed_by_that(parts: Fixture, state: int) -> None:
     segment = parts.sealed()
     parts.transitions.withdraw(segment)
-    parts.segments.move(segment, state, parts.segments.index(segment))
+    parts.segments.move(segment, state, parts.segments.frame(segment))
     parts.drop_all(segment)
     assert parts.segments.state(segment) == state and len(parts.arena.used) == 1
 
@@ -101,3 +111,38 @@ def test_a_pinned_segment_that_became_empty_is_freed_with_the_last_pin(parts: Fi
     assert parts.transitions.unpin(segment) is False and parts.segments.state(segment) == ON_TIER
     assert parts.transitions.unpin(segment) is True and parts.segments.state(segment) == FREE
     assert parts.extents.has_retired and not list(parts.ledger.occupancy.candidates(TIER))
+
+
+def test_a_clean_copy_leaves_ram_for_the_next_segment_without_a_write(parts: Fixture) -> None:
+    old, young = parts.clean(), parts.clean()
+    parts.sealed()
+    parts.sealed()
+    assert not parts.arena.has_free_frame
+    extent = parts.segments.extent(old)
+    assert parts.transitions.open_next(parts.lane)
+    assert (parts.segments.state(old), parts.segments.state(young)) == (ON_TIER, CLEAN)
+    assert parts.segments.extent(old) == extent and parts.segments.base[old] == -1
+    assert list(parts.ledger.occupancy.candidates(TIER)) == [old]
+
+
+def test_a_clean_copy_stays_while_more_is_held_than_the_limit_allows(parts: Fixture) -> None:
+    segment = parts.clean()
+    parts.arena.set_limit(0)
+    assert not parts.transitions.open_next(parts.lane) and parts.segments.state(segment) == CLEAN
+
+
+def test_a_clean_copy_that_was_loaded_from_has_a_second_chance(parts: Fixture) -> None:
+    loaded, other = parts.clean(), parts.clean()
+    parts.segments.loaded[loaded] = 1
+    assert [parts.transitions.clean.next_victim()] == [other]
+    parts.transitions.drop_copy(other)
+    assert parts.transitions.clean.next_victim() == loaded
+
+
+def test_a_clean_segment_that_becomes_empty_gives_back_frame_and_extent(parts: Fixture) -> None:
+    segment = parts.clean(2)
+    live = parts.ledger.live[segment]
+    parts.drop_all(segment)
+    assert (parts.segments.state(segment), parts.arena.used, parts.extents.out) == (FREE, set(), {})
+    clean = parts.transitions.clean
+    assert (len(clean), clean.tier_bytes, clean.died_bytes, clean.dropped) == (0, 0, live, 0)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from tmemfs.store.frames import Frame
 from tmemfs.store.ledger import PoolId, Totals
 from tmemfs.store.record import ZERO_HANDLE, SegmentId, handle_length, handle_offset, handle_segment, handle_tag, scan, whole_blocks
 from tmemfs.store.recovery import Recount, recount
-from tmemfs.store.segments import LANE_COLD, LANE_PACKED, LANE_RAW, ON_TIER
+from tmemfs.store.segments import CLEAN, LANE_COLD, LANE_PACKED, LANE_RAW, ON_TIER
 from tmemfs.store.statistics import lane_pages
 from tmemfs.store.tmem import Tmem
 from tmemfs.units import SEGMENT_BYTES
@@ -33,7 +32,7 @@ def _check_segment(tmem: Tmem, segment: SegmentId, found: Recount) -> None:
     assert ledger.live[segment] == found.live[segment], f"live bytes of segment {segment}"
     assert ledger.pages[segment] == found.pages[segment], f"pages of segment {segment}"
     assert segments.is_cold[segment] == (segments.lane(segment) == LANE_COLD), f"lane of segment {segment}"
-    base = -1 if segments.state(segment) == ON_TIER else segments.index(segment) * SEGMENT_BYTES
+    base = -1 if segments.state(segment) == ON_TIER else segments.frame(segment) * SEGMENT_BYTES
     assert segments.base[segment] == base, f"base of segment {segment}"
 
 
@@ -57,8 +56,12 @@ def _check_index(tmem: Tmem, used: list[SegmentId]) -> None:
 
 def _check_places(tmem: Tmem, used: list[SegmentId]) -> None:
     segments, extents = tmem.segments, tmem.extents
-    frames = [segments.index(segment) for segment in used if segments.state(segment) != ON_TIER]
-    on_tier = {segments.index(s): whole_blocks(segments.fill(s)) for s in used if segments.state(s) == ON_TIER}
+    frames = [segments.frame(segment) for segment in used if segments.state(segment) != ON_TIER]
+    on_tier = {segments.extent(s): whole_blocks(segments.fill(s)) for s in used if segments.state(s) in (ON_TIER, CLEAN)}
+    clean = [segment for segment in used if segments.state(segment) == CLEAN]
+    kept = tmem.transitions.clean
+    assert len(kept) == len(clean) and all(segment in kept for segment in clean), "clean copies"
+    assert kept.tier_bytes == sum(whole_blocks(segments.fill(segment)) for segment in clean), "tier that clean copies take"
     assert len(set(frames)) == len(frames) and set(frames) == tmem.arena.used, "frames in use"
     # Extents that a write-back or a cleaning is being written to are out, too.
     assert on_tier.items() <= extents.out.items(), "extents in use"
@@ -73,7 +76,7 @@ def _check_records(tmem: Tmem) -> None:
         (segment, offset): (slot, tag, length)
         for segment in segments.in_use()
         if segments.base[segment] >= 0
-        for offset, slot, tag, length in scan(tmem.arena.frame_view(Frame(segments.index(segment))), segments.fill(segment))
+        for offset, slot, tag, length in scan(tmem.arena.frame_view(segments.frame(segment)), segments.fill(segment))
     }
     for slot in tmem.slots.occupied(0, tmem.slots.count):
         handle = tmem.slots.handles[slot]

@@ -34,7 +34,6 @@ from typing import Final
 from tmemfs.policy.cleaning import DENSE_SHARE, Space, benefit_per_cost, is_sparse
 from tmemfs.policy.victims import MOST_EXAMINED
 from tmemfs.store.dictionary import DICTIONARY_RECORD_BYTES, Dictionaries
-from tmemfs.store.frames import Frame
 from tmemfs.store.lanes import Lane
 from tmemfs.store.ledger import LIVE_BYTES, TIER_LIVE_BYTES
 from tmemfs.store.merge_copy import RecordCopier, keep
@@ -93,9 +92,9 @@ class Merges:
 
     def plan_before_write(self, lane: Lane, victim: SegmentId) -> Merge | None:
         """`victim`, if it is sparse, and the sparse ones next to it in age. Under the lock."""
-        if not self._is_sparse(victim):
+        if not self.is_to_be_merged(victim):
             return None
-        others = (s for s in islice(lane.sealed, MOST_EXAMINED) if s != victim and self._is_sparse(s))
+        others = (s for s in islice(lane.sealed, MOST_EXAMINED) if s != victim and self.is_to_be_merged(s))
         alike, *_ = self._by_dictionary([victim, *others])
         return self.plan_merge(lane, self._fitting(alike))
 
@@ -185,7 +184,9 @@ class Merges:
     def space(self) -> Space:
         """What segments take of the tier, and how much of that is live. Under the lock or outdated."""
         extents = self._extents
-        return Space(extents.held_bytes - extents.retired_bytes, self._ledger.sum_of(TIER_LIVE_BYTES), extents.free_bytes)
+        # Clean copies count in RAM until they are dropped: a cleaning could do nothing about them.
+        held = extents.held_bytes - extents.retired_bytes - self._transitions.clean.tier_bytes
+        return Space(held, self._ledger.sum_of(TIER_LIVE_BYTES), extents.free_bytes)
 
     def space_in_ram(self) -> Space:
         """The same of the frames of full segments; the open ones are being filled. Under the lock or outdated."""
@@ -199,11 +200,11 @@ class Merges:
         """Whether no damaged record was found in it, and it is not known that nothing is gained. Under the lock."""
         return self._segments.sequence(segment) not in self._left_alone
 
-    # ---- inside the lock -------------------------------------------------------------------------------------------
-
-    def _is_sparse(self, segment: SegmentId) -> bool:
-        """Whether too little of it would be left; its dictionary would come along."""
+    def is_to_be_merged(self, segment: SegmentId) -> bool:
+        """Whether too little of it is live for it to be written as it is; its dictionary would come along. Under the lock."""
         return is_sparse(self._needed_bytes([segment]), self._segments.fill(segment)) and self.can_be_emptied(segment)
+
+    # ---- inside the lock -------------------------------------------------------------------------------------------
 
     def _needed_bytes(self, segments: list[SegmentId]) -> int:
         """What the live records of `segments`, which have the same dictionary, would fill of one."""
@@ -248,7 +249,7 @@ class Merges:
         """Take a sealed segment out of its line."""
         table = self._segments
         self._transitions.begin_merge(segment)
-        data = self._arena.frame_view(Frame(table.index(segment)))
+        data = self._arena.frame_view(table.frame(segment))
         return Source(segment, table.sequence(segment), table.fill(segment), 0, data, Extent(0))
 
     def _source_on_tier(self, segment: SegmentId) -> Source:
@@ -258,7 +259,7 @@ class Merges:
         # Else its extent would be free, and written over, once its last record is dropped: while it is being read.
         table.pin(segment)
         fill = table.fill(segment)
-        return Source(segment, table.sequence(segment), fill, whole_blocks(fill), None, Extent(table.index(segment)))
+        return Source(segment, table.sequence(segment), fill, whole_blocks(fill), None, table.extent(segment))
 
     def _repoint(self, moves: list[tuple[int, int, int]]) -> None:
         """Let slots refer to the copies of their records, unless they were stored or invalidated since."""
@@ -282,7 +283,7 @@ class Merges:
                 if live and segment not in damaged:
                     self._ledger.file(segment, aside)
                 continue
-            frame = Frame(self._segments.index(segment))
+            frame = self._segments.frame(segment)
             if live:
                 if segment in damaged or aside:
                     self._left_alone.add(self._segments.sequence(segment))

@@ -23,7 +23,6 @@ from tmemfs.errors import Corrupt
 from tmemfs.policy.cleaning import saves_enough
 from tmemfs.store.codec import LZ4, ZSTD_DICT, decode
 from tmemfs.store.dictionary import Encoder
-from tmemfs.store.frames import Frame
 from tmemfs.store.merge_plans import Copied, Merge
 from tmemfs.store.record import SegmentId, handle_of, handle_record_bytes, read_record, scan, segment_seed
 from tmemfs.store.segments import LANE_PACKED, SEALED
@@ -97,7 +96,7 @@ class Recompression:
                 if not self._is_in_line(use):
                     return into[:0]
                 fill = table.fill(segment)
-                frame = self._tmem.arena.frame_view(Frame(table.index(segment)))
+                frame = self._tmem.arena.frame_view(table.frame(segment))
                 into[at : at + _COPY_BYTES] = frame[at : at + _COPY_BYTES]
             # What lies behind the fill is not part of any record.
             if at + _COPY_BYTES >= fill:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from tmemfs.errors import TmemfsError
 from tmemfs.store.codec import RAW, ZERO
 from tmemfs.store.dictionary import Dictionaries
-from tmemfs.store.frames import Frame
 from tmemfs.store.ledger import Totals
 from tmemfs.store.record import (
     TAGS,
@@ -25,10 +24,9 @@ from tmemfs.store.record import (
     handle_tag,
     whole_blocks,
 )
-from tmemfs.store.segments import FREE, LANE_COLD, ON_TIER, SEALED, SegmentTable
+from tmemfs.store.segments import CLEAN, FREE, LANE_COLD, ON_TIER, SEALED, SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.transitions import Transitions
-from tmemfs.tiers.tier import Extent
 
 #: Adds what a pool has in each segment to live bytes and pages by segment, and returns the pool's totals.
 CountPool = Callable[[SlotTable, SegmentTable, "array[int]", "array[int]"], Totals]
@@ -82,9 +80,9 @@ def recover(pools: Sequence[SlotTable], transitions: Transitions, dictionaries: 
     used = segments.recover()
     # A number means one dictionary, also for segments that are on the tier since an earlier run.
     dictionaries.number_above(max(segments.dictionaries(), default=0))
-    on_tier = [segment for segment in used if segments.state(segment) == ON_TIER]
-    transitions.arena.adopt({Frame(segments.index(segment)) for segment in used if segments.state(segment) != ON_TIER})
-    extents = {Extent(segments.index(segment)): whole_blocks(segments.fill(segment)) for segment in on_tier}
+    on_tier = [segment for segment in used if segments.state(segment) in (ON_TIER, CLEAN)]
+    transitions.arena.adopt({segments.frame(segment) for segment in used if segments.state(segment) != ON_TIER})
+    extents = {segments.extent(segment): whole_blocks(segments.fill(segment)) for segment in on_tier}
     transitions.extents.adopt(extents, segments.extents_touched)
     # After `segments.recover`, as the scan asks for states and lanes.
     found = recount(pools, segments, count)
@@ -93,6 +91,8 @@ def recover(pools: Sequence[SlotTable], transitions: Transitions, dictionaries: 
     for segment in used:
         if segments.state(segment) == SEALED:
             transitions.queue(segment)
+        elif segments.state(segment) == CLEAN:
+            transitions.clean.append(segment, ledger.live[segment])
         elif ledger.live[segment]:
             ledger.file(segment)
     # A crash may have come between a segment's last record being dropped and the segment being freed.

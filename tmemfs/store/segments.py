@@ -1,6 +1,7 @@
 """The segment table: where each segment lies, and the life of a segment as data.
 
     free -> open -> sealed -> writing -> on tier -> free
+             |         |         |-> clean (in its frame, too) -> on tier, or free
              |         |         |-> sealed (the write failed)
              |         |         '-> free (its last page was dropped)
              |         |-> merging (its records are being copied) -> free, or sealed with what did not fit
@@ -11,7 +12,8 @@
 One record of 32 bytes per segment, in a region of its own. Everything else here is derived from it:
 
     offset  size  field
-    0       8     place: bits 0-7 state, 8-15 lane, 16-63 frame (open, sealed, writing, merging) or extent (on tier)
+    0       8     place: bits 0-7 state, 8-15 lane, 16-63 frame (open, sealed, writing, merging) or extent (on tier);
+                  clean: 16-39 frame, 40-63 extent
     8       8     fill: bits 0-31 bytes of the segment that hold records, 32-63 number of the dictionary it begins with, or 0
     16      8     sequence: unique for each use of a segment, grows with time
     24      8     age: the sequence of the youngest segment its records were first stored in; its own, unless they were copied
@@ -19,8 +21,10 @@ One record of 32 bytes per segment, in a region of its own. Everything else here
 One more word follows the last record: how many extents were ever taken. What a killed process wrote to an extent that no segment
 refers to still takes disk; recovery has no other way to know where that may be.
 
-`place` is one word, so a segment moves from RAM to its tier with one 8-byte write. A process that finds 'open', 'writing' or
-'merging' after a crash treats it as sealed: the frame is whole.
+`place` is one word, so a segment moves from RAM to its tier with one 8-byte write. A clean segment lies in both, and leaves RAM
+with one such write, without any I/O.
+
+A process that finds 'open', 'writing' or 'merging' after a crash treats it as sealed: the frame is whole.
 
 Guarded by the store's lock.
 
@@ -35,8 +39,10 @@ from array import array
 from typing import Final
 
 from tmemfs.errors import TmemfsError
+from tmemfs.store.frames import Frame
 from tmemfs.store.record import SegmentId
 from tmemfs.store.region import Region
+from tmemfs.tiers.tier import Extent
 from tmemfs.units import SEGMENT_BYTES
 
 FREE: Final = 0
@@ -45,8 +51,9 @@ SEALED: Final = 2
 WRITING: Final = 3
 ON_TIER: Final = 4
 MERGING: Final = 5
-STATE_NAMES: Final = ("free", "open", "sealed", "writing", "on-tier", "merging")
-IN_RAM: Final = frozenset((OPEN, SEALED, WRITING, MERGING))
+CLEAN: Final = 6
+STATE_NAMES: Final = ("free", "open", "sealed", "writing", "on-tier", "merging", "clean")
+IN_RAM: Final = frozenset((OPEN, SEALED, WRITING, MERGING, CLEAN))
 TRANSITIONS: Final = frozenset(
     (
         (FREE, OPEN),
@@ -54,6 +61,9 @@ TRANSITIONS: Final = frozenset(
         (SEALED, WRITING),
         (WRITING, SEALED),
         (WRITING, ON_TIER),
+        (WRITING, CLEAN),
+        (CLEAN, ON_TIER),
+        (CLEAN, FREE),
         (SEALED, FREE),
         (WRITING, FREE),
         (ON_TIER, FREE),
@@ -76,6 +86,10 @@ PLACE_WORD, FILL_WORD, _SEQUENCE, _AGE = range(4)
 STATE_MASK: Final = 0xFF
 LANE_SHIFT: Final = 8
 _INDEX_SHIFT: Final = 16
+#: In the place of a clean segment, the frame has so many bits, and the extent as many.
+_HALF_BITS: Final = 24
+#: Frames and extents below this number fit there: 16 TiB.
+MOST_BOTH: Final = 1 << _HALF_BITS
 _DICTIONARY_SHIFT: Final = 32
 FILL_MASK: Final = (1 << _DICTIONARY_SHIFT) - 1
 _WORD_BYTES: Final = 8
@@ -109,16 +123,24 @@ class SegmentTable:
         self._free: list[SegmentId] = []
 
     def state(self, segment: SegmentId) -> int:
-        """FREE, OPEN, SEALED, WRITING, ON_TIER or MERGING."""
+        """FREE, OPEN, SEALED, WRITING, ON_TIER, MERGING or CLEAN."""
         return self.words[segment * _WORDS + PLACE_WORD] & STATE_MASK
 
     def lane(self, segment: SegmentId) -> int:
         """LANE_PACKED, LANE_RAW or LANE_COLD."""
         return self.words[segment * _WORDS + PLACE_WORD] >> LANE_SHIFT & STATE_MASK
 
-    def index(self, segment: SegmentId) -> int:
-        """The frame or the extent, by the state."""
-        return self.words[segment * _WORDS + PLACE_WORD] >> _INDEX_SHIFT
+    def frame(self, segment: SegmentId) -> Frame:
+        """The frame of a segment that is in RAM."""
+        place = self.words[segment * _WORDS + PLACE_WORD]
+        index = place >> _INDEX_SHIFT
+        return Frame(index & MOST_BOTH - 1 if place & STATE_MASK == CLEAN else index)
+
+    def extent(self, segment: SegmentId) -> Extent:
+        """The extent of a segment that is clean or on the tier."""
+        place = self.words[segment * _WORDS + PLACE_WORD]
+        index = place >> _INDEX_SHIFT
+        return Extent(index >> _HALF_BITS if place & STATE_MASK == CLEAN else index)
 
     def fill(self, segment: SegmentId) -> int:
         """Bytes that hold records."""
@@ -174,7 +196,7 @@ class SegmentTable:
         return sequence
 
     def move(self, segment: SegmentId, state: int, index: int, lane: int | None = None) -> None:
-        """Change state and place with one write. The transition must be legal."""
+        """Change state and place with one write. The transition must be legal. See `keep_clean` for CLEAN."""
         at = segment * _WORDS + PLACE_WORD
         old = self.words[at]
         if (old & 0xFF, state) not in TRANSITIONS:
@@ -188,6 +210,10 @@ class SegmentTable:
             self.base[segment] = -1
         if state == FREE:
             self._free.append(segment)
+
+    def keep_clean(self, segment: SegmentId, frame: Frame, extent: Extent) -> None:
+        """`segment` lies in `extent`, too, and stays in `frame`. Both must be below MOST_BOTH."""
+        self.move(segment, CLEAN, frame | extent << _HALF_BITS)
 
     def pin(self, segment: SegmentId) -> None:
         """Keep `segment` and its extent until as many calls of `unpin`."""
@@ -229,7 +255,7 @@ class SegmentTable:
         self.is_cold[segment] = self.lane(segment) == LANE_COLD
         if state == ON_TIER:
             return
-        if state != SEALED:
+        if state not in (SEALED, CLEAN):
             # Nobody writes or copies it any more. Its frame is whole: records lie there before the fill says so.
-            self.move(segment, SEALED, self.index(segment))
-        self.base[segment] = self.index(segment) * SEGMENT_BYTES
+            self.move(segment, SEALED, self.frame(segment))
+        self.base[segment] = self.frame(segment) * SEGMENT_BYTES

@@ -26,18 +26,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 import lz4.block
 
 from tmemfs.errors import BackingFull, Corrupt
 from tmemfs.policy.cleaning import benefit_per_cost
-from tmemfs.policy.victims import next_victim
+from tmemfs.policy.victims import MOST_EXAMINED, next_victim
 from tmemfs.store.codec import LZ4, ZERO_PAGE, ZSTD_DICT, Packed, decode
 from tmemfs.store.damage import Damage
 from tmemfs.store.dictionary import Dictionaries, Dictionary, read_dictionary
 from tmemfs.store.extents import Extents
-from tmemfs.store.frames import Arena, Frame
+from tmemfs.store.frames import Arena
 from tmemfs.store.lanes import Lane
 from tmemfs.store.ledger import COMPRESSED_BYTES, RAW_STORES, STORED_BYTES, STORES, Ledger
 from tmemfs.store.merge_plans import Merge
@@ -64,10 +65,9 @@ from tmemfs.store.record import (
     whole_blocks,
 )
 from tmemfs.store.recovery import recover
-from tmemfs.store.segments import FREE, ON_TIER, WRITING, SegmentTable
+from tmemfs.store.segments import FREE, MOST_BOTH, ON_TIER, WRITING, SegmentTable
 from tmemfs.store.slots import SlotTable
 from tmemfs.store.transitions import Notice, Transitions
-from tmemfs.tiers.tier import Extent
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
 #: Handle of a slot and sequence of its segment: a place in a segment is used once in a sequence.
@@ -131,6 +131,7 @@ class Tmem:
         self.ledger: Final = Ledger(segments)
         self.transitions: Final = Transitions(segments, self.ledger, arena, extents, notice)
         self.lanes: Final = self.transitions.lanes
+        self.clean: Final = self.transitions.clean
         self.counts: Final = Counts(self.ledger)
         self.dictionaries: Final = Dictionaries()
         # it has a lock of its own
@@ -246,7 +247,7 @@ class Tmem:
                 slot,
                 segment,
                 self.segments.sequence(segment),
-                Extent(self.segments.index(segment)),
+                self.segments.extent(segment),
                 self.segments.dictionary(segment),
                 handle_offset(handle),
                 handle_tag(handle),
@@ -281,15 +282,56 @@ class Tmem:
             if segment is None:
                 return None
             self._spend_second_chance(passed)
-            whole = whole_blocks(self.segments.fill(segment))
-            extent = self.extents.take(whole)
-            if extent is None:
+            plan = self._begin_write(segment)
+            if plan is None:
                 raise BackingFull("the backing is full: raise backing.max or give it more space")
-            self.transitions.withdraw(segment)
-            frame = Frame(self.segments.index(segment))
-            self.segments.move(segment, WRITING, frame)
-            view = self.arena.frame_view(frame, whole)
-            return WriteBack(segment, self.segments.sequence(segment), frame, extent, view, self.ledger.pages[segment])
+            return plan
+
+    def plan_write_ahead(self, youngest: int) -> WriteBack | None:
+        """The next segment to be written ahead: dense, with an age of `youngest` or less. None without one, or without an extent.
+
+        Whether it was loaded from does not matter, for it stays in RAM.
+        """
+        with self.lock:
+            for segment in islice(self._lane_to_shrink(include_open=False).sealed, MOST_EXAMINED):
+                if self.segments.age(segment) > youngest:
+                    break
+                if not self.merges.is_to_be_merged(segment):
+                    return self._begin_write(segment)
+        return None
+
+    def _begin_write(self, segment: SegmentId) -> WriteBack | None:
+        """`segment`, which is sealed, is being written; None without an extent."""
+        whole = whole_blocks(self.segments.fill(segment))
+        extent = self.extents.take(whole)
+        if extent is None:
+            return None
+        self.transitions.withdraw(segment)
+        frame = self.segments.frame(segment)
+        self.segments.move(segment, WRITING, frame)
+        view = self.arena.frame_view(frame, whole)
+        return WriteBack(segment, self.segments.sequence(segment), frame, extent, view, self.ledger.pages[segment])
+
+    def commit_write_ahead(self, plan: WriteBack) -> None:
+        """The data of `plan` is on the tier: the segment lies there, too, and loads read it from RAM."""
+        with self.lock:
+            if self.ledger.live[plan.segment] and max(plan.frame, plan.extent) < MOST_BOTH:
+                self.transitions.keep_copy(plan.segment, plan.frame, plan.extent)
+                return
+        self.commit_write_back(plan)
+
+    def drop_clean(self) -> int | None:
+        """Give the frame of a clean copy back, without any I/O: how many frames are released to the system; None without a copy.
+
+        If none is released, the reserve was short and keeps it.
+        """
+        with self.lock:
+            segment = self.clean.next_victim()
+            if segment is None:
+                return None
+            is_released = self.transitions.drop_copy(segment)
+            self.notice(True)
+            return int(is_released)
 
     def commit_write_back(self, plan: WriteBack) -> bool:
         """The data of `plan` is on the tier: change the segment's place and give its frame back. Loads read from the tier now.
@@ -338,14 +380,14 @@ class Tmem:
 
     @property
     def has_victims(self) -> bool:
-        """Whether sealed segments wait in RAM."""
-        return any(lane.sealed for lane in self.lanes)
+        """Whether segments that are sealed or clean lie in RAM."""
+        return any(lane.sealed for lane in self.lanes) or len(self.clean) > 0
 
     @property
     def is_held_elsewhere(self) -> bool:
         """Whether segments in RAM are being merged or written: neither open nor victims now, but perhaps soon."""
         with self.lock:
-            return len(self.arena.used) > sum(len(lane.sealed) + lane.is_open for lane in self.lanes)
+            return len(self.arena.used) > len(self.clean) + sum(len(lane.sealed) + lane.is_open for lane in self.lanes)
 
     @property
     def pages_stored(self) -> int:
@@ -392,7 +434,7 @@ class Tmem:
         number = self.segments.dictionary(segment)
         found = self.dictionaries.known(number)
         if found is None:  # since a crash
-            frame = self.arena.frame_view(Frame(self.segments.index(segment)))
+            frame = self.arena.frame_view(self.segments.frame(segment))
             data = read_dictionary(frame, segment_seed(self.segments.sequence(segment)))
             found = self.dictionaries.adopt(number, data)
         return found

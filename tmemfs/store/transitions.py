@@ -9,6 +9,7 @@ Guarded by the store's lock: callers hold it.
 Invariants:
 1. A segment is in line of its lane, and filed in the ledger's index, while it is sealed, and neither while it is written or merged.
 2. A frame is given back only after its segment lies on the tier or is empty; an extent is retired only after its segment is free.
+3. `clean` holds the segments in state CLEAN, in the order in which they were written.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from tmemfs.store.clean_copies import CleanCopies
 from tmemfs.store.extents import Extents
 from tmemfs.store.frames import Arena, Frame
 from tmemfs.store.lanes import Lane
 from tmemfs.store.ledger import EMPTIED, Ledger
 from tmemfs.store.record import SegmentId, handle_segment
-from tmemfs.store.segments import FREE, LANE_PACKED, LANE_RAW, MERGING, ON_TIER, SEALED, SegmentTable
+from tmemfs.store.segments import CLEAN, FREE, LANE_PACKED, LANE_RAW, MERGING, ON_TIER, SEALED, SegmentTable
 from tmemfs.tiers.tier import Extent
 
 #: Called with whether a frame may have become free.
@@ -41,11 +43,12 @@ class Transitions:
         self.extents: Final = extents
         self.notice: Final = notice
         self.lanes: Final = (Lane(LANE_PACKED), Lane(LANE_RAW))
+        self.clean: Final = CleanCopies(segments)
 
     def open_next(self, lane: Lane) -> bool:
         """Seal the lane's segment and open another; False, and the lane as it was, if there is no frame."""
         # Asked before anything changes: a lane that was sealed in vain would leave a segment half empty.
-        if not self.arena.has_free_frame:
+        if not self.arena.has_free_frame and not self._free_clean_frame():
             # Work for the shrinker, but no frame: the store that waits and finds none must not wake itself to try again at once.
             self.notice(False)
             return False
@@ -58,13 +61,21 @@ class Transitions:
         self.notice(True)
         return True
 
+    def _free_clean_frame(self) -> bool:
+        """Drop a clean copy for the frame; whether there is one then. Nothing is written for it, so no store has to wait."""
+        # Not while a frame is on its way: what is in RAM is worth the wait. Above the limit, a frame given back is not taken.
+        can_take = not self.arena.is_growing and self.arena.held <= self.arena.limit
+        if can_take and (segment := self.clean.next_victim()) is not None:
+            self.drop_copy(segment)
+        return self.arena.has_free_frame
+
     def seal(self, lane: Lane) -> None:
         """Close the lane's segment, if it has one; its records become a candidate for write-back."""
         if lane.is_open:
             segment = lane.segment
             # Closed first: `emptied` below frees the frame, which the lane must not append to any more.
             lane.close()
-            self.segments.move(segment, SEALED, self.segments.index(segment))
+            self.segments.move(segment, SEALED, self.segments.frame(segment))
             self.queue(segment)
             if not self.ledger.live[segment]:
                 self.emptied(segment)
@@ -86,13 +97,19 @@ class Transitions:
         state = self.segments.state(segment)
         if state == SEALED:
             self.withdraw(segment)
-            self.free_in_ram(segment, Frame(self.segments.index(segment)))
+            self.free_in_ram(segment, self.segments.frame(segment))
             self.notice(True)
         elif state == ON_TIER:
             # No victim any more, also while a reader keeps it: there is nothing to clean in it.
             self.ledger.withdraw(segment)
             if segment not in self.segments.pins:
                 self._free_on_tier(segment)
+        elif state == CLEAN:
+            self.clean.remove(segment, 0)
+            frame, extent = self.segments.frame(segment), self.segments.extent(segment)
+            self.free_in_ram(segment, frame)
+            self.extents.retire(extent)
+            self.notice(True)
 
     def queue(self, segment: SegmentId) -> None:
         """`segment` is sealed, in RAM, and the last in line of its lane."""
@@ -110,10 +127,24 @@ class Transitions:
         self.lane_of(segment).remove(segment)
         self.ledger.withdraw(segment)
 
+    def keep_copy(self, segment: SegmentId, frame: Frame, extent: Extent) -> None:
+        """`segment`, which was written to `extent`, stays in `frame`, too."""
+        self.segments.keep_clean(segment, frame, extent)
+        self.clean.append(segment, self.ledger.live[segment])
+
+    def drop_copy(self, segment: SegmentId) -> bool:
+        """`segment`, which is clean, leaves RAM; whether its frame's memory is released to the system."""
+        self.clean.remove(segment, self.ledger.live[segment])
+        self.clean.dropped += 1
+        frame = self.segments.frame(segment)
+        self.segments.move(segment, ON_TIER, self.segments.extent(segment))
+        self.ledger.written_back(segment)
+        return self.arena.give_back(frame)
+
     def begin_merge(self, segment: SegmentId) -> None:
         """The records of `segment`, which is sealed, are being copied."""
         self.withdraw(segment)
-        self.segments.move(segment, MERGING, self.segments.index(segment))
+        self.segments.move(segment, MERGING, self.segments.frame(segment))
 
     def free_in_ram(self, segment: SegmentId, frame: Frame) -> bool:
         """Nothing of `segment`, which is in no line, is live; whether its frame's memory is released to the system."""
@@ -122,7 +153,7 @@ class Transitions:
         return self.arena.give_back(frame)
 
     def _free_on_tier(self, segment: SegmentId) -> None:
-        extent = Extent(self.segments.index(segment))
+        extent = self.segments.extent(segment)
         # The place first: after a crash between the two, the extent is free, as nothing refers to it.
         self.segments.move(segment, FREE, 0)
         self.extents.retire(extent)
