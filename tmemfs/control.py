@@ -29,6 +29,7 @@ from tmemfs.jobs.pressure import MODES, parse_mode
 from tmemfs.jobs.pulse import parse_watchdog
 from tmemfs.jobs.recompressor import parse_recompress
 from tmemfs.jobs.shrink_request import ShrinkRequest
+from tmemfs.jobs.write_ahead import parse_rest, parse_writeahead
 from tmemfs.observe import report
 from tmemfs.services import Services
 from tmemfs.store.codec import CHOICES, parse_codec
@@ -122,6 +123,8 @@ class ControlDirectory:
             "compact": lambda: report.compact_answer(s),
             "clean.rate": _number(lambda: int(budget.rate)),
             "clean.daily": lambda: _limit(budget.daily),
+            "writeahead": _number(lambda: s.engine.write_ahead.percent),
+            "writeahead.rest": lambda: _seconds(s.engine.write_ahead.rest_s),
             "recompress": lambda: _recompress_choices(s.engine.recompressor.level),
             "codec": lambda: _bracketed(CHOICES, s.engine.pager.codec.name),
             "pressure.mode": lambda: _bracketed(MODES, pressure.mode),
@@ -150,6 +153,8 @@ class ControlDirectory:
             "compact": self._compact,
             "clean.rate": self._clean_rate,
             "clean.daily": self._clean_daily,
+            "writeahead": self._writeahead,
+            "writeahead.rest": self._writeahead_rest,
             "recompress": self._recompress,
             "codec": self._codec,
             "pressure.mode": self._pressure_mode,
@@ -171,6 +176,12 @@ class ControlDirectory:
 
     async def _codec(self, text: str) -> None:
         self._services.engine.pager.set_codec(parse_codec(text))
+
+    async def _writeahead(self, text: str) -> None:
+        self._services.engine.write_ahead.set_percent(parse_writeahead(text))
+
+    async def _writeahead_rest(self, text: str) -> None:
+        self._services.engine.write_ahead.set_rest(parse_rest(text))
 
     async def _recompress(self, text: str) -> None:
         self._services.engine.recompressor.set_level(parse_recompress(text))
@@ -218,6 +229,10 @@ class ControlDirectory:
 
 def _seconds_or_off(seconds: float) -> str:
     return f"{seconds:g}\n" if seconds else "off\n"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:g}\n"
 
 
 def _limit(value: float) -> str:

@@ -78,6 +78,10 @@ FILES: Final = (
     _setting("clean.rate", "bytes/s", "What cleaning in the background may write: bytes or K/M/G/T."),
     _setting("clean.daily", "bytes", "What cleaning may write in 24 hours: bytes, K/M/G/T or max. "
         "What is left of today is cleaner_budget_left in stat."),
+    _setting("writeahead", "%", "Percent of the pool that is written to the backing before its memory is wanted, so that "
+        "it can be had without I/O: 0 (none) to 90."),
+    _setting("writeahead.rest", "s", "For how long a segment rests before it is written so: what dies young is not written. "
+        "Write seconds, with s or m where wanted."),
     _setting("recompress", "-", "Encode idle pages in RAM again, in the background, with zstd and a dictionary made of such pages, "
         f"where that saves a tenth: off, zstd (level 3), zstd:1 to zstd:19. {_CHOICE}"),
     _setting("codec", "-", "How pages are compressed that are stored from now on: lz4, zstd, zstd:1 to zstd:19, none. "

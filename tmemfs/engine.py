@@ -25,6 +25,7 @@ from tmemfs.jobs.reserve import Keep, Reserve
 from tmemfs.jobs.shrinker import Shrinker
 from tmemfs.jobs.supervision import Job
 from tmemfs.jobs.throttle import Throttle
+from tmemfs.jobs.write_ahead import WriteAhead
 from tmemfs.pages.free_frames import FreeFrames
 from tmemfs.pages.pager import Pager
 from tmemfs.pages.reader import Reader
@@ -60,6 +61,7 @@ class Engine:
     reserve: Reserve
     shrinker: Shrinker
     recompressor: Recompressor
+    write_ahead: WriteAhead
 
     @classmethod
     def over(
@@ -89,6 +91,7 @@ class Engine:
         reserve = Reserve(tmem, pool_size, notices, free_frames, keep)
         shrinker = Shrinker(tmem, tier, holes, pool_size, notices, free_frames, reserve, merger, full_tier)
         recompressor = Recompressor(tmem, Throttle(tmem), maintenance)
+        write_ahead = WriteAhead(tmem, tier, notices.write_ahead, maintenance, shrinker.count_written)
         return cls(
             tmem,
             tier,
@@ -104,6 +107,7 @@ class Engine:
             reserve,
             shrinker,
             recompressor,
+            write_ahead,
         )
 
     @property
@@ -113,6 +117,7 @@ class Engine:
             Job("cleaner", self.cleaner.run),
             Job("shrinker", self.shrinker.run, self.shrinker.failed),
             Job("recompressor", self.recompressor.run),
+            Job("write-ahead", self.write_ahead.run),
         )
 
     def start(self) -> None:

@@ -669,3 +669,72 @@ def test_a_limit_that_is_raised_wakes_the_stores_that_wait(engine: Engine) -> No
     engine.tmem.limit_pool((LIMIT + 2) * SEGMENT_BYTES)
     assert engine.tmem.arena.has_free_frame
     assert engine.free_frames._generation > signals
+
+
+@pytest.fixture
+def rested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every sealed segment is old enough to be written ahead."""
+    monkeypatch.setattr("tmemfs.policy.clean_share.AgeClock.youngest", 1 << 40)
+
+
+@pytest.fixture
+async def write_ahead(rested: None, engine: Engine, background: None, nursery: trio.Nursery) -> None:
+    nursery.start_soon(engine.write_ahead.run)
+
+
+async def test_a_share_of_the_pool_is_written_ahead_and_leaves_without_a_write(
+    engine: Engine, tier: FaultyTier, write_ahead: None
+) -> None:
+    engine.pool_size.set_max(2 * LIMIT * SEGMENT_BYTES)
+    engine.write_ahead.set_percent(50)
+    await store(engine, 0, 8 * PAGES_A_SEGMENT)
+    await until(lambda: len(engine.tmem.clean) >= 4)
+    assert statistics(engine.tmem).pages_on_disk == 0
+    tier.fail("write")
+    answer = await engine.shrinker.shrink(ShrinkRequest(4 * SEGMENT_BYTES))
+    assert (answer.reason, answer.written) == (None, 0) and engine.tmem.clean.dropped >= 4
+    assert len(engine.tmem.clean) <= len(engine.tmem.arena.used) // 2
+    tier.fail()
+    await verify(engine, 8 * PAGES_A_SEGMENT)
+
+
+async def test_stores_take_the_frames_of_clean_copies_where_the_tier_takes_no_more(
+    engine: Engine, tier: FaultyTier, write_ahead: None
+) -> None:
+    engine.write_ahead.set_percent(90)
+    await store(engine, 0, 8 * PAGES_A_SEGMENT)
+    await until(lambda: len(engine.tmem.clean) >= 4)
+    tier.fail("write")
+    clean = len(engine.tmem.clean)
+    with pytest.raises(NoSpace):
+        await store(engine, 4096, 4000)
+    assert engine.tmem.clean.dropped >= clean and not len(engine.tmem.clean)
+    tier.fail()
+    await verify(engine, 8 * PAGES_A_SEGMENT)
+
+
+async def test_a_write_ahead_that_fails_leaves_its_segment_and_is_tried_again(
+    engine: Engine, tier: FaultyTier, write_ahead: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tmemfs.jobs.write_ahead._FAILED_S", 0.01)
+    failed = list[None]()
+
+    def fail() -> None:
+        failed.append(None)
+        raise TierError("injected: the tier failed")
+
+    tier.before["write"] = fail
+    await store(engine, 0, 6 * PAGES_A_SEGMENT)
+    await until(lambda: len(failed) >= 3)
+    assert not len(engine.tmem.clean)
+    tier.fail()
+    await until(lambda: len(engine.tmem.clean) > 0)
+    await verify(engine, 6 * PAGES_A_SEGMENT)
+
+
+async def test_what_was_stored_a_moment_ago_is_not_written_ahead(engine: Engine, tier: FaultyTier, nursery: trio.Nursery) -> None:
+    nursery.start_soon(engine.write_ahead.run)
+    await store(engine, 0, 6 * PAGES_A_SEGMENT)
+    engine.notices.write_ahead.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert not len(engine.tmem.clean) and not engine.shrinker.counts.segments

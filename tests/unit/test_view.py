@@ -167,6 +167,12 @@ def test_the_lines_for_people_in_bytes_and_without_headings(mount: Path, capsys:
     ]
 
 
+def test_what_of_the_pool_can_be_had_at_once_is_shown(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(mount, pool_clean=MIB)
+    view.print_stat(mount, in_bytes=False)
+    assert "pool:        3 MiB of 64 MiB, peak 5 MiB; 1 MiB can be had at once" in lines(capsys)
+
+
 def test_an_empty_pool_has_no_ratio(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stat = mount / "control" / "stat"
     stat.write_text(stat.read_text().replace("compressed_bytes 2048000", "compressed_bytes 0"))

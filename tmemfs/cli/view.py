@@ -76,7 +76,7 @@ def _memory_rows(stat: Values, show: Callable[[int], str]) -> list[tuple[str, st
         ("RAM saved", f"{show(stored - pool)}: {show(stored)} of pages swapped out, {show(pool)} of RAM in the pool"),
         ("swapped out", f"{show(stored)} of {show(int(stat['swap_size']))}"),
         ("compressed", f"{show(compressed)}{ratio}, {stat['codec']}"),
-        ("pool", f"{show(pool)} of {show(int(stat['pool_max']))}, peak {show(int(stat['pool_peak']))}"),
+        ("pool", f"{show(pool)} of {show(int(stat['pool_max']))}, peak {show(int(stat['pool_peak']))}{_clean(stat, show)}"),
         ("backing", f"{show(int(stat['backing_current']))} of {show(int(stat['backing_max']))}" + _encrypted(stat)),
         (
             "pages",
@@ -84,6 +84,11 @@ def _memory_rows(stat: Values, show: Callable[[int], str]) -> list[tuple[str, st
             f"{stat['same_filled_pages']} same-filled, {stat['incompressible_pages']} incompressible",
         ),
     ]
+
+
+def _clean(stat: Values, show: Callable[[int], str]) -> str:
+    clean = int(stat.get("pool_clean", "0"))  # not of a daemon of an older version
+    return f"; {show(clean)} can be had at once" if clean else ""
 
 
 def _encrypted(stat: Values) -> str:

@@ -5,6 +5,7 @@ notices, executor, stop, throttle        how jobs are woken, block, end early an
 pulse                                    every two seconds: the event loop runs, and what the store holds
 pool_size, limits                        what the pool may hold, and what a user sets
 shrinker, reserve, holes, full_tier, shrink_request   write back and release; frames ahead of need; extents freed
+write_ahead                              segments that stay in RAM are written, too
 left_frames                              memory that an earlier worker left
 cleaner, merger, recompressor, compact_request        when to merge, and the merge itself
 single_pages                             requests of one page after damage

@@ -52,6 +52,7 @@ class Notices:
         self.frame = Wakeup()
         self.reserve = Wakeup()
         self.cleaner = Wakeup()
+        self.write_ahead = Wakeup()
         self.pressure = Wakeup()
         self._free_frames = free_frames
         self._is_pending = False

@@ -165,6 +165,7 @@ class Shrinker:
             if self._tmem.arena.has_releasing or self._tmem.arena.takes_cold or self._holes.is_due:
                 await self._background.write.run(self._tidy)
             self._notices.cleaner.set()
+            self._notices.write_ahead.set()
             goal = await self._goal(is_shrinking)
             is_shrinking = goal > 0 and await self._step(goal)
             await self._rest(is_shrinking)
@@ -189,7 +190,7 @@ class Shrinker:
         """Free up to `goal` bytes in the background; whether to go on at once."""
         include_open = not self._tmem.arena.has_free_frame
         answer = await self._free(Tally(ShrinkRequest(goal), include_open, writers=self._writers), self._background)
-        return answer.written > 0 and self._free_frames.stuck is None
+        return answer.freed + answer.written > 0 and self._free_frames.stuck is None
 
     async def _free(self, tally: Tally, pair: _Pair) -> ShrinkAnswer:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -234,7 +235,11 @@ class Shrinker:
             return True
 
     def _merge_or_write_back(self, tally: Tally) -> bool:
-        """Merge a sparse victim, or write a dense one back; whether to go on. Raises TierError."""
+        """Drop a clean copy, merge a sparse victim, or write a dense one back; whether to go on. Raises TierError."""
+        # A clean copy first: its frame costs no I/O.
+        if (frames := self._tmem.drop_clean()) is not None:
+            tally.done(0, 0, frames * SEGMENT_BYTES)
+            return True
         # A sparse segment is merged first: written as it is, it would take an extent for what is mostly dead.
         if merge := self._tmem.plan_merge_before_write(tally.include_open):
             tally.done(0, 0, self._merger.merge_in_ram(merge) * SEGMENT_BYTES)
@@ -277,6 +282,10 @@ class Shrinker:
             raise
         is_released = self._tmem.commit_write_back(plan)
         tally.done(len(plan.data), plan.pages, SEGMENT_BYTES if is_released else 0)
+        self.count_written(plan)
+
+    def count_written(self, plan: WriteBack) -> None:
+        """The segment of `plan` was written to the tier. In any thread."""
         with self._lock:
             self.counts.segments += 1
             self.counts.pages += plan.pages

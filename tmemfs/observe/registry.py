@@ -16,7 +16,7 @@ from typing import Final, get_args
 
 from tmemfs.observe.metric import EVENTS, STAT_ONLY, Metric, Output, Section, Unit
 from tmemfs.system.status_region import Word
-from tmemfs.units import BLOCK_BYTES, PAGE_BYTES
+from tmemfs.units import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES
 
 _MM_STAT: Final[frozenset[Output]] = frozenset(("mm_stat",))
 _IO_STAT: Final[frozenset[Output]] = frozenset(("io_stat",))
@@ -76,6 +76,8 @@ _POOL: Final = Section("RAM", (
     Metric("pool_current", "gauge", "bytes", "RAM that the frames hold, ready frames included.",
         lambda s: s.store.pool_current),
     Metric("pool_used", "gauge", "bytes", "RAM of the frames that hold a segment.", lambda s: s.store.pool_used),
+    Metric("pool_clean", "gauge", "bytes", "RAM of the frames whose segment lies on the backing, too: it can be had without I/O.",
+        lambda s: len(s.engine.tmem.clean) * SEGMENT_BYTES),
     Metric("pool_peak", "gauge", "bytes", "The most that pool_current has been.", lambda s: s.store.pool_peak),
     Metric("pool_max", "gauge", "bytes", "The limit, as in pool.max.", lambda s: s.services.limits.pool.max),
     Metric("pool_resident", "gauge", "bytes", "Frame memory according to the kernel.", lambda s: s.pool_resident),
@@ -100,6 +102,12 @@ _BACKING: Final = Section("The backing", (
     Metric("pages_written", "counter", "pages", "Pages written back.", lambda s: s.writes.pages),
     Metric("bytes_written", "counter", "bytes", "Bytes written back, without cleaned_bytes.",
         lambda s: s.writes.written_bytes),
+    Metric("bytes_written_ahead", "counter", "bytes", "Of these, bytes written before their memory was wanted (writeahead).",
+        lambda s: s.engine.write_ahead.written_bytes),
+    Metric("bytes_died_clean", "counter", "bytes", "Live bytes of these that died in RAM: they need not have been written.",
+        lambda s: s.engine.tmem.clean.died_bytes),
+    Metric("clean_dropped", "counter", "segments", "Segments that left RAM without I/O, as they were on the backing already.",
+        lambda s: s.engine.tmem.clean.dropped),
     Metric("bytes_released", "counter", "bytes", "RAM released to the kernel.", lambda s: s.writes.released_bytes),
     Metric("disk_reads", "counter", "requests", "Reads from the backing.", lambda s: s.reads.reads),
     Metric("disk_read_bytes", "counter", "bytes", "Bytes of these reads.", lambda s: s.reads.read_bytes),
