@@ -26,6 +26,7 @@ from typing import Final
 import pytest
 
 from tmemfs.policy.victims import next_victim
+from tools.trace.ahead import Ahead, replay_ahead
 from tools.trace.format import LOAD, Request, read
 from tools.trace.replay import Outcome, footprint, oldest_first, replay
 from tools.trace.summary import summary
@@ -111,3 +112,21 @@ def test_second_chance_reads_no_less_than_oldest_first_in_all() -> None:
 def test_the_order_of_victims_does_not_change_how_many_are_written(file: Path, share: Fraction) -> None:
     oldest, second = outcomes(file, share)
     assert oldest.written == second.written
+
+
+@every_trace
+def test_what_is_written_ahead_needlessly_is_no_more_than_the_share_that_is_clean(file: Path) -> None:
+    requests = recorded(file)
+    for share in SHARES[1:4]:  # pools that are too small for the workload
+        limit = int(footprint(requests) * share)
+        done = replay_ahead(requests, limit, share=0.25, rest_us=0)
+        without = replay(requests, limit, next_victim).written
+        assert done.died_bytes <= done.ahead_bytes and done.written >= without
+        # Each time the oldest die, a share of the pool may have been written for nothing; the traces have one such time or two.
+        assert done.written - without <= 2 * max(limit // 4, 1) + 2, (share, done, without)
+
+
+@every_trace
+def test_what_dies_before_it_has_rested_is_not_written_ahead(file: Path) -> None:
+    requests = recorded(file)
+    assert replay_ahead(requests, footprint(requests), share=0.25, rest_us=30e6) == Ahead(0, 0, 0)

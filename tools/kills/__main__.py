@@ -3,8 +3,8 @@
     python -m tools.kills [--kills 200] [--seed N] [--stop N] [--upgrade N] [--watchdog 2s] [-- OPTION ...]
 
 A strike is one kill, or two of which the second hits the next worker while it recovers. The moments are random; for most strikes
-the worker is first made to write back, merge, clean, recompress or shrink. With --stop a worker is stopped by SIGSTOP instead, so
-that the watchdog has to replace it; with --upgrade the command is run. Options after -- are given to the mounts.
+the worker is first made to write back, write ahead, merge, clean, recompress or shrink. With --stop a worker is stopped by SIGSTOP
+instead, so that the watchdog has to replace it; with --upgrade the command is run. Options after -- are given to the mounts.
 
 Exit codes: 0 passed; 1 a fault; 2 it cannot run here. Needs root, loop devices, a memory cgroup controller, fio and stress-ng.
 """

@@ -31,6 +31,7 @@ RECOVERING: Final = Phase("recovering")
 PHASES: Final = (
     ANY,
     Phase("writing back", (("shrink", "24M"),), ("pages_written",)),
+    Phase("writing ahead", (("writeahead.rest", "0"), ("writeahead", "90")), ("bytes_written_ahead",)),
     Phase("merging in RAM", (_COMPACT,), ("compactions",)),
     Phase("cleaning the disk", (("clean.rate", "64M"), _COMPACT), ("cleanings", "cleaned_bytes")),
     # it needs free frames; a change of the level has it look at once, and what rests since the look before is idle

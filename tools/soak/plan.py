@@ -22,6 +22,8 @@ SETTINGS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "backing.max": ("limits", ("24M", "32M", "max", "max")),
     "pressure.mode": ("pressure", ("auto", "auto", "manual", "off")),
     "pressure.reserve": ("pressure", ("16M", "512M", "5%", "20%")),
+    "writeahead": ("ahead", ("0", "25", "90")),
+    "writeahead.rest": ("ahead", ("0", "1", "30")),
     "clean.rate": ("cleaning", ("1M", "16M", "64M")),
 }
 _SHRINKS: Final = ("1M", "4M", "16M", "all", "all deadline=50ms", "8M deadline=1s")
@@ -62,6 +64,7 @@ KINDS: Final[dict[str, tuple[int, Callable[[Random, str, str], Action]]]] = {
     "recompress": (2, _setting),
     "limits": (4, _setting),
     "pressure": (3, _setting),
+    "ahead": (2, _setting),
     "cleaning": (1, _setting),
     "readers": (2, _plain),
     "signals": (4, lambda random, kind, place: Action(kind, place, random.choice(SIGNALS))),

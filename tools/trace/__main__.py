@@ -3,6 +3,7 @@
     record --output FILE [--limit 64M] [--size 1G] [--pool-max 64M] -- COMMAND ...     run COMMAND, in a memory cgroup (root)
     show FILE ...                                                                      counts, slots, duration, reuse
     replay FILE ... [--segments 4,8,16]                                                loads from disk, by policy and pool
+    ahead FILE ... [--segments 8,16] [--share 25] [--rest 0,0.5]                       what is written ahead, and dies
 
 Exit codes: 0 done; that of COMMAND if it failed; 2 refused; 130 interrupted.
 """
@@ -19,6 +20,7 @@ from tmemfs.errors import TmemfsError
 from tmemfs.policy.victims import next_victim
 from tmemfs.system.capabilities import require_root
 from tmemfs.units import parse_size
+from tools.trace.ahead import replay_ahead
 from tools.trace.format import read
 from tools.trace.replay import Choice, oldest_first, replay
 from tools.trace.session import recorded_swap, run
@@ -36,6 +38,19 @@ def table(files: list[Path], limits: list[int]) -> Iterator[str]:
             for name, choose in POLICIES.items():
                 done = replay(requests, limit, choose)
                 yield f"| {file.stem} | {limit} | {name} | {done.loads_ram} | {done.loads_disk} | {done.written} |"
+
+
+def ahead_table(files: list[Path], limits: list[int], share: float, rests_s: list[float]) -> Iterator[str]:
+    """Markdown, a line per trace, size and rest: segments written without and with write-ahead, and what died."""
+    yield "| trace | segments | rest, s | written without | written with | ahead, MB | died, MB |\n|---|---|---|---|---|---|---|"
+    for file in files:
+        requests = list(read(file))
+        for limit in limits:
+            without = replay(requests, limit, next_victim).written
+            for rest_s in rests_s:
+                done = replay_ahead(requests, limit, share, rest_s * 1e6)
+                figures = f"{done.written} | {done.ahead_bytes / 1e6:.1f} | {done.died_bytes / 1e6:.1f}"
+                yield f"| {file.stem} | {limit} | {rest_s:g} | {without} | {figures} |"
 
 
 def record(a: argparse.Namespace) -> int:
@@ -58,6 +73,10 @@ def main() -> int:
             return record(a)
         if a.action == "replay":
             for line in table(a.files, [int(size) for size in a.segments.split(",")]):
+                print(line, flush=True)
+        elif a.action == "ahead":
+            rests = [float(rest) for rest in a.rest.split(",")]
+            for line in ahead_table(a.files, [int(size) for size in a.segments.split(",")], a.share / 100, rests):
                 print(line, flush=True)
         else:
             for file in a.files:
@@ -85,6 +104,11 @@ def _parser() -> argparse.ArgumentParser:
     replaying = actions.add_parser("replay")
     replaying.add_argument("files", type=Path, nargs="+")
     replaying.add_argument("--segments", default="4,8,16")
+    writing = actions.add_parser("ahead")
+    writing.add_argument("files", type=Path, nargs="+")
+    writing.add_argument("--segments", default="8,16,64")
+    writing.add_argument("--share", type=float, default=25)
+    writing.add_argument("--rest", default="0,0.5")
     return parser
 
 

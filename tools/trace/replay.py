@@ -40,7 +40,7 @@ class Outcome:
 
 
 @dataclass(slots=True)
-class _Lane:
+class Lane:
     """`opened` is the open segment, filled up to `fill`; `sealed` are those in RAM, oldest first."""
 
     opened: int | None = None
@@ -55,12 +55,33 @@ class Pool:
         self.outcome = Outcome()
         self._limit = max(limit, 2)
         self._choose = choose
-        self._packed, self._raw = _Lane(), _Lane()
+        self._packed, self._raw = Lane(), Lane()
         self._places: dict[int, tuple[int, int]] = {}
-        self._live: dict[int, int] = {}
+        self.live: dict[int, int] = {}
         self._on_disk: set[int] = set()
         self._loaded: set[int] = set()
         self._next = 0
+
+    @property
+    def lanes(self) -> tuple[Lane, Lane]:
+        """The raw lane and the packed one: in this order their segments leave RAM."""
+        return self._raw, self._packed
+
+    def opened(self, segment: int) -> None:
+        """For those who want to know: `segment` takes records from now on."""
+
+    def vanished(self, segment: int) -> None:
+        """Nothing of `segment` is live any more."""
+
+    def evict_free(self) -> bool:
+        """Have a segment leave RAM without a write; whether there was one."""
+        return False
+
+    def leave(self, segment: int) -> None:
+        """`segment`, which is sealed, lies on disk alone."""
+        for lane in self.lanes:
+            lane.sealed.pop(segment, None)
+        self._on_disk.add(segment)
 
     @property
     def in_ram(self) -> int:
@@ -116,31 +137,35 @@ class Pool:
         assert lane.opened is not None
         size = record_bytes(payload)
         lane.fill = start_of(lane.fill, payload) + size
-        self._live[lane.opened] += size
+        self.live[lane.opened] += size
         return lane.opened, size
 
     def _kill(self, segment: int, size: int) -> None:
-        self._live[segment] -= size
-        if not self._live[segment] and segment not in (self._packed.opened, self._raw.opened):
+        self.live[segment] -= size
+        if not self.live[segment] and segment not in (self._packed.opened, self._raw.opened):
             self._vanish(segment)
 
     def _vanish(self, segment: int) -> None:
-        del self._live[segment]
+        del self.live[segment]
+        self.vanished(segment)
         self._on_disk.discard(segment)
         self._loaded.discard(segment)
         for lane in (self._packed, self._raw):
             lane.sealed.pop(segment, None)
 
-    def _open_next(self, lane: _Lane) -> None:
+    def _open_next(self, lane: Lane) -> None:
         while self.in_ram >= self._limit:
             self._evict()
         self._seal(lane)
         lane.opened, lane.fill = self._next, 0
-        self._live[self._next] = 0
+        self.live[self._next] = 0
+        self.opened(self._next)
         self._next += 1
 
     def _evict(self) -> None:
         """Write one segment to disk; if none is sealed, seal the open ones, as the shrinker does."""
+        if self.evict_free():
+            return
         lane = self._raw if self._raw.sealed else self._packed
         if not lane.sealed:
             self._seal(self._packed)
@@ -149,15 +174,14 @@ class Pool:
         victim, passed = self._choose((segment, segment in self._loaded) for segment in lane.sealed)
         assert victim is not None
         self._loaded.difference_update(passed)
-        del lane.sealed[victim]
-        self._on_disk.add(victim)
+        self.leave(victim)
         self.outcome.written += 1
 
-    def _seal(self, lane: _Lane) -> None:
+    def _seal(self, lane: Lane) -> None:
         if lane.opened is not None:
             segment, lane.opened, lane.fill = lane.opened, None, SEGMENT_BYTES
             lane.sealed[segment] = None
-            if not self._live[segment]:
+            if not self.live[segment]:
                 self._vanish(segment)
 
 
