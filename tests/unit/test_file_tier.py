@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,11 @@ from random import Random
 
 import pytest
 
+from tests.waiting import HANG_S, wait_until
 from tmemfs.errors import BackingFull, Busy, Refused, TierError
+from tmemfs.system.memory import punch
+from tmemfs.system.ownership import EXT4
+from tmemfs.tiers import file as file_module
 from tmemfs.tiers.file import BACKING_HEADER_BYTES, MAGIC, FileTier, check_backing
 from tmemfs.tiers.tier import Extent
 from tmemfs.units import BLOCK_BYTES, SEGMENT_BYTES
@@ -430,3 +435,100 @@ def test_a_start_where_holes_fail_this_time_goes_on_and_tries_them_again(path: P
     assert tier.can_discard
     tier.discard((Extent(0),))
     tier.close()
+
+
+def on_ext4(patch: pytest.MonkeyPatch, path: Path) -> FileTier:
+    """A tier that takes its file system for ext4."""
+    patch.setattr("tmemfs.tiers.file.file_system", lambda fd: EXT4)
+    return FileTier(path)
+
+
+def test_blocks_are_allocated_before_they_are_written_and_no_more_of_them(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tier, seen, pwrite = on_ext4(monkeypatch, path), list[int](), os.pwrite
+    before = allocated(path)
+
+    def noted(fd: int, data: memoryview, offset: int) -> int:
+        seen.append(allocated(path) - before)
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", noted)
+    tier.write(Extent(3), noise(1, 5 * BLOCK_BYTES), SEQUENCE)
+    assert 5 * BLOCK_BYTES <= seen[0] <= 5 * BLOCK_BYTES + METADATA_BYTES
+    assert read(tier, 3, 0, 5 * BLOCK_BYTES) == noise(1, 5 * BLOCK_BYTES)
+    tier.close()
+
+
+def test_other_file_systems_are_left_to_allocate_as_they_write(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tmemfs.tiers.file.file_system", lambda fd: 0)
+    tier, allocate = FileTier(path), list[int]()
+    monkeypatch.setattr("tmemfs.tiers.file.allocate", lambda fd, offset, length: allocate.append(length))
+    tier.write(Extent(0), noise(1), SEQUENCE)
+    assert not allocate and read(tier, 0, 0, SEGMENT_BYTES) == noise(1)
+    tier.close()
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_that_allocates_nothing_ahead_is_asked_once(path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    tier, asked = on_ext4(monkeypatch, path), list[int]()
+
+    def refuse(fd: int, offset: int, length: int) -> None:
+        asked.append(offset)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("tmemfs.tiers.file.allocate", refuse)
+    for extent in range(3):
+        tier.write(Extent(extent), noise(extent), SEQUENCE)
+        assert read(tier, extent, 0, SEGMENT_BYTES) == noise(extent)
+    assert len(asked) == 1
+    tier.close()
+
+
+def test_a_disk_without_space_to_allocate_is_full(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tier = on_ext4(monkeypatch, path)
+
+    def refuse(fd: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "injected")
+
+    monkeypatch.setattr("tmemfs.tiers.file.allocate", refuse)
+    with pytest.raises(BackingFull):
+        tier.write(Extent(0), noise(0), SEQUENCE)
+    tier.close()
+
+
+def test_a_hole_waits_for_the_write_and_a_read_for_neither(tier: FileTier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel would keep the file from the reads while the hole waits, so the hole is not begun."""
+    tier.write(Extent(0), noise(0), SEQUENCE)
+    tier.write(Extent(1), noise(1), SEQUENCE)
+    writes, goes_on, punched, pwrite = threading.Event(), threading.Event(), threading.Event(), os.pwrite
+
+    def slow(fd: int, data: memoryview, offset: int) -> int:
+        writes.set()
+        assert goes_on.wait(HANG_S)
+        return pwrite(fd, data, offset)
+
+    def noted(fd: int, offset: int, length: int) -> None:
+        punched.set()
+        punch(fd, offset, length)
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    monkeypatch.setattr(file_module, "punch", noted)
+    threads = [
+        threading.Thread(target=tier.write, args=(Extent(2), noise(2), SEQUENCE)),
+        threading.Thread(target=tier.discard, args=((Extent(1),),)),
+    ]
+    threads[0].start()
+    assert writes.wait(HANG_S)
+    threads[1].start()
+    wait_until(lambda: tier._blocks._changes)
+    assert read(tier, 0, 0, SEGMENT_BYTES) == noise(0) and not punched.is_set()
+    goes_on.set()
+    for thread in threads:
+        thread.join(HANG_S)
+    assert punched.is_set() and read(tier, 2, 0, SEGMENT_BYTES) == noise(2)
+
+
+def test_a_read_does_not_change_the_time_of_the_last_access(path: Path, tier: FileTier) -> None:
+    tier.write(Extent(0), noise(0), SEQUENCE)
+    os.utime(path, ns=(0, path.stat().st_mtime_ns))
+    read(tier, 0, 0, BLOCK_BYTES)
+    assert path.stat().st_atime_ns == 0

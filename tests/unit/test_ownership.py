@@ -238,7 +238,7 @@ def test_a_backing_in_ram_is_refused_and_not_left_behind(
 ) -> None:
     number = next(number for number, name in ownership._IN_RAM.items() if name == kind)
     prepared(tmp_path / "backing")
-    monkeypatch.setattr(ownership, "_file_system", lambda fd: number)
+    monkeypatch.setattr(ownership, "file_system", lambda fd: number)
     for name in ("backing", "new"):
         with pytest.raises(
             Refused, match=rf"{name} is in RAM \({kind}\), which would free nothing: give another --backing, on a disk"

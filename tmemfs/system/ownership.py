@@ -36,6 +36,8 @@ _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _MOST_LINKS: Final = 40
 #: f_type of file systems whose files are RAM: tmpfs, ramfs, hugetlbfs (statfs(2)).
 _IN_RAM: Final = {0x01021994: "tmpfs", 0x858458F6: "ramfs", 0x958458F6: "hugetlbfs"}
+#: f_type of ext2, ext3 and ext4.
+EXT4: Final = 0xEF53
 _RAM_DISK: Final = re.compile(r"zram\d+|ram\d+")
 _SYS_DEVICES: Final = Path("/sys/dev/block")
 #: Larger than struct statfs of any architecture; it begins with f_type.
@@ -106,7 +108,7 @@ def open_log(path: Path) -> int:
 def refuse_ram(path: Path, fd: int, option: str) -> None:
     """Raise Refused if the file or device of `fd` is in RAM: writing pages there frees nothing."""
     found = os.fstat(fd)
-    kind = _ram_device(found) if stat.S_ISBLK(found.st_mode) else _IN_RAM.get(_file_system(fd))
+    kind = _ram_device(found) if stat.S_ISBLK(found.st_mode) else _IN_RAM.get(file_system(fd))
     if kind:
         raise Refused(f"{path} is in RAM ({kind}), which would free nothing: give another {option}, on a disk")
 
@@ -206,14 +208,14 @@ def _ram_device(found: os.stat_result) -> str | None:
         file = (device / "loop" / "backing_file").read_bytes().removesuffix(b"\n")
         fd = os.open(file, os.O_PATH | os.O_CLOEXEC)
         try:
-            kind = _IN_RAM.get(_file_system(fd))
+            kind = _IN_RAM.get(file_system(fd))
         finally:
             os.close(fd)
         return kind and f"a file on {kind}"
     return None
 
 
-def _file_system(fd: int) -> int:
+def file_system(fd: int) -> int:
     """f_type of the file system of `fd`, 0 if it is unknown."""
     # os.fstatvfs does not return the type
     found = ctypes.create_string_buffer(_STATFS_BYTES)

@@ -13,6 +13,11 @@ its header at start and end. The space of freed extents is given back: by holes 
 Hard disks, LUKS without discards and file systems without holes cannot give space back. The tier finds that out at the start, when
 there is nothing to lose, or at the first hole that is refused for good. From then on extents are only written again.
 
+A load does not wait for a write, not even where the disk is busy with writes for long. On ext4 a write to blocks that are not
+allocated keeps all reads of the file away until it has ended, so blocks are allocated before. A change of its blocks waits for the
+writes under way (blocks.py). And a read leaves the time of the last access alone (O_NOATIME): to note it, ext4 may wait for its
+journal.
+
 Thread-safety: all methods may run at once. The descriptor is constant after construction; `can_discard` changes once, to False.
 """
 
@@ -32,7 +37,8 @@ from typing import Final
 
 from tmemfs.errors import BackingFull, Busy, Refused, TierError
 from tmemfs.system.memory import allocate, direct_alignment, punch
-from tmemfs.system.ownership import backing_place, create_backing, open_backing, refuse_ram
+from tmemfs.system.ownership import EXT4, backing_place, create_backing, file_system, open_backing, refuse_ram
+from tmemfs.tiers.blocks import Blocks
 from tmemfs.tiers.tier import Extent
 from tmemfs.units import BLOCK_BYTES, SEGMENT_BYTES, format_size
 
@@ -43,7 +49,7 @@ MAGIC: Final = b"tmemfs backing, format 1\n"
 BACKING_HEADER_BYTES: Final = 2 * SEGMENT_BYTES
 _BLKGETSIZE64: Final = 0x80081272
 _BLKDISCARD: Final = 0x1277
-#: Errors that mean: no hole here, ever.
+#: Errors that mean: no hole here, and no allocation without a write, ever.
 _NO_HOLES: Final = frozenset((errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY))
 _NO_SPACE: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
@@ -63,7 +69,7 @@ class FileTier:
         self._fd = _create(path) if is_new else _open(path, os.O_RDWR)
         self.can_discard = True
         try:
-            self.is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
+            self._look_at_file()
             _lock(self._fd, path)
             self.capacity_bytes = _capacity(path, self._fd)
             # A device never grows; a file may, when space on its file system becomes free.
@@ -85,11 +91,16 @@ class FileTier:
         tier = cls.__new__(cls)  # the usual way claims the file, and empties it
         tier.name = str(path)
         tier._fd, tier.capacity_bytes, tier.can_discard = fd, capacity_bytes, can_discard
-        tier.is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
+        tier._look_at_file()
         tier.most_extents = capacity_bytes // SEGMENT_BYTES if tier.is_device else None
         tier.sector_bytes = _sector_bytes(fd)
         tier._reserve_used = not can_discard  # where it was used meanwhile, its second use frees nothing
         return tier
+
+    def _look_at_file(self) -> None:
+        self.is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
+        self._allocates = not self.is_device and file_system(self._fd) == EXT4
+        self._blocks = Blocks()
 
     @property
     def fd(self) -> int:
@@ -109,17 +120,30 @@ class FileTier:
     def _write(self, extent: Extent, data: memoryview) -> None:
         position = BACKING_HEADER_BYTES + extent * SEGMENT_BYTES
         try:
-            while data:
-                written = os.pwrite(self._fd, data, position)
-                # 0 is no error to the kernel, and would repeat for ever
-                if not written:
-                    raise BackingFull(f"{self.name} accepts no more data: free space on its file system or use a larger one")
-                data = data[written:]
-                position += written
+            if self._allocates:
+                self._allocate(position, len(data))
+            with self._blocks.kept():
+                while data:
+                    written = os.pwrite(self._fd, data, position)
+                    # 0 is no error to the kernel, and would repeat for ever
+                    if not written:
+                        raise BackingFull(f"{self.name} accepts no more data: free space on its file system or use a larger one")
+                    data = data[written:]
+                    position += written
         except OSError as error:
             if error.errno in _NO_SPACE:
                 raise BackingFull(f"{self.name} is full: free space on its file system or lower backing.max") from error
             raise TierError(f"writing to {self.name} failed ({error.strerror}): check the disk") from error
+
+    def _allocate(self, position: int, length: int) -> None:
+        """Allocate the blocks of a write, if there are none; those that are there keep what they hold. Raises OSError."""
+        try:
+            with self._blocks.changed():
+                allocate(self._fd, position, length)
+        except OSError as error:
+            if error.errno not in _NO_HOLES:
+                raise
+            self._allocates = False  # ext2 and ext3 may know no allocation without a write
 
     def read(self, extent: Extent, offset: int, into: memoryview, sequence: int) -> None:
         """Fill `into`; raises TierError if the file ends too early."""
@@ -211,7 +235,8 @@ class FileTier:
         # nobody else can take the space of a device
         if not self.is_device:
             try:
-                allocate(self._fd, BLOCK_BYTES, BACKING_HEADER_BYTES - BLOCK_BYTES)
+                with self._blocks.changed():
+                    allocate(self._fd, BLOCK_BYTES, BACKING_HEADER_BYTES - BLOCK_BYTES)
             except OSError:
                 return
         self._reserve_used = False
@@ -229,7 +254,8 @@ class FileTier:
     def _punch(self, offset: int, length: int) -> None:
         if self.is_device:
             fcntl.ioctl(self._fd, _BLKDISCARD, struct.pack("QQ", offset, length))
-        else:
+            return
+        with self._blocks.changed():
             punch(self._fd, offset, length)
 
 
@@ -304,7 +330,7 @@ def _create(path: Path) -> int:
     try:
         refuse_ram(path, fd, "--backing")
         # not with open(2): a file system without direct I/O would create the file before it fails
-        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT)
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT | os.O_NOATIME)
     except (OSError, Refused) as error:
         os.close(fd)
         path.unlink(missing_ok=True)
@@ -314,7 +340,7 @@ def _create(path: Path) -> int:
 
 def _open(path: Path, mode: int) -> int:
     try:
-        return open_backing(path, mode | os.O_DIRECT)
+        return open_backing(path, mode | os.O_DIRECT | os.O_NOATIME)
     except OSError as error:
         raise _cannot_open(path, error) from error
 
