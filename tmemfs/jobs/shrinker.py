@@ -173,10 +173,11 @@ class Shrinker:
     async def _goal(self, is_shrinking: bool) -> int:
         """Bytes to free now. A segment at least while stores may wait: `stuck` ends only with a write that succeeds."""
         goal = self._size.background_goal(is_shrinking) if self._tier.capacity_bytes else 0
+        if goal:  # at once, whether or not the system is about to give a frame
+            return goal
         wait_s = self._reserve.frame_s if self._tier.capacity_bytes else math.inf  # without a tier there is nothing else to do
-        if self._free_frames.stuck or not await self._reserve.has_frame_soon(wait_s):
-            goal = max(goal, SEGMENT_BYTES)
-        return goal
+        is_needed = self._free_frames.stuck or not await self._reserve.has_frame_soon(wait_s)
+        return SEGMENT_BYTES if is_needed else 0
 
     async def _rest(self, is_shrinking: bool) -> None:
         """Until there may be something to do."""
