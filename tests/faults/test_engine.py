@@ -21,11 +21,13 @@ from tmemfs.jobs import shrinker as shrinker_module
 from tmemfs.jobs.shrink_request import ShrinkRequest, Tally
 from tmemfs.jobs.supervision import Jobs
 from tmemfs.pages.pager import Deferred
+from tmemfs.policy.writers import Writers
 from tmemfs.services import Services
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.consistency import check
 from tmemfs.store.statistics import statistics
 from tmemfs.system.memory import populate
+from tmemfs.tiers.tier import MOST_WRITERS
 from tmemfs.units import PAGE_BYTES, SEGMENT_BYTES
 
 ALL = ShrinkRequest.parse("all")
@@ -545,6 +547,66 @@ async def test_what_is_dead_but_not_punched_yet_does_not_make_the_backing_full(t
     await store(engine, 4096, 2048)  # it does not fit beside the first pages, which are discarded
     await finish(engine.pager.discard(0, 2048 * PAGE_BYTES))
     assert (await engine.shrinker.shrink(ALL)).reason is None
+
+
+async def test_a_pool_above_its_watermark_is_written_back_whether_or_not_the_kernel_gives_frames(
+    engine: Engine, tier: FaultyTier, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wait(wait_s: float) -> bool:
+        await trio.sleep_forever()
+        return False
+
+    await store(engine, 0, (LIMIT - 1) * PAGES_A_SEGMENT)
+    monkeypatch.setattr(engine.reserve, "has_frame_soon", wait)
+    nursery.start_soon(engine.shrinker.run)
+    await until(lambda: tier.inner.extents)
+    nursery.cancel_scope.cancel()
+
+
+async def test_segments_are_written_one_after_another_while_stores_wait_and_loads_pass(
+    background: None, engine: Engine, tier: FaultyTier
+) -> None:
+    """On a slow tier: the next write begins without a notice, a store or a timer, and loads are answered in the middle of each."""
+    begun, goes_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    def slow() -> None:
+        begun.release()
+        assert goes_on.acquire(timeout=HANG_S)
+
+    await store(engine, 0, 4 * PAGES_A_SEGMENT)
+    await engine.shrinker.shrink(ALL)
+    tier.before["write"] = slow
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store, engine, 1024, 24 * PAGES_A_SEGMENT)
+        for _ in range(12):
+            assert await trio.to_thread.run_sync(begun.acquire, True, HANG_S)
+            assert await load(engine, 0) == raw(0)
+            goes_on.release()
+        tier.before.clear()
+        for _ in range(2 * LIMIT):  # who has begun meanwhile
+            goes_on.release()
+    check(engine.tmem)
+
+
+async def test_writes_under_way_at_once_fail_and_succeed_each_for_itself(engine: Engine, tier: FaultyTier) -> None:
+    """As many as the policy allows; those that fail keep their pages in RAM, and the next shrink writes them."""
+    together, failing = threading.Barrier(MOST_WRITERS), iter([True, False] + [True] * (MOST_WRITERS - 2))
+
+    def meet() -> None:
+        together.wait(HANG_S)
+        if next(failing, False):
+            raise TierError("injected: the tier failed")
+
+    await store(engine, 0, 1024)
+    engine.shrinker.writers = Writers.first(MOST_WRITERS, MOST_WRITERS, MOST_WRITERS)
+    tier.before["write"] = meet
+    answer = await engine.shrinker.shrink(ShrinkRequest(MOST_WRITERS * SEGMENT_BYTES))
+    assert answer.reason == "injected: the tier failed" and len(tier.inner.extents) == 1
+    assert engine.shrinker.counts.write_errors == MOST_WRITERS - 1
+    await verify(engine, 1024)
+    tier.fail()
+    assert (await engine.shrinker.shrink(ALL)).reason is None
+    await verify(engine, 1024)
 
 
 def noting(tallies: list[Tally], claim: Callable[[Tally], bool]) -> Callable[[Tally], bool]:

@@ -61,6 +61,7 @@ class Tally:
         self.request = request
         self.include_open = include_open
         self.is_request = is_request
+        self.writers = writers
         self.started = time.monotonic()
         #: Released by those that write, once for each step and once at their end; acquired by the one that releases memory.
         self.written_back = threading.Semaphore(0)

@@ -1,9 +1,10 @@
 """The shrinker: writes segments back and gives their memory to the system.
 
 One background task keeps the pool below its watermarks, releases what became empty, and punches holes. `shrink` does on request
-what the background does by itself. Each works in two threads: one writes, the other releases memory. (Two threads that each do both
-reached 70% of fio's rate; this split 80%. Writes to one file wait for each other.) Where the tier encrypts, two threads write: one
-encrypts while the disk is busy with what the other has encrypted.
+what the background does by itself. In each, some threads write and another one releases memory. (Two threads that each do both
+reached 70% of fio's rate; this split 80%.) How many write is found by trial (policy/writers.py). At first it is one, or two where
+the tier encrypts: one encrypts while the disk is busy with what the other has encrypted. The background works in steps of STEP_S,
+so that a number that was found is in force soon; a step ends with the writes under way.
 
 A write that fails leaves its segment in RAM. The shrinker says so (`FreeFrames.stuck`, control/state), refuses waiting stores and
 tries again every RETRY_S, until a write succeeds or nothing waits to be written.
@@ -36,17 +37,20 @@ from tmemfs.jobs.reserve import Reserve
 from tmemfs.jobs.shrink_request import EMPTY, ShrinkAnswer, ShrinkRequest, Tally
 from tmemfs.jobs.stop import INTERRUPTED, finish
 from tmemfs.pages.free_frames import FreeFrames
+from tmemfs.policy.writers import Writers, after
 from tmemfs.store.plans import WriteBack
 from tmemfs.store.tmem import Tmem
 from tmemfs.system.memory import punch
-from tmemfs.tiers.tier import Tier
+from tmemfs.tiers.tier import MOST_WRITERS, Tier
 from tmemfs.units import SEGMENT_BYTES
 
 log = logging.getLogger(__name__)
 
 #: While the tier is full or fails, one segment is tried again this often.
 RETRY_S: Final = 0.25
-#: Threads that write to a tier that encrypts.
+#: The background looks again at what there is to do after this long.
+STEP_S: Final = 0.5
+#: Threads that write to a tier that encrypts, at first.
 _ENCRYPTING_WRITERS: Final = 2
 #: How often a shrink that waits for a merge looks whether that has ended.
 _OTHERS_S: Final = 0.002
@@ -67,10 +71,10 @@ class ShrinkCounts:
 
 
 class _Pair:
-    """`writers` threads to write and one to release."""
+    """MOST_WRITERS threads to write and one to release."""
 
-    def __init__(self, name: str, writers: int) -> None:
-        self.write = Executor(f"{name}-write", writers)
+    def __init__(self, name: str) -> None:
+        self.write = Executor(f"{name}-write", MOST_WRITERS)
         self.release = Executor(f"{name}-release")
 
 
@@ -99,11 +103,12 @@ class Shrinker:
         self._reserve = reserve
         self._merger = merger
         self._full_tier = full_tier
-        self._writers = _ENCRYPTING_WRITERS if tier.is_encrypted else 1
-        self._background, self._requested = (_Pair(name, self._writers) for name in ("background", "request"))
+        self._background, self._requested = _Pair("background"), _Pair("request")
         self._one_request = trio.Lock()
         # in trio's thread
         self.last: ShrinkAnswer | None = None
+        self.writers = Writers.first(1, MOST_WRITERS, _ENCRYPTING_WRITERS if tier.is_encrypted else 1)
+        self._under_way = self._begun = 0
         # guarded by the lock: both pairs of threads count
         self._lock = threading.Lock()
         self.counts = ShrinkCounts()
@@ -143,7 +148,7 @@ class Shrinker:
 
         Ends after the segments under way when it is cancelled: then `last` says how far it came.
         """
-        tally = Tally(request, include_open=True, is_request=True, writers=self._writers)
+        tally = Tally(request, include_open=True, is_request=True, writers=self.writers.count)
 
         async def work() -> ShrinkAnswer:
             answer = await self._free(tally, self._requested)
@@ -190,18 +195,33 @@ class Shrinker:
     async def _step(self, goal: int) -> bool:
         """Free up to `goal` bytes in the background; whether to go on at once."""
         include_open = not self._tmem.arena.has_free_frame
-        answer = await self._free(Tally(ShrinkRequest(goal), include_open, writers=self._writers), self._background)
+        tally = Tally(ShrinkRequest(goal, STEP_S), include_open, writers=self.writers.count)
+        answer = await self._free(tally, self._background)
         return answer.freed + answer.written > 0 and self._free_frames.stuck is None
 
     async def _free(self, tally: Tally, pair: _Pair) -> ShrinkAnswer:
         await trio.lowlevel.checkpoint_if_cancelled()
-        with trio.CancelScope(shield=True):  # all or none: the thread that releases waits for those that write
-            async with trio.open_nursery() as nursery:
-                for _ in range(self._writers):
-                    nursery.start_soon(pair.write.run, partial(self._write_back_while, tally))
-                nursery.start_soon(pair.release.run, partial(self._release_while, tally))
+        self._under_way += 1
+        self._begun += 1
+        is_alone, begun = self._under_way == 1, self._begun
+        try:
+            with trio.CancelScope(shield=True):  # all or none: the thread that releases waits for those that write
+                async with trio.open_nursery() as nursery:
+                    for _ in range(tally.writers):
+                        nursery.start_soon(pair.write.run, partial(self._write_back_while, tally))
+                    nursery.start_soon(pair.release.run, partial(self._release_while, tally))
+        finally:
+            self._under_way -= 1
         self._say_whether_stuck(tally)
-        return tally.answer()
+        answer = tally.answer()
+        if is_alone and begun == self._begun:  # a rate beside that of another shrink says nothing of the number
+            self._note_rate(tally, answer)
+        return answer
+
+    def _note_rate(self, tally: Tally, answer: ShrinkAnswer) -> None:
+        """Have the next shrink written by as many threads as the rate of this one suggests."""
+        if tally.writers == self.writers.count:
+            self.writers = after(self.writers, answer.written, answer.seconds, time.monotonic())
 
     def _say_whether_stuck(self, tally: Tally) -> None:
         """A shrink that met the tier knows whether frames can be freed; one that did not, knows only that none is needed."""

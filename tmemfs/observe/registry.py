@@ -108,6 +108,8 @@ _BACKING: Final = Section("The backing", (
         lambda s: s.engine.tmem.clean.died_bytes),
     Metric("clean_dropped", "counter", "segments", "Segments that left RAM without I/O, as they were on the backing already.",
         lambda s: s.engine.tmem.clean.dropped),
+    Metric("writers", "gauge", "1", "Segments that are written back at once, as found by trial.",
+        lambda s: s.engine.shrinker.writers.count),
     Metric("bytes_released", "counter", "bytes", "RAM released to the kernel.", lambda s: s.writes.released_bytes),
     Metric("disk_reads", "counter", "requests", "Reads from the backing.", lambda s: s.reads.reads),
     Metric("disk_read_bytes", "counter", "bytes", "Bytes of these reads.", lambda s: s.reads.read_bytes),

@@ -12,8 +12,8 @@ this protects from. It does not authenticate: a record's checksum finds accident
 A write is encrypted into a buffer of its own, never in place: the frame serves loads meanwhile. A read is decrypted in place, in
 the caller's buffer. The library releases the interpreter's lock for both.
 
-Thread-safety: all methods may run at once, as the protocol demands. Two writes at once have a cipher and a buffer each, so that one
-is encrypted while the other is written; more than two wait. Each thread that reads has a cipher of its own.
+Thread-safety: all methods may run at once, as the protocol demands. MOST_WRITERS writes at once have a cipher and a buffer each, so
+that one is encrypted while others are written; more than that wait. Each thread that reads has a cipher of its own.
 
 Invariant: 1. The buffers have been faulted in and no code is used for the first time once the swap is served (`Reader.warm`).
 """
@@ -30,14 +30,12 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from tmemfs.system.key import Key
-from tmemfs.tiers.tier import Extent, Tier
+from tmemfs.tiers.tier import MOST_WRITERS, Extent, Tier
 from tmemfs.units import SECTOR_BYTES, SEGMENT_BYTES
 
 _AES_BLOCK_BYTES: Final = 16
 _COUNTER_BYTES: Final = 16
 _SEQUENCE_SHIFT: Final = 64
-#: Writes at once. Each has a buffer of a segment. A third would only wait for the file.
-_WRITERS: Final = 2
 #: No segment has it, so its keystream may be used for anything that nobody sees.
 _NO_SEQUENCE: Final = 0
 
@@ -52,7 +50,7 @@ class EncryptedTier:
         self._key: Final = key
         self._readers: Final = _CipherOfThread(key)
         self._writers: Final = queue.SimpleQueue[_Writer]()
-        for _ in range(_WRITERS):
+        for _ in range(MOST_WRITERS):
             self._writers.put(_Writer(key))
 
     @property

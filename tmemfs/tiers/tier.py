@@ -10,9 +10,12 @@ that a daemon uses; store/ and jobs/ know the protocol alone.
 
 from __future__ import annotations
 
-from typing import NewType, Protocol
+from typing import Final, NewType, Protocol
 
 Extent = NewType("Extent", int)
+
+#: Segments that are written at once, at most: each takes a thread, and where the tier encrypts, a buffer of a segment.
+MOST_WRITERS: Final = 3
 
 
 class Tier(Protocol):
