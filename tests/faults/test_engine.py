@@ -588,6 +588,21 @@ async def test_segments_are_written_one_after_another_while_stores_wait_and_load
     check(engine.tmem)
 
 
+async def test_a_step_that_was_over_before_it_began_is_made_again(
+    engine: Engine, tier: FaultyTier, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine; no notice comes for a pool that stays as it is."""
+    steps, claim = list[Tally](), Tally.claim
+    monkeypatch.setattr(shrinker_module, "STEP_S", -1.0)
+    monkeypatch.setattr(Tally, "claim", noting(steps, claim))
+    await store(engine, 0, (LIMIT - 1) * PAGES_A_SEGMENT)
+    nursery.start_soon(engine.shrinker.run)
+    await until(lambda: steps)
+    monkeypatch.setattr(shrinker_module, "STEP_S", 0.5)
+    await until(lambda: tier.inner.extents)
+    nursery.cancel_scope.cancel()
+
+
 async def test_writes_under_way_at_once_fail_and_succeed_each_for_itself(engine: Engine, tier: FaultyTier) -> None:
     """As many as the policy allows; those that fail keep their pages in RAM, and the next shrink writes them."""
     together, failing = threading.Barrier(MOST_WRITERS), iter([True, False] + [True] * (MOST_WRITERS - 2))
