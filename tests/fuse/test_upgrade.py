@@ -152,7 +152,12 @@ def test_upgrades_follow_each_other(place: Place) -> None:
 BAD = {
     "has a syntax error": ("worker", "from __future__ import annotations\n", "from __future__ import\n", "SyntaxError"),
     "lacks a package": ("manifest", "import mmap\n", "import no_such_package\n", "No module named 'no_such_package'"),
-    "has another layout": ("holdings", f"LAYOUT: Final = {LAYOUT}\n", "LAYOUT: Final = 99\n", "version 9.9.9 has layout 99 of the regions"),
+    "has another layout": (
+        "holdings",
+        f"LAYOUT: Final = {LAYOUT}\n",
+        "LAYOUT: Final = 99\n",
+        "version 9.9.9 has layout 99 of the regions",
+    ),
     "ends at once": ("candidate", "    status = 1\n", "    os._exit(3)\n", "the new version has ended"),
     "has another size of a region": ("holdings", "self.slots * SLOT_BYTES", "self.slots * 9", "another size of the region slots"),
     "ends when it is to serve": ("candidate", "    memory.outlive_parent()\n", "    os._exit(3)\n", "the new version has ended"),
