@@ -21,6 +21,8 @@ _PROC: Final = Path("/proc")
 _KTHREADD: Final = 2
 _SECTOR_BYTES: Final = 512
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
+#: The figure of `Usage.wear`.
+WEAR: Final = "written_bytes_per_page_out"
 _VMSTAT: Final = ("pswpin", "pswpout", "zswpin", "zswpout", "zswpwb")
 
 
@@ -37,6 +39,15 @@ class DiskCounters:
     def bytes(self) -> int:
         """Both ways."""
         return self.read_bytes + self.written_bytes
+
+    def since(self, before: DiskCounters) -> DiskCounters:
+        """What was done since `before`."""
+        return DiskCounters(
+            self.reads - before.reads,
+            self.read_bytes - before.read_bytes,
+            self.writes - before.writes,
+            self.written_bytes - before.written_bytes,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +72,7 @@ class Usage:
             sum(_grown(before.each_kworker_s.get(pid, 0.0), seconds) for pid, seconds in self.each_kworker_s.items()),
             self.kswapd_s - before.kswapd_s,
             self.process_s - before.process_s,
-            DiskCounters(
-                self.disk.reads - before.disk.reads,
-                self.disk.read_bytes - before.disk.read_bytes,
-                self.disk.writes - before.disk.writes,
-                self.disk.written_bytes - before.disk.written_bytes,
-            ),
+            self.disk.since(before.disk),
             {key: value - before.swapped.get(key, 0) for key, value in self.swapped.items()},
         )
 
@@ -74,6 +80,11 @@ class Usage:
     def pages_out(self) -> int:
         """Pages swapped out, to the device or into zswap, without those that zswap wrote back later."""
         return self.swapped.get("pswpout", 0) + self.swapped.get("zswpout", 0) - self.swapped.get("zswpwb", 0)
+
+    @property
+    def wear(self) -> dict[str, float]:
+        """Bytes written to the disk per page swapped out; nothing if no page was."""
+        return {WEAR: self.disk.written_bytes / self.pages_out} if self.pages_out else {}
 
     @property
     def pages_in(self) -> int:
@@ -136,6 +147,12 @@ def parse_stat_parent(text: str) -> int:
 def parse_stat_name(text: str) -> str:
     """The name in /proc/PID/stat."""
     return text.partition("(")[2].rpartition(")")[0]
+
+
+def parse_status_bytes(text: str, key: str) -> int:
+    """The memory named `key` in /proc/PID/status; 0 if it is missing."""
+    found = (line.split() for line in text.splitlines() if line.startswith(f"{key}:"))
+    return next((int(words[1]) << 10 for words in found), 0)
 
 
 def parse_mm_stat(text: str) -> dict[str, int]:

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import IO, Final, TypeVar
 from tmemfs.units import MIB
 from tools.bench.accounts import Meter, Usage, parse_flat
 from tools.bench.contenders import Swap
+from tools.bench.fresh_statistics import fresh_statistics
 from tools.bench.workloads import Figures
 from tools.cgroup import MemoryCgroup
 from tools.interrupts import usual_signals
@@ -34,13 +35,20 @@ _SAID_CHARS: Final = 500
 
 
 class ProgramFailed(Exception):
-    """One or more of the programs gave no figures."""
+    """One or more of the programs gave no figures; the OOM killer ended `kills` processes."""
+
+    def __init__(self, text: str, kills: int = 0) -> None:
+        super().__init__(text)
+        self.kills = kills
 
 
 @contextmanager
 def limited(limit_bytes: int, may_kill: bool = False) -> Iterator[MemoryCgroup]:
-    """A cgroup, which is emptied at the end. Raises ProgramFailed if the OOM killer killed there, unless it `may_kill`."""
-    with MemoryCgroup("real", limit_bytes) as cgroup:
+    """A cgroup with fresh statistics, emptied at the end.
+
+    Raises ProgramFailed if the OOM killer killed there, unless it `may_kill`.
+    """
+    with MemoryCgroup("real", limit_bytes) as cgroup, fresh_statistics(cgroup.path):
         failure: Exception | None = None
         killed = 0
         try:
@@ -53,9 +61,33 @@ def limited(limit_bytes: int, may_kill: bool = False) -> Iterator[MemoryCgroup]:
             _end_all(cgroup)
         # a kill explains whatever else failed, so it is the error that is reported
         if killed and not may_kill:
-            raise ProgramFailed(f"the OOM killer ended {killed} of its processes at {limit_bytes / MIB:.0f} MiB") from failure
+            text = f"the OOM killer ended {killed} of its processes at {limit_bytes / MIB:.0f} MiB"
+            raise ProgramFailed(text, killed) from failure
         if failure:
             raise failure
+
+
+def each_limited(
+    prefix: str, limits: Mapping[str, int], run: Callable[[str, MemoryCgroup], Figures]
+) -> Iterator[tuple[str, Figures]]:
+    """The figures of `run` of each program in a cgroup of its limit in bytes, and how many processes the OOM killer ended there.
+
+    A program that fails does not end the others. Raises ProgramFailed at the end, with the reasons of those that failed.
+    """
+    failures = []
+    for name, limit_bytes in limits.items():
+        kills = 0
+        try:
+            with limited(limit_bytes) as cgroup:
+                figures = run(name, cgroup)
+        except Exception as error:
+            failures.append(f"{name}: {type(error).__name__}: {error}")
+            kills = error.kills if isinstance(error, ProgramFailed) else 0
+        else:
+            yield f"{prefix}-{name}", figures
+        yield f"kills-{prefix}-{name}", {"oom_kills": kills}
+    if failures:
+        raise ProgramFailed("; ".join(failures))
 
 
 def oom_kills(cgroup: MemoryCgroup) -> int:
@@ -191,4 +223,4 @@ def costs(used: Usage, operations: float) -> Figures:
         "disk_read_bytes": used.disk.read_bytes,
         "disk_written_bytes": used.disk.written_bytes,
     }
-    return {**totals, **{name: value / max(operations, 1) for name, value in each.items()}}
+    return {**totals, **used.wear, **{name: value / max(operations, 1) for name, value in each.items()}}

@@ -87,7 +87,7 @@ def stress(swap: Swap, limit_bytes: int, seconds: int) -> Iterator[tuple[str, Fi
             used = meter.now().since(before)
             pages = max(used.pages_in + used.pages_out, 1)
             figures = {"ops_per_s": parse_stress(said, stressor), "oom_kills": oom_kills(cgroup), "pages_swapped": pages}
-            yield f"stress-{stressor}", {**figures, "daemon_cpu_us": used.daemon_s / pages * 1e6}
+            yield f"stress-{stressor}", {**figures, **used.wear, "daemon_cpu_us": used.daemon_s / pages * 1e6}
 
 
 def parse_stress(text: str, stressor: str) -> float:

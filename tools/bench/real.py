@@ -20,7 +20,6 @@ import pwd
 import re
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,8 +34,20 @@ import xxhash
 
 from tmemfs.units import MIB, PAGE_BYTES
 from tools.bench.contenders import Swap
-from tools.bench.limited import PROGRAM_S, ProgramFailed, costs, limited, measured, output, started, wait_gone, wait_until, within
-from tools.bench.redis_client import BATCH, SPREAD, RedisClient
+from tools.bench.limited import (
+    PROGRAM_S,
+    ProgramFailed,
+    costs,
+    each_limited,
+    measured,
+    output,
+    started,
+    wait_gone,
+    wait_until,
+    within,
+)
+from tools.bench.redis_client import BATCH, SPREAD, VALUE_BESIDE_BYTES
+from tools.bench.redis_server import redis_client, redis_server
 from tools.bench.toucher import WrongBytes
 from tools.bench.workloads import Figures
 from tools.cgroup import MemoryCgroup
@@ -44,9 +55,7 @@ from tools.cgroup import MemoryCgroup
 _CLIENTS: Final = 4
 _POSTGRES: Final = Path("/usr/lib/postgresql")
 _UNPRIVILEGED: Final = "nobody"
-#: What the programs take is memory.memsw.usage_in_bytes of their cgroups, RAM and swap. Beside each value redis 7.0 has its
-#: key, two objects and a place in the table: 181 MiB for 160,000 values of 1000 bytes.
-_REDIS_BESIDE_BYTES: Final = 186
+#: What the programs take is memory.memsw.usage_in_bytes of their cgroups, RAM and swap (VALUE_BESIDE_BYTES too).
 #: 100,000 rows, their index, and what PostgreSQL 15 has beside them: 273 MiB at scale 16.
 _SCALE_BYTES: Final = 17 * MIB
 #: sort's own record of a line, and half of that again to merge into: 120 MiB for 120,000 lines of 1000 bytes (coreutils 9.1).
@@ -85,7 +94,7 @@ class Sizes:
     def data_bytes(self) -> dict[str, int]:
         """The memory that the data of each program need."""
         return {
-            "redis": self.redis_values * (self.value_bytes + _REDIS_BESIDE_BYTES),
+            "redis": self.redis_values * (self.value_bytes + VALUE_BESIDE_BYTES),
             "pgbench": self.pgbench_scale * _SCALE_BYTES,
             "sort": self.lines * (self.line_bytes + _SORT_BESIDE_BYTES),
             "compile": self.compilers * _COMPILER_BYTES,
@@ -121,21 +130,12 @@ class Stage:
 
 
 def programs(stage: Stage) -> Iterator[tuple[str, Figures]]:
-    """The figures of each installed program. Raises ProgramFailed at the end, with the reasons of those that failed."""
+    """The figures of each installed program, and how many processes the OOM killer ended. Raises ProgramFailed at the end."""
     stage.place.mkdir(exist_ok=True)
     stage.place.parent.chmod(0o711)  # PostgreSQL runs as another user
-    failures, absent = [], missing()
-    for name, run in _PROGRAMS.items():
-        if name not in absent:
-            try:
-                with limited(stage.sizes.limit_bytes(name)) as cgroup:
-                    figures = run(stage, cgroup)
-            except Exception as error:
-                failures.append(f"{name}: {type(error).__name__}: {error}")
-            else:
-                yield f"real-{name}", figures
-    if failures:
-        raise ProgramFailed("; ".join(failures))
+    absent = missing()
+    limits = {name: stage.sizes.limit_bytes(name) for name in _PROGRAMS if name not in absent}
+    yield from each_limited("real", limits, lambda name, cgroup: _PROGRAMS[name](stage, cgroup))
 
 
 def missing() -> dict[str, str]:
@@ -173,21 +173,16 @@ def _made(place: Path, make: Callable[[Path], None]) -> Path:
 
 
 def _redis(stage: Stage, cgroup: MemoryCgroup) -> Figures:
-    keys, path, log = stage.sizes.redis_values, stage.place / "redis.sock", stage.place / "redis.log"
-    options = {"port": "0", "unixsocket": str(path), "save": "", "appendonly": "no", "dir": str(stage.place)}
-    command = ["redis-server", *(word for key, value in options.items() for word in (f"--{key}", value))]
-    path.unlink(missing_ok=True)
-    with started(within(cgroup, *command), log) as server:
-        wait_until(path.exists, server, log)
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(PROGRAM_S)
-            connection.connect(str(path))
-            client = RedisClient(connection.makefile("rwb"), stage.base.read_bytes(), stage.sizes.value_bytes)
-            client.fill(keys)
-            # a first run finds out how many requests take the wanted time
-            count = max(int(_redis_get(path, BATCH * 8, keys)["rate_per_s"] * stage.sizes.seconds), BATCH)
-            figures, used = measured(stage.swap, (server.pid,), lambda: _redis_get(path, count, keys))
-            client.verify(Random(stage.seed).sample(range(keys), BATCH))
+    keys = stage.sizes.redis_values
+    with (
+        redis_server(stage.place, cgroup) as (server, path),
+        redis_client(path, stage.base, stage.sizes.value_bytes, PROGRAM_S) as client,
+    ):
+        client.fill(keys)
+        # a first run finds out how many requests take the wanted time
+        count = max(int(_redis_get(path, BATCH * 8, keys)["rate_per_s"] * stage.sizes.seconds), BATCH)
+        figures, used = measured(stage.swap, (server.pid,), lambda: _redis_get(path, count, keys))
+        client.verify(Random(stage.seed).sample(range(keys), BATCH))
     return {**costs(used, count), **figures}
 
 

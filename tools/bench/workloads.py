@@ -11,6 +11,7 @@ context the kernel compresses for zram and zswap.
     overcommit  a working set of several times the limit, touched uniformly or by zipf, a quarter of the touches writing. The pool
                 may take POOL_SHARE of what the set compresses to, independent of the limit. Bytes at the disk are given by the
                 disk's counters, which include other programs, and by the swap's own (or the kernel's, if it has none)
+    wear-N      bytes written to the disk per page swapped out, in all of an overcommit
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tools.bench.statistics import percentile
 from tools.bench.toucher import Answer, Herd, herd
 
 Figures = dict[str, float]
-_PAGE_CLUSTER: Final = Path("/proc/sys/vm/page-cluster")
+PAGE_CLUSTER: Final = Path("/proc/sys/vm/page-cluster")
 PROCESSES: Final = (1, 8)
 _WRITE_PERCENT: Final = 25
 POOL_SHARE: Final = 1 / 4
@@ -102,12 +103,18 @@ class Overcommit:
 
 
 def overcommitted(swap: Swap, base: Path, one: Overcommit, accesses: int, seed: int) -> Iterator[tuple[str, Figures]]:
-    """Fill the working set, and touch it uniformly and by zipf."""
+    """Fill the working set, and touch it uniformly and by zipf; and the wear of all of it, until the daemon is idle."""
     count = one.set_bytes // PAGE_BYTES
     with herd(base, count, one.limit_bytes) as process:
+        meter = _meter(swap, process)
+        before = meter.now()
         process.fill(0, count)
         for access in ("uniform", "zipf"):
             yield f"overcommit-{one.times:g}-{access}", accessed(swap, process, access, accesses, seed)
+        swap.settle()
+        used = meter.now().since(before)
+        # a pool is written back in batches, so that a batch more or less falls into one of the accesses
+        yield f"wear-{one.times:g}", {**used.wear, "pages_out": used.pages_out, "written_bytes": used.disk.written_bytes}
 
 
 def fill(swap: Swap, one: Herd, sizes: Sizes) -> Figures:
@@ -129,6 +136,7 @@ def fill(swap: Swap, one: Herd, sizes: Sizes) -> Figures:
         "pages": out,
         **_cpu_us(used, out),
         "disk_bytes_per_page": used.disk.bytes / out,
+        **used.wear,
     }
 
 
@@ -171,6 +179,7 @@ def accessed(swap: Swap, one: Herd, access: str, count: int, seed: int) -> Figur
         "disk_bytes_per_page": used.disk.bytes / pages,
         "own_disk_bytes_per_page": own_bytes / pages,
         "disk_bytes_per_touch": used.disk.bytes / figures["touches"],
+        **used.wear,
         **_cpu_us(used, figures["touches"]),
         **_disk(used),
         **_ram_used(swap),
@@ -180,12 +189,12 @@ def accessed(swap: Swap, one: Herd, access: str, count: int, seed: int) -> Figur
 @contextmanager
 def page_cluster(value: int) -> Iterator[None]:
     """vm.page-cluster set for the block."""
-    before = _PAGE_CLUSTER.read_text()
+    before = PAGE_CLUSTER.read_text()
     try:
-        _PAGE_CLUSTER.write_text(str(value))
+        PAGE_CLUSTER.write_text(str(value))
         yield
     finally:
-        _PAGE_CLUSTER.write_text(before)
+        PAGE_CLUSTER.write_text(before)
 
 
 def _meter(swap: Swap, some: Herd) -> Meter:
