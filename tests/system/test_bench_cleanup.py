@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,19 @@ def test_a_contender_whose_step_fails_is_turned_off(
     monkeypatch.setattr(contenders, "_run", failing(step))
     with pytest.raises(Injected), turned_on(contender, tmp_path, LIMITS, wait_s=60):
         assert step == "the measurement" and swapdev.swap_entries()
+        raise Injected
+    assert state(tmp_path) == before
+
+
+@pytest.mark.parametrize("step", ["mkswap", "the measurement"])
+def test_a_swap_file_on_a_limited_disk_is_behind_a_loop_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """The limits do not hold for what the kernel itself swaps to a file."""
+    before = state(tmp_path)
+    monkeypatch.setattr(contenders, "_run", failing(step))
+    limits = replace(LIMITS, is_disk_limited=True)
+    with pytest.raises(Injected), turned_on(Plain(), tmp_path, limits, wait_s=60) as swap:
+        assert [entry.path for entry in swapdev.swap_entries()] == [swap.device]
+        assert swapdev.loop_devices_of(tmp_path / "plain" / "swapfile") == [swap.device]
         raise Injected
     assert state(tmp_path) == before
 

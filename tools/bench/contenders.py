@@ -52,10 +52,15 @@ class NotAlone(Refused):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The size of a swap, and how much RAM its pages may take: `pool_percent` of all RAM, or any amount."""
+    """The size of a swap, and how much RAM its pages may take: `pool_percent` of all RAM, or any amount.
+
+    `is_disk_limited` where the rate of the disk is limited (disk.py): swap files are behind a loop device then, since the kernel's
+    own swap requests are dispatched whatever the limits, and counted before they are merged.
+    """
 
     swap_bytes: int
     pool_percent: int | None = None
+    is_disk_limited: bool = False
 
     @property
     def pool_max(self) -> str:
@@ -214,9 +219,10 @@ class Plain:
         _run("fallocate", "--length", str(limits.swap_bytes), str(file))
         # swapon(8) warns of other rights
         file.chmod(0o600)
+        device = _attach(undo, file) if limits.is_disk_limited else str(file)
         if swap:
-            _swap_on(undo, str(file), discard=False)
-        return Swap(str(file), (), disk_of(directory), dict)
+            _swap_on(undo, device, discard=False)
+        return Swap(device, (), disk_of(directory), dict)
 
 
 @dataclass(frozen=True, slots=True)
