@@ -9,7 +9,7 @@ python=${PYTHON:-/usr/bin/python3}
 target=setup
 packages="fuse3 libfuse3-dev pkg-config gcc libc6-dev python3-dev python3-venv liblz4-dev libxxhash-dev util-linux mount fio stress-ng"
 vm_packages="linux-image-amd64 qemu-system-x86 busybox-static e2fsprogs udev kmod stressapptest stress-ng"
-bench_packages="postgresql redis-server g++"
+bench_packages="postgresql redis-server g++ default-jdk-headless"
 corpus_packages="postgresql redis-server chromium fonts-dejavu-core default-jdk-headless nodejs python3-venv"
 policy=/usr/sbin/policy-rc.d
 
