@@ -109,8 +109,8 @@ def contender_table(samples: Sequence[Sample], contenders: Sequence[str]) -> str
     rows = []
     for name in contenders:
         cells = [spread(by_round(samples, (name, work, figure)).values()) for work, figure, _ in COLUMNS]
-        rows.append([name, *map(_cell, cells)])
-    return _table(["", *(heading for _, _, heading in COLUMNS)], rows)
+        rows.append([name, *map(cell, cells)])
+    return markdown(["", *(heading for _, _, heading in COLUMNS)], rows)
 
 
 def overcommit_table(samples: Sequence[Sample]) -> str:
@@ -119,8 +119,8 @@ def overcommit_table(samples: Sequence[Sample]) -> str:
     rows = []
     for work, name in sorted(pairs):
         cells = [spread(by_round(samples, (name, work, figure)).values()) for figure, _ in OVERCOMMIT_COLUMNS]
-        rows.append([work.removeprefix("overcommit-").replace("-", " x, "), name, *map(_cell, cells)])
-    return _table(["set", "", *(heading for _, heading in OVERCOMMIT_COLUMNS)], rows)
+        rows.append([work.removeprefix("overcommit-").replace("-", " x, "), name, *map(cell, cells)])
+    return markdown(["set", "", *(heading for _, heading in OVERCOMMIT_COLUMNS)], rows)
 
 
 def real_table(samples: Sequence[Sample]) -> str:
@@ -130,8 +130,8 @@ def real_table(samples: Sequence[Sample]) -> str:
     for work, figure, heading in REAL_ROWS:
         cells = [spread(by_round(samples, (name, work, figure)).values()) for name in names]
         if any(cells):
-            rows.append([heading, *map(_cell, cells)])
-    return _table(["real programs", *names], rows)
+            rows.append([heading, *map(cell, cells)])
+    return markdown(["real programs", *names], rows)
 
 
 def fio_table(samples: Sequence[Sample]) -> str:
@@ -140,8 +140,8 @@ def fio_table(samples: Sequence[Sample]) -> str:
     rows = []
     for work in dict.fromkeys(one.workload for one in samples if one.workload.startswith("fio")):
         ours = [spread(by_round(samples, (name, work, "iops")).values()) for name in names]
-        rows.append([work.removeprefix("fio-"), *map(_cell, ours)])
-    return _table(["fio, requests/s", *names], rows)
+        rows.append([work.removeprefix("fio-"), *map(cell, ours)])
+    return markdown(["fio, requests/s", *names], rows)
 
 
 def number(value: float) -> str:
@@ -149,10 +149,12 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def _cell(one: Spread | None) -> str:
+def cell(one: Spread | None) -> str:
+    """The median, or a dash."""
     return number(one.median) if one else "-"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
