@@ -64,6 +64,7 @@ bench: setup
 	tools/setup.sh --bench $(VENV)
 	$(VENV)/bin/python -m tools.bench $(ARGS)
 	$(VENV)/bin/python -m tools.bench.peers $(ARGS)
+	$(VENV)/bin/python -m tools.bench.summary
 	$(if $(findstring --quick,$(ARGS)),,$(VENV)/bin/python -m tools.bench.growth)
 	$(if $(findstring --quick,$(ARGS)),,$(VENV)/bin/python -m tools.bench.anatomy)
 

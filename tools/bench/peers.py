@@ -1,10 +1,12 @@
-"""`python -m tools.bench.peers [--quick] [--rounds N] [--only NAME,...] [--parts PART,...] [--pages FILE] [--output DIR] [...]`
+"""`python -m tools.bench.peers [--quick] [--rounds N] [--only NAME,...] [--parts PART,...] [--disk KIND] [--output DIR] [...]`
 
 tmemfs compared with zram, zswap, a plain swap file, and a null FUSE server (tools/floor). Each contender is turned on alone, in
 rounds: A B C, A B C, ... A figure is the median over the rounds; a goal is judged by the median of the rounds' ratios. Writes
-peers.json (after every part), peers.md and peers.png. Needs root, FUSE, gcc, fio, stress-ng, no other swap, and some GiB below DIR.
-A program of the part 'real' that is not installed is left out. Leaves nothing behind, even when interrupted. Exit code 1 if a part
-failed; a missed goal is a result.
+peers.json (after every part), peers.md and peers.png; with --disk, --page-cluster or --qos, which hold for all contenders alike,
+the names say so: peers-cloud.json. Then tools.bench.summary makes one page of all. Needs root, FUSE, gcc, fio, stress-ng, no other
+swap, and some GiB below DIR. A program that is not installed is left out. Leaves nothing behind, even when interrupted; the next
+run restores what one that was killed has left (settings.py). Exit code 1 if a part failed, or if the disk did more than its limits
+allow; a missed goal is a result.
 """
 
 from __future__ import annotations
@@ -28,22 +30,30 @@ from tmemfs.system.capabilities import require_root
 from tmemfs.system.memory import available_ram_bytes, total_ram_bytes
 from tmemfs.system.swapdev import swap_entries
 from tmemfs.units import PAGE_BYTES
-from tools.bench import goals, peers_plot, programs, real, workloads
+from tools.bench import goals, peers_plot, programs, real, resume, summary, tables, workloads
+from tools.bench.conditions import Conditions, add_options
 from tools.bench.contenders import Contender, Limits, NotAlone, Swap, all_contenders, refuse_other_swaps, turned_on
+from tools.bench.disk import DiskLimits
+from tools.bench.disk_probe import probe
+from tools.bench.disk_watch import Check, DiskWatch
 from tools.bench.statistics import Sample
 from tools.bench.toucher import write_base
 from tools.bench.workloads import Figures
 from tools.interrupts import interruptible
 from tools.warm import use_memory
 
-PARTS: Final = ("ample", "stress", "real", "overcommit", "fio")
-_NOT_QUICK: Final = ("real",)
+PARTS: Final = ("ample", "stress", "real", "overcommit", "resume-ram", "resume-disk", "fio")
+_NOT_QUICK: Final = ("real", "resume-ram", "resume-disk")
 _KEPT_FREE: Final = 12 << 30
 #: More than any contender needs.
 _USED_BEFORE: Final = 8 << 30
 #: zswap's limit is a whole percent of RAM; tmemfs gets the same.
 _POOL_PERCENT: Final = 1
 _TRIES: Final = 4
+#: Of a table.
+_HEAD_LINES: Final = 2
+#: The kinds of contenders that a program can be resumed from, by where its pages are.
+_RESUMED: Final = {"resume-ram": ("tmemfs", "zram", "zswap"), "resume-disk": ("tmemfs", "zswap", "plain")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +68,18 @@ class Plan:
     stress_s: int
     directory: Path
     wait_s: float
+    disk: DiskLimits
+    resume_sizes: resume.ResumeSizes
+    resumed: tuple[str, ...]
 
     @property
     def base(self) -> Path:
         """The file of pages."""
         return self.directory / "base"
+
+    def limits(self, swap_bytes: int, pool_percent: int | None = None) -> Limits:
+        """The limits of a swap on the disk of this plan."""
+        return Limits(swap_bytes, pool_percent, self.disk.profile.is_limited)
 
 
 @dataclass(slots=True)
@@ -74,12 +91,14 @@ class Results:
     samples: list[Sample] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
 
     @classmethod
     def read(cls, file: Path) -> Results:
         """The results that `write` wrote."""
         kept = json.loads(file.read_text())
-        return cls(**{**kept, "samples": [Sample(**one) for one in kept["samples"]]})
+        samples, checks = [Sample(**one) for one in kept["samples"]], [Check(**one) for one in kept.get("checks", [])]
+        return cls(**{**kept, "samples": samples, "checks": checks})
 
     def write(self, file: Path) -> None:
         """Write JSON, the whole of it or nothing."""
@@ -91,8 +110,10 @@ class Results:
 def main() -> int:
     """Measure, write and print."""
     arguments = _arguments()
+    conditions = Conditions.of(arguments)
+    file: Path = arguments.output / ("peers.json" if conditions == Conditions() else f"peers-{conditions.name}.json")
     if arguments.report:
-        report(Results.read(arguments.output / "peers.json"), arguments.output)
+        report(Results.read(file), file)
         return 0
     require_root()
     try:
@@ -102,18 +123,22 @@ def main() -> int:
         arguments.output.mkdir(parents=True, exist_ok=True)
         with (
             interruptible("turning everything off"),
+            conditions.applied(arguments.directory) as disk,
             tempfile.TemporaryDirectory(prefix="tmemfs-peers-", dir=arguments.directory) as place,
         ):
-            plan, missing = _plan(arguments, Path(place))
-            results = Results(_machine(plan), missing)
+            plan, missing = _plan(arguments, Path(place), disk)
+            results = Results({**_machine(plan), "conditions": conditions.record}, missing)
             shutil.copyfile(arguments.pages, plan.base) if arguments.pages else write_base(plan.base)
             use_memory(_USED_BEFORE)
+            if plan.disk.profile.is_limited:
+                results.checks.append(probe(disk, Path(place)))
+                print(results.checks[-1].text, file=sys.stderr, flush=True)
             for number in range(plan.rounds):
-                run_round(plan, number, results, arguments.output / "peers.json")
+                run_round(plan, number, results, file)
     except TmemfsError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    report(results, arguments.output)
+    report(results, file)
     return 1 if results.failures else 0
 
 
@@ -123,14 +148,24 @@ def run_round(plan: Plan, number: int, results: Results, file: Path) -> None:
     results.samples.append(Sample(number, "lz4", "codec", programs.codec(plan.base)))
     for part in plan.parts:
         for contender in plan.contenders:
-            began = time.monotonic()
-            samples, failure = _tried(plan, part, contender, number)
-            results.samples += samples
-            if failure:
-                results.failures.append({"round": number, "contender": contender.name, "part": part, "error": failure})
-            said = failure or f"{time.monotonic() - began:.1f} s"
-            print(f"round {number} {part} {contender.name}: {said}", file=sys.stderr, flush=True)
+            _run_part(plan, part, contender, number, results)
             results.write(file)
+
+
+def _run_part(plan: Plan, part: str, contender: Contender, number: int, results: Results) -> None:
+    """Add what was measured, and what the disk did meanwhile."""
+    began = time.monotonic()
+    with DiskWatch(plan.disk) as watch:
+        samples, failure = _tried(plan, part, contender, number)
+    results.samples += samples
+    check = Check.of(number, contender.name, part, watch.samples, plan.disk.profile.limits)
+    for error in filter(None, (failure, check.excess)):
+        results.failures.append({"round": number, "contender": contender.name, "part": part, "error": error})
+    # a part that this contender has not
+    if samples or failure:
+        results.checks.append(check)
+        said = failure or f"{time.monotonic() - began:.1f} s"
+        print(f"round {number} {part} {contender.name}: {said}\n{check.text}", file=sys.stderr, flush=True)
 
 
 def _tried(plan: Plan, part: str, contender: Contender, number: int) -> tuple[list[Sample], str]:
@@ -151,42 +186,52 @@ def _tried(plan: Plan, part: str, contender: Contender, number: int) -> tuple[li
     return samples, failure
 
 
-def report(results: Results, output: Path) -> None:
-    """Print and write the tables, and draw the picture."""
+def report(results: Results, file: Path) -> None:
+    """Print and write the summary and the tables, and draw the picture, beside the results in `file`."""
     contenders = list(dict.fromkeys(one.contender for one in results.samples if one.workload in ("ram", "fill", "stress-vm")))
     judged = goals.verdicts(results.samples)
     left_out = "".join(f"- {name}: {reason}\n" for name, reason in results.missing.items())
     failed = "".join(f"- {one}\n" for one in results.failures)
-    text = "\n".join(
-        [goals.goal_table(judged), goals.contender_table(results.samples, contenders), goals.real_table(results.samples),
-         goals.overcommit_table(results.samples), goals.fio_table(results.samples),
-         f"Left out:\n\n{left_out}", f"Failed:\n\n{failed or '- nothing'}\n"]
-    )  # fmt: skip
-    (output / "peers.md").write_text(text)
+    found = [
+        goals.goal_table(judged), goals.contender_table(results.samples, contenders), goals.real_table(results.samples),
+        goals.overcommit_table(results.samples), tables.resume_table(results.samples), tables.wear_table(results.samples),
+        tables.kills_table(results.samples), goals.fio_table(results.samples), tables.disk_table(results.checks),
+    ]  # fmt: skip
+    text = "\n".join([
+        summary.of_run(results.machine, results.samples, [asdict(one) for one in results.checks]),
+        *(table for table in found if table.count("\n") > _HEAD_LINES),
+        f"Left out:\n\n{left_out}", f"Failed:\n\n{failed or '- nothing'}\n",
+    ])  # fmt: skip
+    file.with_suffix(".md").write_text(text)
     print(text)
-    peers_plot.plot(output / "peers.png", results.samples, contenders)
+    peers_plot.plot(file.with_suffix(".png"), results.samples, contenders)
 
 
 def _part(plan: Plan, part: str, contender: Contender, number: int) -> Iterator[tuple[str, Figures]]:
     sizes, seed = plan.sizes, number + 1
     if part == "ample":
-        with turned_on(contender, plan.directory, Limits(sizes.swap_bytes), wait_s=plan.wait_s) as swap:
+        with turned_on(contender, plan.directory, plan.limits(sizes.swap_bytes), wait_s=plan.wait_s) as swap:
             yield from _alone(swap, workloads.ample(swap, plan.base, sizes, seed, contender.sources))
     elif part == "stress":
-        with turned_on(contender, plan.directory, Limits(sizes.swap_bytes), wait_s=plan.wait_s) as swap:
+        with turned_on(contender, plan.directory, plan.limits(sizes.swap_bytes), wait_s=plan.wait_s) as swap:
             yield from _alone(swap, programs.stress(swap, sizes.limit_bytes, plan.stress_s))
     elif part == "real" and contender.kind != "floor":
-        with turned_on(contender, plan.directory, Limits(real.SIZES.swap_bytes), wait_s=plan.wait_s) as swap:
+        with turned_on(contender, plan.directory, plan.limits(real.SIZES.swap_bytes), wait_s=plan.wait_s) as swap:
             yield from _alone(swap, real.programs(real.Stage(swap, plan.base, plan.directory / "real", real.SIZES, seed)))
     elif part == "overcommit" and contender.kind in ("tmemfs", "zswap", "plain"):
         pool_bytes, ratio = total_ram_bytes() * _POOL_PERCENT // 100, programs.codec(plan.base)["ratio"]
         for times in sizes.overcommit:
             working = workloads.Overcommit.of(pool_bytes, ratio, times)
-            limits = Limits(working.swap_bytes, _POOL_PERCENT)
+            limits = plan.limits(working.swap_bytes, _POOL_PERCENT)
             with turned_on(contender, plan.directory, limits, wait_s=plan.wait_s) as swap:
                 yield from _alone(swap, workloads.overcommitted(swap, plan.base, working, sizes.accesses, seed))
+    elif contender.kind in _RESUMED.get(part, ()):
+        limits = plan.limits(plan.resume_sizes.swap_bytes, _POOL_PERCENT if part == "resume-disk" else None)
+        with turned_on(contender, plan.directory, limits, wait_s=plan.wait_s) as swap:
+            stage = resume.ResumeStage(swap, plan.base, plan.directory / "resume", plan.resume_sizes)
+            yield from _alone(swap, resume.resumed(part, stage, plan.resumed))
     elif part == "fio" and contender.kind in ("tmemfs", "floor"):
-        limits = Limits(8 * plan.fio.file_bytes)
+        limits = plan.limits(8 * plan.fio.file_bytes)
         with turned_on(contender, plan.directory, limits, swap=False, wait_s=plan.wait_s) as swap:
             yield from _alone(swap, programs.fio(swap, plan.directory, plan.fio))
 
@@ -211,12 +256,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--pages", type=pages_file, metavar="FILE", help="swap these pages, from tools.corpus (those of a Python heap)"
     )
+    parser.add_argument("--idle", type=float, default=2, metavar="S", help="how long a program idles before it is resumed (2)")
+    parser.add_argument(
+        "--resumed", default=",".join(resume.PROGRAMS), help="which programs are resumed, separated by commas (all)"
+    )
+    add_options(parser)
     parser.add_argument("--report", action="store_true", help="measure nothing: make tables and picture from peers.json")
     parser.add_argument("--output", type=Path, default=Path("build/bench"), help="where peers.json, peers.md and peers.png go")
     arguments = parser.parse_args()
     arguments.parts = arguments.parts or ",".join(part for part in PARTS if not (arguments.quick and part in _NOT_QUICK))
-    if unknown := set(arguments.parts.split(",")) - set(PARTS):
-        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    for option, known in (("parts", PARTS), ("resumed", resume.PROGRAMS)):
+        if unknown := set(getattr(arguments, option).split(",")) - set(known):
+            parser.error(f"--{option}: none of {','.join(known)}: {', '.join(sorted(unknown))}")
     return arguments
 
 
@@ -229,10 +280,11 @@ def pages_file(text: str) -> Path:
     return file
 
 
-def _plan(arguments: argparse.Namespace, place: Path) -> tuple[Plan, dict[str, str]]:
+def _plan(arguments: argparse.Namespace, place: Path, disk: DiskLimits) -> tuple[Plan, dict[str, str]]:
     contenders, missing = all_contenders()
-    if "real" in arguments.parts.split(","):
-        missing |= {f"{name}, of real": reason for name, reason in real.missing().items()}
+    for part, absent in (("real", real.missing()), *((part, resume.missing()) for part in _RESUMED)):
+        if part in arguments.parts.split(","):
+            missing |= {f"{name}, of {part}": reason for name, reason in absent.items()}
     if arguments.only:
         contenders = [one for one in contenders if one.name in arguments.only.split(",")]
     elif arguments.quick:
@@ -248,6 +300,9 @@ def _plan(arguments: argparse.Namespace, place: Path) -> tuple[Plan, dict[str, s
         3 if quick else 6,
         place,
         arguments.wait,
+        disk,
+        resume.ResumeSizes.of(total_ram_bytes() * _POOL_PERCENT // 100, arguments.idle),
+        tuple(arguments.resumed.split(",")),
     )
     return plan, missing
 
@@ -275,6 +330,7 @@ def _machine(plan: Plan) -> dict[str, Any]:
         "parts": plan.parts,
         "sizes": asdict(plan.sizes),
         "real": asdict(real.SIZES),
+        "resume": asdict(plan.resume_sizes),
         "pool_percent": _POOL_PERCENT,
     }
 
