@@ -133,7 +133,7 @@ def test_the_rates_of_a_short_part_are_those_of_all_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "said"), [(20_000_000, ""), (23_000_000, "write_bps 23,000,000 where the limit is 20,000,000")]
+    ("written", "said"), [(20_000_000, ""), (25_000_000, "write_bps 25,000,000 where the limit is 20,000,000")]
 )
 def test_a_limit_that_did_not_hold_is_named(written: int, said: str) -> None:
     samples = moments(*[(1.0, DiskCounters(1, 4096, 2, written))] * 4)

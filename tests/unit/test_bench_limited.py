@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import wait_until
-from tools.bench import limited
-from tools.bench.accounts import WEAR, DiskCounters, Usage
+from tmemfs.units import PAGE_BYTES
+from tools.bench import contenders, limited
+from tools.bench.accounts import OWN_WEAR, OWN_WRITTEN, WEAR, DiskCounters, Meter, Usage
 from tools.bench.fresh_statistics import fresh_statistics
 from tools.bench.limited import ProgramFailed, costs, each_limited
 from tools.bench.workloads import Figures
@@ -58,8 +59,26 @@ def test_a_program_that_fails_does_not_end_the_others_and_kills_are_reported() -
     ]  # fmt: skip
 
 
-def test_wear_is_what_was_written_per_page_out() -> None:
-    used = Usage(1.0, 0.0, 0.0, 0.0, 0.0, DiskCounters(0, 0, 4, 8192), {"pswpout": 4, "zswpout": 2, "zswpwb": 2})
-    assert used.wear == {WEAR: 2048}
+def used_of(own_written_bytes: int, written_bytes: int, **swapped: int) -> Usage:
+    return Usage(1.0, 0.0, 0.0, 0.0, 0.0, DiskCounters(0, 0, 4, written_bytes), swapped, own_written_bytes=own_written_bytes)
+
+
+def test_wear_is_what_was_written_per_page_out_by_both_counts() -> None:
+    used = used_of(5000, 9192, pswpout=14, zswpout=2, zswpwb=2).since(used_of(1000, 1000, pswpout=10))
+    assert used.wear == {WEAR: 2048, OWN_WEAR: 1000}
     assert costs(used, 100)[WEAR] == 2048
-    assert Usage(1.0, 0.0, 0.0, 0.0, 0.0, DiskCounters(), {}).wear == {}
+    assert used_of(0, 0).wear == {}
+
+
+def test_a_meter_reads_what_the_swap_itself_wrote() -> None:
+    assert Meter((), (), "0:0", lambda: {OWN_WRITTEN: 77}).now().own_written_bytes == 77
+    assert Meter((), (), "0:0").now().own_written_bytes == 0
+
+
+def test_what_is_in_zram_is_not_on_disk(tmp_path: Path) -> None:
+    (tmp_path / "mm_stat").write_text("  4096 1000 8192 0 9000 1 0\n")
+    assert contenders._zram_counters(tmp_path)[OWN_WRITTEN] == 0
+
+
+def test_the_kernel_counts_for_a_swap_file() -> None:
+    assert contenders._kernel_counters()[OWN_WRITTEN] % PAGE_BYTES == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tools.bench import summary
-from tools.bench.accounts import WEAR
+from tools.bench.accounts import OWN_WEAR
 from tools.bench.statistics import Sample
 from tools.bench.summary import QUESTIONS, Question, answer, of_run
 
@@ -43,7 +43,7 @@ def test_what_was_not_measured_is_not_said() -> None:
 
 
 def test_a_run_says_its_conditions_kills_and_limits_that_did_not_hold() -> None:
-    found = [Sample(0, "tmemfs", "wear-3", {WEAR: 1500.0}), Sample(0, "plain", "kills-real-sort", {"oom_kills": 1})]
+    found = [Sample(0, "tmemfs", "wear-3", {OWN_WEAR: 1500.0}), Sample(0, "plain", "kills-real-sort", {"oom_kills": 1})]
     checks = [{"part": "overcommit", "contender": "plain", "excess": "write_bps 2 where the limit is 1"}]
     said = of_run(MACHINE, found, checks).splitlines()
     assert said == [
@@ -70,7 +70,7 @@ def test_the_page_is_of_all_results_in_the_directory(
     assert summary.main() == 2
     for name in ("peers.json", "peers-sd.json"):
         machine = MACHINE if "sd" in name else {"commit": "abc"}
-        sample = {"round": 0, "contender": "tmemfs", "workload": "wear-3", "figures": {WEAR: 1500.0}}
+        sample = {"round": 0, "contender": "tmemfs", "workload": "wear-3", "figures": {OWN_WEAR: 1500.0}}
         (tmp_path / name).write_text(json.dumps({"machine": machine, "samples": [sample]}))
     assert summary.main() == 0
     page = (tmp_path / "summary.md").read_text()

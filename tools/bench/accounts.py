@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +21,11 @@ _PROC: Final = Path("/proc")
 _KTHREADD: Final = 2
 _SECTOR_BYTES: Final = 512
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
-#: The figure of `Usage.wear`.
+#: The figures of `Usage.wear`.
 WEAR: Final = "written_bytes_per_page_out"
+OWN_WEAR: Final = "own_written_bytes_per_page_out"
+#: The counter of a swap that says what it wrote to the disk.
+OWN_WRITTEN: Final = "bytes_written"
 _VMSTAT: Final = ("pswpin", "pswpout", "zswpin", "zswpout", "zswpwb")
 
 
@@ -63,6 +66,8 @@ class Usage:
     swapped: Mapping[str, int]
     #: Each kworker's, by its number.
     each_kworker_s: Mapping[int, float] = field(default_factory=dict)
+    #: What the swap itself wrote to the disk, by its own count.
+    own_written_bytes: int = 0
 
     def since(self, before: Usage) -> Usage:
         """What was used since `before`."""
@@ -74,6 +79,7 @@ class Usage:
             self.process_s - before.process_s,
             self.disk.since(before.disk),
             {key: value - before.swapped.get(key, 0) for key, value in self.swapped.items()},
+            own_written_bytes=self.own_written_bytes - before.own_written_bytes,
         )
 
     @property
@@ -83,8 +89,12 @@ class Usage:
 
     @property
     def wear(self) -> dict[str, float]:
-        """Bytes written to the disk per page swapped out; nothing if no page was."""
-        return {WEAR: self.disk.written_bytes / self.pages_out} if self.pages_out else {}
+        """Bytes written per page swapped out, by the disk's count and by the swap's own; nothing if no page was.
+
+        The disk's count includes what other programs write.
+        """
+        written = {WEAR: self.disk.written_bytes, OWN_WEAR: self.own_written_bytes}
+        return {name: count / self.pages_out for name, count in written.items()} if self.pages_out else {}
 
     @property
     def pages_in(self) -> int:
@@ -94,14 +104,17 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """Reads the counters of the daemon's processes, of the faulting processes, and of one disk ('254:0')."""
+    """Reads the counters of the daemon's processes, of the faulting processes, of one disk ('254:0'), and of the swap itself."""
 
     daemons: tuple[int, ...]
     processes: tuple[int, ...]
     disk: str
+    counters: Callable[[], Mapping[str, int]] = dict
 
     def now(self) -> Usage:
         """All counters of this moment."""
+        # first, since a daemon may take a while: what is measured begins after it
+        own = self.counters().get(OWN_WRITTEN, 0)
         threads = list(_kernel_threads(place.name for place in _PROC.iterdir()))
         kworkers = {pid: seconds for pid, name, seconds in threads if name.startswith("kworker")}
         return Usage(
@@ -113,6 +126,7 @@ class Meter:
             parse_diskstats((_PROC / "diskstats").read_text(), self.disk),
             {key: value for key, value in parse_flat((_PROC / "vmstat").read_text()).items() if key in _VMSTAT},
             kworkers,
+            own,
         )
 
 

@@ -28,8 +28,9 @@ from typing import Final, Protocol
 from tmemfs.errors import Refused
 from tmemfs.system import swapdev
 from tmemfs.system.proctext import SwapEntry
+from tmemfs.units import PAGE_BYTES
 from tools.bench import plain_fuse
-from tools.bench.accounts import cpu_s, disk_of, parse_flat, parse_mm_stat
+from tools.bench.accounts import OWN_WRITTEN, cpu_s, disk_of, parse_flat, parse_mm_stat
 from tools.bench.mounts import end_server, processes_with, take_down, unmount, wait_ready
 from tools.bench.native import FLOOR, compiled
 from tools.interrupts import uninterrupted
@@ -202,7 +203,7 @@ class Zram:
         if swap:
             # without discard, as its users have it: the kernel tells zram of freed slots by itself
             _swap_on(undo, device, discard=False)
-        return Swap(device, (), disk_of(directory), lambda: parse_mm_stat((sys_block / "mm_stat").read_text()))
+        return Swap(device, (), disk_of(directory), lambda: _zram_counters(sys_block))
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +223,7 @@ class Plain:
         device = _attach(undo, file) if limits.is_disk_limited else str(file)
         if swap:
             _swap_on(undo, device, discard=False)
-        return Swap(device, (), disk_of(directory), dict)
+        return Swap(device, (), disk_of(directory), _kernel_counters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +247,7 @@ class Zswap:
             undo.callback((_ZSWAP / name).write_text, (_ZSWAP / name).read_text())
             (_ZSWAP / name).write_text(value)
         plain = Plain().on(undo, directory, limits, swap)
-        return Swap(plain.device, (), plain.disk, _zswap_bytes)
+        return Swap(plain.device, (), plain.disk, lambda: {**_zswap_bytes(), **_kernel_counters()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +359,16 @@ def _remove_zram(number: int) -> None:
     # hot_remove refuses a device that holds memory
     (swapdev.SYS_BLOCK / f"zram{number}" / "reset").write_text("1")
     (_ZRAM_CONTROL / "hot_remove").write_text(str(number))
+
+
+def _zram_counters(sys_block: Path) -> dict[str, int]:
+    return {**parse_mm_stat((sys_block / "mm_stat").read_text()), OWN_WRITTEN: 0}
+
+
+def _kernel_counters() -> dict[str, int]:
+    """What the kernel swapped to the device, which a swap file is: it has no counters of its own, and is the only swap."""
+    found = parse_flat(Path("/proc/vmstat").read_text())
+    return {"disk_read_bytes": found["pswpin"] * PAGE_BYTES, OWN_WRITTEN: found["pswpout"] * PAGE_BYTES}
 
 
 def _zswap_bytes() -> dict[str, int]:

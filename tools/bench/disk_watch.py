@@ -23,8 +23,9 @@ from tools.bench.disk import DiskLimits, Rates
 SAMPLE_S: Final = 0.25
 #: Several of the slices of 0.1 s in which the controller gives out what a limit allows.
 SPAN_S: Final = 2.0
-#: At a limit of 125 MB/s 127 were seen from fio, and 131 from a swap file.
-_TOLERANCE: Final = 0.1
+#: At a limit of 125 MB/s 131 were seen from a swap file, at one of 3,000 requests 3,265: metadata passes the limits. What does not
+#: hold at all is far from that: 403 MB/s of swap-outs (decision 23).
+_TOLERANCE: Final = 0.2
 _DISKSTATS: Final = Path("/proc/diskstats")
 
 Moment = tuple[float, DiskCounters]

@@ -180,7 +180,7 @@ def measured(swap: Swap, servers: tuple[int, ...], work: Callable[[], Result]) -
     """What `work` returned and used; the CPU is that of `servers`, or without any, of the programs that `work` starts."""
     # the daemon may still write back what an earlier workload left
     swap.settle()
-    meter = Meter(swap.daemons, servers, swap.disk)
+    meter = Meter(swap.daemons, servers, swap.disk, swap.counters)
     reaped_s, before = _reaped_s(servers), meter.now()
     result = work()
     # the time of the work alone, but the costs until the daemon is idle again

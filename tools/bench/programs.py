@@ -49,7 +49,7 @@ def fio(swap: Swap, directory: Path, plan: FioPlan) -> Iterator[tuple[str, Figur
     for block, depth, percent in product(plan.blocks, plan.depths, plan.compressible):
         for mode in ("randwrite", "randrw"):
             swap.settle()
-            meter = Meter(swap.daemons, (), swap.disk)
+            meter = Meter(swap.daemons, (), swap.disk, swap.counters)
             before = meter.now()
             job = _fio(swap.device, directory, plan.file_bytes, block, depth, percent, mode)
             used = meter.now().since(before)
@@ -81,7 +81,7 @@ def stress(swap: Swap, limit_bytes: int, seconds: int) -> Iterator[tuple[str, Fi
     for stressor, options, most_bytes in (("vm", vm, limit_bytes), ("pageswap", "--pageswap 1", _PAGESWAP_LIMIT)):
         with limited(most_bytes, may_kill=True) as cgroup:
             command = ["stress-ng", *options.split(), "--timeout", f"{seconds}s", "--metrics-brief", "--temp-path", "/tmp"]
-            meter = Meter(swap.daemons, (), swap.disk)
+            meter = Meter(swap.daemons, (), swap.disk, swap.counters)
             before = meter.now()
             said = output(within(cgroup, *command), with_errors=True).decode(errors="replace")
             used = meter.now().since(before)

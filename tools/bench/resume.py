@@ -49,7 +49,7 @@ _JVM_BYTES: Final = 128 * MIB
 #: What the cgroup has beside the program, and what the hog leaves of that.
 _BESIDE_BYTES: Final = 96 * MIB
 _LEFT_BYTES: Final = 64 * MIB
-#: A program of that many times a limited pool: what its values compress to, at about 1.8, is twice the pool.
+#: A program of that many times a limited pool: what its values compress to is about one and a half times the pool.
 _OF_POOL: Final = 3.5
 #: An SD card takes a minute for what is written and another for what is read.
 _ANSWER_S: Final = 400.0
@@ -126,7 +126,7 @@ def _resumed(stage: ResumeStage, start: Start, cgroup: MemoryCgroup) -> Figures:
     with start(stage, cgroup) as program:
         whole = program.digest()
         resident_s, again = _timed(program.digest)
-        meter = Meter(stage.swap.daemons, (), stage.swap.disk)
+        meter = Meter(stage.swap.daemons, (), stage.swap.disk, stage.swap.counters)
         stage.swap.settle()
         before = meter.now()
         hog_s, _ = _timed(lambda: _hog(stage.sizes.hog_bytes, cgroup))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tools.bench.accounts import WEAR
+from tools.bench.accounts import OWN_WEAR
 from tools.bench.goals import number
 from tools.bench.statistics import Sample, by_round, spread
 
@@ -45,7 +45,7 @@ QUESTIONS: Final = (
     Question("sequential swap-in", "sequential", "mb_per_s", "MB/s", True),
     *(Question(f"{times} times the memory, {access}", f"overcommit-{times}-{access}", "touches_per_s", "touches/s", True)
       for times in _TIMES for access in ("uniform", "zipf")),
-    *(Question(f"wear at {times} times the memory", f"wear-{times}", WEAR, "bytes written per page out") for times in _TIMES),
+    *(Question(f"wear at {times} times the memory", f"wear-{times}", OWN_WEAR, "bytes written per page out") for times in _TIMES),
     *(Question(f"{program} resumed, {where}", f"resume-{source}-{program}", "answer_s", "s")
       for source, where in _WHERE.items() for program in ("redis", "python", "jvm")),
     *(Question(f"{program} in half its memory", f"real-{name}", figure, unit, more_is_better=figure == "rate_per_s")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from tools.bench.accounts import WEAR
+from tools.bench.accounts import OWN_WEAR, WEAR
 from tools.bench.disk_watch import Check
 from tools.bench.goals import cell, markdown
 from tools.bench.statistics import Sample, by_round, spread
@@ -14,14 +14,20 @@ from tools.bench.statistics import Sample, by_round, spread
 _RESUME: Final = (
     ("answer_s", "whole answer, s"), ("resident_s", "the same in RAM, s"), ("first_s", "first answer, s"),
     ("swapped_share", "swapped out"), ("hog_s", "hog, s"), ("pages_in", "pages in"), ("disk_read_bytes", "bytes read"),
-    ("daemon_s", "daemon CPU, s"), ("process_s", "program CPU, s"), (WEAR, "bytes written per page out"),
+    ("daemon_s", "daemon CPU, s"), ("process_s", "program CPU, s"), (OWN_WEAR, "bytes written per page out"),
 )  # fmt: skip
 
 
 def wear_table(samples: Sequence[Sample]) -> str:
-    """Bytes written to the disk per page swapped out: a row per workload, a column per contender."""
+    """Bytes written per page swapped out, by the swap's own count and by the disk's: a column per contender."""
     some = [one for one in samples if WEAR in one.figures]
-    return _by_contender("bytes written to disk per page swapped out", some, WEAR)
+    names = list(dict.fromkeys(one.contender for one in some))
+    rows = []
+    for work in dict.fromkeys(one.workload for one in some):
+        for figure, counted in ((OWN_WEAR, "own count"), (WEAR, "the disk's")):
+            cells = [cell(spread(by_round(some, (name, work, figure)).values())) for name in names]
+            rows.append([f"{work}, {counted}", *cells])
+    return markdown(["bytes written per page swapped out", *names], rows)
 
 
 def kills_table(samples: Sequence[Sample]) -> str:
@@ -55,11 +61,3 @@ def disk_table(checks: Iterable[Check]) -> str:
         for one in checks
     ]  # fmt: skip
     return markdown(head, rows)
-
-
-def _by_contender(heading: str, some: Sequence[Sample], figure: str) -> str:
-    names = list(dict.fromkeys(one.contender for one in some))
-    rows = []
-    for work in dict.fromkeys(one.workload for one in some):
-        rows.append([work, *(cell(spread(by_round(some, (name, work, figure)).values())) for name in names)])
-    return markdown([heading, *names], rows)

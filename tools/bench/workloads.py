@@ -11,7 +11,7 @@ context the kernel compresses for zram and zswap.
     overcommit  a working set of several times the limit, touched uniformly or by zipf, a quarter of the touches writing. The pool
                 may take POOL_SHARE of what the set compresses to, independent of the limit. Bytes at the disk are given by the
                 disk's counters, which include other programs, and by the swap's own (or the kernel's, if it has none)
-    wear-N      bytes written to the disk per page swapped out, in all of an overcommit
+    wear-N      bytes written per page swapped out, in all of an overcommit
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from tmemfs.units import MIB, PAGE_BYTES
-from tools.bench.accounts import Meter, Usage
+from tools.bench.accounts import OWN_WRITTEN, Meter, Usage
 from tools.bench.contenders import Swap
 from tools.bench.statistics import percentile
 from tools.bench.toucher import Answer, Herd, herd
@@ -114,7 +114,8 @@ def overcommitted(swap: Swap, base: Path, one: Overcommit, accesses: int, seed: 
         swap.settle()
         used = meter.now().since(before)
         # a pool is written back in batches, so that a batch more or less falls into one of the accesses
-        yield f"wear-{one.times:g}", {**used.wear, "pages_out": used.pages_out, "written_bytes": used.disk.written_bytes}
+        written = {"written_bytes": used.disk.written_bytes, "own_written_bytes": used.own_written_bytes}
+        yield f"wear-{one.times:g}", {**used.wear, **written, "pages_out": used.pages_out}
 
 
 def fill(swap: Swap, one: Herd, sizes: Sizes) -> Figures:
@@ -167,10 +168,7 @@ def accessed(swap: Swap, one: Herd, access: str, count: int, seed: int) -> Figur
     used = meter.now().since(before)
     pages = max(used.pages_in + used.pages_out, 1)
     now = swap.counters()
-    own_bytes = sum(now[key] - own[key] for key in ("disk_read_bytes", "bytes_written") if key in now)
-    # a swap in the kernel has no counters of its own
-    if not own_bytes and not swap.daemons:
-        own_bytes = (used.swapped["pswpin"] + used.swapped["pswpout"]) * PAGE_BYTES
+    own_bytes = sum(now[key] - own[key] for key in ("disk_read_bytes", OWN_WRITTEN) if key in now)
     return {
         "touches_per_s": figures["touches"] / figures["ns"] * 1e9,
         "major_share": figures["major"] / figures["touches"],
@@ -198,7 +196,7 @@ def page_cluster(value: int) -> Iterator[None]:
 
 
 def _meter(swap: Swap, some: Herd) -> Meter:
-    return Meter(swap.daemons, some.pids, swap.disk)
+    return Meter(swap.daemons, some.pids, swap.disk, swap.counters)
 
 
 def _touches(answers: list[Answer]) -> int:
