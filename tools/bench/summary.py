@@ -119,11 +119,13 @@ def _ratio(question: Question, ours: float | None, theirs: float) -> str:
 
 def _medians(workload: str, figure: str, samples: Sequence[Sample]) -> dict[str, float]:
     """By contender, those that users choose between."""
-    names = sorted(
-        dict.fromkeys(one.contender for one in samples if _rank(one.contender) is not None), key=lambda one: (_rank(one), one)
-    )
-    spreads = {name: spread(by_round(samples, (name, workload, figure)).values()) for name in names}
+    spreads = {name: spread(by_round(samples, (name, workload, figure)).values()) for name in _named(samples)}
     return {name: one.median for name, one in spreads.items() if one}
+
+
+def _named(samples: Iterable[Sample]) -> list[str]:
+    """The contenders that users choose between, in their order."""
+    return sorted({one.contender for one in samples if _rank(one.contender) is not None}, key=lambda one: (_rank(one), one))
 
 
 def _rank(contender: str) -> int | None:
@@ -158,23 +160,29 @@ def draw(file: Path, runs: Mapping[str, Sequence[Sample]]) -> None:
         return
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
+    colors = {name: f"C{at}" for at, name in enumerate(_named(one for samples in runs.values() for one in samples))}
     for panel, workloads in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
-        _panel(panel, [one for one in QUESTIONS if one.workload in workloads], runs)
+        _panel(panel, [one for work in workloads for one in QUESTIONS if one.workload == work], runs, colors)
     figure.savefig(file, dpi=100)
 
 
-def _panel(panel: Any, questions: Sequence[Question], runs: Mapping[str, Sequence[Sample]]) -> None:
+def _panel(panel: Any, questions: Sequence[Question], runs: Mapping[str, Sequence[Sample]], colors: Mapping[str, str]) -> None:
+    """The first of `questions` that was measured."""
     measured = [(one, {run: _medians(one.workload, one.figure, samples) for run, samples in runs.items()}) for one in questions]
     question, figures = next(((one, found) for one, found in measured if any(found.values())), measured[0])
-    names = list(dict.fromkeys(name for found in figures.values() for name in found))
-    for at, name in enumerate(names):
-        bars = [(x + at * 0.8 / len(names), found[name]) for x, found in enumerate(figures.values()) if name in found]
-        panel.bar([x for x, _ in bars], [value for _, value in bars], 0.8 / len(names), label=name)
-    panel.set_xticks([x + 0.3 for x in range(len(figures))], list(figures))
+    width = 0.8 / max(len(colors), 1)
+    for at, (name, color) in enumerate(colors.items()):
+        bars = [(x + at * width, found[name]) for x, found in enumerate(figures.values()) if name in found]
+        if bars:
+            drawn = panel.bar([x for x, _ in bars], [value for _, value in bars], width, label=name, color=color)
+            panel.bar_label(drawn, [number(value) for _, value in bars], fontsize=7)
+    panel.set_xticks([x + 0.4 - width / 2 for x in range(len(figures))], list(figures))
     better = "more is better" if question.more_is_better else "less is better"
     panel.set(ylabel=f"{question.unit}, {better}", title=question.text)
-    if names:
-        panel.legend(fontsize=8)
+    if any(figures.values()):
+        # from zero: a cut or logarithmic axis would change what the bars say
+        panel.margins(y=0.3)
+        panel.legend(fontsize=8, loc="upper center", ncols=len(colors))
 
 
 if __name__ == "__main__":
