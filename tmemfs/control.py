@@ -25,6 +25,8 @@ from tmemfs.errors import BadValue, FellShort, OutOfRange
 from tmemfs.jobs.compact_request import CompactRequest
 from tmemfs.jobs.kernel_tuning import MODES as TUNING_MODES
 from tmemfs.jobs.kernel_tuning import parse_tuning
+from tmemfs.jobs.latency import MODES as LATENCY_MODES
+from tmemfs.jobs.latency import parse_latency
 from tmemfs.jobs.pressure import MODES, parse_mode
 from tmemfs.jobs.pulse import parse_watchdog
 from tmemfs.jobs.recompressor import parse_recompress
@@ -131,6 +133,7 @@ class ControlDirectory:
             "pressure.reserve": _number(lambda: pressure.settings.reserve_bytes),
             "pressure.growth": _number(lambda: pressure.settings.growth_bytes),
             "kernel.tuning": lambda: _bracketed(TUNING_MODES, pressure.tuning.mode),
+            "latency": lambda: _bracketed(LATENCY_MODES, s.latency.mode),
             "watchdog": lambda: _seconds_or_off(s.watchdog_s),
             "state": lambda: f"{s.state()}\nsignals: {', '.join(pressure.signals.live)}\n",
             "damage": lambda: report.damage(s),
@@ -161,6 +164,7 @@ class ControlDirectory:
             "pressure.reserve": self._pressure_reserve,
             "pressure.growth": self._pressure_growth,
             "kernel.tuning": self._kernel_tuning,
+            "latency": self._latency,
             "damage": self._damage,
             "watchdog": self._watchdog,
         }
@@ -197,6 +201,9 @@ class ControlDirectory:
 
     async def _kernel_tuning(self, text: str) -> None:
         await self._services.pressure.tuning.set_mode(parse_tuning(text))
+
+    async def _latency(self, text: str) -> None:
+        self._services.latency.set_mode(parse_latency(text))
 
     async def _damage(self, text: str) -> None:
         if text.strip() != ACKNOWLEDGE:

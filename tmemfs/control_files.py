@@ -94,6 +94,8 @@ FILES: Final = (
     _setting("kernel.tuning", "-", "auto: while the image is an active swap, vm.watermark_boost_factor is 0, and while memory "
         "is short vm.min_free_kbytes and the priority of kworkers may change; off: they are restored at once, and none "
         f"is changed. {_CHOICE}"),
+    _setting("latency", "-", "auto: idle CPUs are kept awake while pages are swapped in bursts; off: never; always: until it is "
+        f"changed, or EACCES where that is not possible. {_CHOICE}"),
     _setting("watchdog", "s", "A worker that answers no request for so long, though requests wait, is killed and replaced, "
         "unless it waits for the backing. Write seconds (2 at least), with s or m where wanted, or off."),
     _value("state", "-", "First line: running, degraded: WHY, or draining. Second: the signals of memory pressure that are live."),

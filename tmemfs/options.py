@@ -9,12 +9,14 @@ from typing import Final
 from tmemfs.errors import BadValue, Busy, Refused
 from tmemfs.fuse.mount import FUSE_DEVICE
 from tmemfs.jobs.kernel_tuning import parse_tuning
+from tmemfs.jobs.latency import parse_latency
 from tmemfs.jobs.limits import parse_pool_max
 from tmemfs.store.codec import parse_codec
 from tmemfs.store.segments import RECORD_BYTES
 from tmemfs.store.slots import SLOT_BYTES
 from tmemfs.system import memory
 from tmemfs.system.capabilities import require_root
+from tmemfs.system.cpu_latency import check_device
 from tmemfs.system.swapdev import is_mounted
 from tmemfs.tiers.file import check_backing
 from tmemfs.units import MIB, PAGE_BYTES, SEGMENT_BYTES, format_size, parse_size
@@ -42,6 +44,7 @@ class Options:
     kernel_tuning: str = "auto"
     watchdog_s: float = 30.0
     encrypt: bool = True
+    latency: str = "auto"
 
 
 def check(options: Options) -> None:
@@ -53,6 +56,8 @@ def check(options: Options) -> None:
     _check_mountpoint(options.mountpoint)
     if options.backing is not None:
         check_backing(options.backing)
+    if options.latency == "always":
+        check_device()
 
 
 def _check_values(options: Options) -> None:
@@ -66,6 +71,7 @@ def _check_values(options: Options) -> None:
     parse_pool_max(options.pool_max, memory.total_ram_bytes())
     parse_size(options.backing_max, 1 << 60)
     parse_tuning(options.kernel_tuning)
+    parse_latency(options.latency)
 
 
 def _check_tables(swap_bytes: int, ram: int) -> None:

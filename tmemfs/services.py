@@ -10,6 +10,7 @@ from typing import Final
 
 from tmemfs.engine import Engine
 from tmemfs.errors import Refused
+from tmemfs.jobs.latency import Latency
 from tmemfs.jobs.limits import Limits
 from tmemfs.jobs.pressure import Pressure
 from tmemfs.jobs.supervision import HEALTHY_S, Jobs
@@ -38,6 +39,7 @@ class Services:
     is_draining: Callable[[], bool] = bool
     status: StatusRegion | None = None
     daemon_pid: int = field(default_factory=os.getpid)
+    latency: Latency = field(default_factory=lambda: Latency("off"))
 
     def statistics(self) -> TmemStatistics:
         """The store's."""

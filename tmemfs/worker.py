@@ -3,7 +3,7 @@
     Holdings                                 regions, device and tier, of the supervisor (holdings.py)
     SlotTable, SegmentTable, Arena, Extents  over the regions
     Engine                                   the store, recovered from them, the page path's pager, the jobs (engine.py)
-    KernelTuning, Pressure, Limits           what steers them
+    KernelTuning, Pressure, Limits, Latency  what steers them
     Relay                                    the page path, on /dev/fuse
     Services, Control, Namespace             control files, by pyfuse3
     Shutdown                                 signals of the process
@@ -46,6 +46,7 @@ from tmemfs.fuse.relay import Relay
 from tmemfs.fuse.wire import REQUEST_PAGES, REQUESTS_UNDER_WAY
 from tmemfs.holdings import Geometry, Holdings, Regions
 from tmemfs.jobs.kernel_tuning import KernelTuning
+from tmemfs.jobs.latency import Latency
 from tmemfs.jobs.limits import Limits
 from tmemfs.jobs.pressure import Pressure
 from tmemfs.jobs.pulse import Pulse
@@ -232,7 +233,8 @@ class _Server:
         kept = KeptRequests(holdings.requests, not holdings.device.resends, SWAP)
         handling = Handling(self._status.words[HANDLING : HAS_ANSWERED + 1])
         inheritance = Inheritance(kept, handling, birth.suspects, birth.generation == 1)
-        self._relay = Relay(self._device, self._engine.pager, SWAP, inheritance, self._interrupts)
+        self._latency = Latency(options.latency)
+        self._relay = Relay(self._device, self._engine.pager, SWAP, inheritance, self._interrupts, self._latency)
         self._control = self._build_control(holdings)
         # of the main thread
         self._is_ready = False
@@ -268,6 +270,7 @@ class _Server:
             self._shutdown.is_draining,
             self._status,
             self._birth.supervisor,
+            self._latency,
         )
         return ControlDirectory(services, holdings.kept_settings)
 
@@ -333,6 +336,7 @@ class _Server:
             Job("pressure", self._pressure.run),
             Job("single pages", self._single_pages.run),
             Job("kernel settings", self._tuning.run),
+            Job("latency", partial(self._latency.run, relay.traffic)),
             Job("signals", partial(self._shutdown.obey_signals, written)),
             Job("pulse", Pulse(self._status.words, self._engine.tmem, relay.statistics).run),
             Job("namespace", self._serve_namespace, lambda why: relay.fail_forwarded()),

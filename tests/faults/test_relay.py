@@ -26,6 +26,8 @@ from tmemfs.fuse.mount import Device
 from tmemfs.fuse.page_path import READERS, Inheritance
 from tmemfs.fuse.relay import Relay
 from tmemfs.fuse.replies import GONE
+from tmemfs.jobs.latency import Latency
+from tmemfs.policy.bursts import BURST_REQUESTS, STORE_WEIGHT
 from tmemfs.store.codec import parse_codec
 from tmemfs.system.status_region import MOST_HANDLING
 from tmemfs.units import PAGE_BYTES
@@ -57,7 +59,9 @@ class Kernel:
         self.reader = engine.reader
         inheritance = Inheritance.none(INODE)
         self.handling = inheritance.handling.words
-        self.relay = Relay(Device(theirs.fileno(), INIT, resends=True), engine.pager, INODE, inheritance)
+        self.latency = Latency("off", clock=lambda: 0.0)
+        device = Device(theirs.fileno(), INIT, resends=True)
+        self.relay = Relay(device, engine.pager, INODE, inheritance, latency=self.latency)
         warmed = threading.Semaphore(0)
         tier.before["read"] = warmed.release
         self.relay.start()
@@ -128,6 +132,33 @@ def test_pages_come_from_ram_and_from_the_tier(kernel: Kernel) -> None:
     for slot in (3, 1003, 4, 5, 1004, 599):
         kernel.ask(slot)
         assert kernel.answer() == slot
+
+
+def test_requests_of_all_kinds_are_noted_until_a_burst_begins(kernel: Kernel) -> None:
+    kernel.latency.is_armed = True
+    for number in range(BURST_REQUESTS):
+        assert kernel.latency.is_armed
+        if number % 3 == 2:  # of two pages, and so served by `_serve`
+            kernel.end.send(_READ.pack(wire.IO_BYTES, wire.READ, 1000, INODE, 0, 1000 * PAGE_BYTES, 2 * PAGE_BYTES))
+            assert len(kernel.end.recv(4 * PAGE_BYTES)) == wire.REPLY_BYTES + 2 * PAGE_BYTES
+        else:
+            slot = (3, 1003)[number % 3]
+            kernel.ask(slot)
+            assert kernel.answer() == slot
+    assert not kernel.latency.is_armed
+
+
+def test_stores_are_noted_with_their_weight(kernel: Kernel) -> None:
+    kernel.latency.is_armed = True
+    before = kernel.relay.traffic()
+    for number in range(BURST_REQUESTS // STORE_WEIGHT):
+        assert kernel.latency.is_armed
+        kernel.end.send(
+            _READ.pack(wire.IO_BYTES + PAGE_BYTES, wire.WRITE, 3000, INODE, 0, 900 * PAGE_BYTES, PAGE_BYTES) + page_of("raw", 1)
+        )
+        assert kernel.end.recv(PAGE_BYTES) == wire.written_reply(3000, PAGE_BYTES)
+        assert kernel.relay.traffic() == before + (number + 1) * STORE_WEIGHT
+    assert not kernel.latency.is_armed
 
 
 @pytest.mark.parametrize("reads", [1, 2, READERS, READERS + 1, 3 * READERS])

@@ -163,7 +163,7 @@ def test_the_watchdogs_time_is_an_option_and_can_be_written(tmp_path: Path) -> N
 SETTINGS = {
     "pool.max": "48M", "pool.high": "40M", "pool.low": "30M", "backing.max": "100M", "codec": "zstd:3", "recompress": "zstd:5",
     "clean.rate": "3M", "clean.daily": "5G", "pressure.mode": "manual", "pressure.reserve": "77M", "pressure.growth": "11M",
-    "kernel.tuning": "off", "watchdog": "40",
+    "kernel.tuning": "off", "latency": "off", "watchdog": "40",
 }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from tmemfs.fuse.kept_requests import KeptRequests
 from tmemfs.fuse.namespace_link import NamespaceLink
 from tmemfs.fuse.page_path import Inheritance, PageCounts, PagePath
 from tmemfs.fuse.replies import Replies
+from tmemfs.jobs.latency import Latency
 from tmemfs.pages.pager import Deferred, Pager
 from tmemfs.store.region import Region
 from tmemfs.units import PAGE_BYTES
@@ -288,7 +289,7 @@ class RequestsModel(RuleBasedStateMachine):
         inheritance = Inheritance(kept, Handling(), {}, self.is_first)
         self.replies = Replies(DEVICE, Bugs(), kept)
         link, pager = cast(NamespaceLink, self.link), cast(Pager, self.image)
-        self.pages = PagePath(DEVICE, pager, INODE, inheritance, link, self.replies, self.counts, Bugs())
+        self.pages = PagePath(DEVICE, pager, INODE, inheritance, link, self.replies, self.counts, Bugs(), Latency("off"))
         self.is_first = False
 
     def teardown(self) -> None:

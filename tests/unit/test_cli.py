@@ -106,6 +106,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (["up", "--priority", "32768"], "argument --priority: '32768' is not a swap priority (-1 to 32767)"),
         (["up", "--priority", "-2"], "argument --priority: '-2' is not a swap priority (-1 to 32767)"),
         (["mount", "--kernel-tuning", "fast"], "argument --kernel-tuning: invalid choice: 'fast'"),
+        (["mount", "--latency", "on"], "argument --latency: invalid choice: 'on'"),
         (["mount", "--encrypt", "yes"], "argument --encrypt: invalid choice: 'yes'"),
         (["mount", "--size", "-5M"], "argument --size: expected one argument: see 'tmemfs mount --help'"),
         (["mount", ""], "argument MOUNTPOINT: '' is not a path: see 'tmemfs mount --help'"),

@@ -56,7 +56,7 @@ HOSTILE: Final = (
 )  # fmt: skip
 _MOUNT_OPTIONS: Final = (
     "--size=8M", "--pool-max=64M", "--backing=none", "--backing-max=50%", "--codec=zstd:3", "--kernel-tuning=off",
-    "--encrypt=off", "--watchdog=off", "--log=./log",
+    "--encrypt=off", "--watchdog=off", "--latency=off", "--log=./log",
 )  # fmt: skip
 #: Options of each command, with words that are right.
 OPTIONS: Final[dict[str, tuple[str, ...]]] = {

@@ -76,7 +76,7 @@ def test_the_mode_is_what_can_be_done(files: dict[str, Attribute]) -> None:
     assert {file.name for file in FILES if file.mode == 0o644} == {
         "pool.max", "pool.high", "pool.low", "backing.max", "shrink", "compact", "clean.rate", "clean.daily", "recompress",
         "writeahead", "writeahead.rest", "pressure.mode", "pressure.reserve", "pressure.growth",
-        "codec", "kernel.tuning", "watchdog", "damage",
+        "codec", "kernel.tuning", "latency", "watchdog", "damage",
     }  # fmt: skip
 
 

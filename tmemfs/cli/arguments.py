@@ -139,6 +139,8 @@ def _add_mount_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--codec", default="lz4", help="lz4, zstd, zstd:LEVEL or none (lz4)")
     command.add_argument("--kernel-tuning", choices=("auto", "off"), default="auto",
                          help="change the kernel's settings while the swap is on (auto)")  # fmt: skip
+    command.add_argument("--latency", choices=("auto", "off", "always"), default="auto",
+                         help="keep idle CPUs awake while pages are swapped in bursts, never, or always (auto)")  # fmt: skip
     command.add_argument("--encrypt", choices=("on", "off"), default="on",
                          help="encrypt what goes to the backing, with a key that only this daemon has (on)")  # fmt: skip
     command.add_argument("--watchdog", default="30", metavar="S|off",

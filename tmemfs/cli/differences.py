@@ -59,9 +59,12 @@ def _codec(target: Target, text: str) -> str | None:
     return None if parse_codec(text).name == now else now
 
 
-def _kernel_tuning(target: Target, text: str) -> str | None:
-    now = next(word[1:-1] for word in read_control(target.places[0], "kernel.tuning").split() if word.startswith("["))
-    return None if text == now else now
+def _choice(key: str) -> _Compare:
+    def compare(target: Target, text: str) -> str | None:
+        now = next(word[1:-1] for word in read_control(target.places[0], key).split() if word.startswith("["))
+        return None if text == now else now
+
+    return compare
 
 
 def _watchdog(target: Target, text: str) -> str | None:
@@ -101,7 +104,8 @@ _COMPARES: Final[dict[str, _Compare]] = {
     "backing": _path("backing"),
     "backing-max": _backing_max,
     "codec": _codec,
-    "kernel-tuning": _kernel_tuning,
+    "kernel-tuning": _choice("kernel.tuning"),
+    "latency": _choice("latency"),
     "encrypt": _encrypt,
     "log": _path("log"),
     "watchdog": _watchdog,

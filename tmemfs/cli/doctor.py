@@ -14,8 +14,8 @@ from tmemfs.cli.checks import Check, daemons
 from tmemfs.cli.control_io import read_in_time
 from tmemfs.cli.health import look
 from tmemfs.cli.targets import FS_TYPE
-from tmemfs.errors import TmemfsError
-from tmemfs.system import proctext, swapdev
+from tmemfs.errors import Refused, TmemfsError
+from tmemfs.system import cpu_latency, proctext, swapdev
 from tmemfs.system.capabilities import CAP_IPC_LOCK, CAP_SYS_NICE, CAP_SYS_RESOURCE, has_capability, is_root
 from tmemfs.system.kernel_settings import Findings, KernelSettings
 from tmemfs.system.memory import total_ram_bytes
@@ -54,6 +54,7 @@ def examine(backing: Path, backing_refused: str = "", not_compiled: str = "") ->
         ("memory cgroups", _cgroup),
         ("zswap", _zswap),
         ("other swaps", _other_swaps),
+        ("wake-ups", _wake_ups),
         ("kernel settings", _kernel_settings),
         ("damage", _damage),
         ("RAM", lambda name: Check(name, True, format_size(total_ram_bytes()))),
@@ -173,6 +174,22 @@ def _other_swaps(name: str) -> Check:
     # the kernel fills the swap with the highest priority first; 100 is what `up` gives
     high = [entry for entry in others if entry.priority >= 100]
     return Check(name, None if high else True, found, "they are filled first: give a higher --priority" if high else "")
+
+
+def _wake_ups(name: str) -> Check:
+    """What idle CPUs do, and whether they can be kept awake while pages are swapped."""
+    idle = cpu_latency.idle()
+    said = f"idle driver {idle.driver}, governor {idle.governor}"
+    said += f" with guest_halt_poll_ns={idle.poll_ns}" if idle.poll_ns is not None else ""
+    # a guest whose CPUs halt at once pays an exit to its host for each wake-up
+    polls = f"echo 200000 > {cpu_latency.POLL_NS} does nearly the same for all programs" if idle.poll_ns == 0 else ""
+    try:
+        cpu_latency.check_device()
+    except Refused as error:
+        found, _, advice = str(error).partition(": ")
+        advice = "; ".join(part for part in (advice, polls) if part) if is_root() else "only root may: run with sudo"
+        return Check(name, None, f"{said}; {found}", advice)
+    return Check(name, True, f"{said}; kept awake in bursts", polls)
 
 
 def _kernel_settings(name: str) -> Check:

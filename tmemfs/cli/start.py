@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Serve: TypeAlias = Callable[[Callable[[], None]], None]
 
 #: What a second `up` compares with (differences.py), besides the size.
-_RECORDED: Final = ("pool_max", "backing", "backing_max", "codec", "kernel_tuning", "encrypt", "watchdog", "log")
+_RECORDED: Final = ("pool_max", "backing", "backing_max", "codec", "kernel_tuning", "encrypt", "watchdog", "latency", "log")
 
 
 def swap_bytes(text: str | None) -> int:
@@ -83,6 +83,7 @@ def _options(arguments: argparse.Namespace, size: int) -> Options:
         kernel_tuning=arguments.kernel_tuning,
         encrypt=arguments.encrypt == "on",
         watchdog_s=parse_watchdog(arguments.watchdog),
+        latency=arguments.latency,
     )
 
 

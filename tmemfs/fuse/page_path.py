@@ -44,7 +44,9 @@ from tmemfs.fuse.kept_requests import PAGE_ENTRIES, KeptRequests, LeftOver
 from tmemfs.fuse.leader_followers import LeaderFollowers, Work
 from tmemfs.fuse.namespace_link import NamespaceLink
 from tmemfs.fuse.replies import GONE, PAUSE_S, Replies
+from tmemfs.jobs.latency import Latency
 from tmemfs.pages.pager import Deferred, Pager
+from tmemfs.policy.bursts import STORE_WEIGHT
 from tmemfs.store.region import Region
 from tmemfs.units import PAGE_BYTES
 
@@ -65,11 +67,12 @@ _TRY_AGAIN: Final = frozenset((errno.EINTR, errno.EAGAIN, errno.ENOENT))
 class PageCounts:
     """Since the start; written by the leader alone. `deferred` of the `requests` could not be answered at once.
 
-    `poisoned` were answered with an error, because workers had died of them.
+    `writes` are stores. `poisoned` were answered with an error, because workers had died of them.
     """
 
     requests: int = 0
     deferred: int = 0
+    writes: int = 0
     poisoned: int = 0
 
 
@@ -103,6 +106,7 @@ class PagePath:
         replies: Replies,
         counts: PageCounts,
         bugs: Bugs,
+        latency: Latency,
     ) -> None:
         # constant after construction
         self._device = device_fd
@@ -111,6 +115,7 @@ class PagePath:
         self._namespace = namespace
         self._replies = replies
         self._bugs = bugs
+        self._latency = latency
         self._kept = inheritance.kept
         self._handling = inheritance.handling
         self._suspects = inheritance.suspects
@@ -132,7 +137,7 @@ class PagePath:
         if not self._take_up():
             return False
         # Local names are looked up once per leader, and not once per page.
-        device, inode, counts = self._device, self._swap_inode, self._counts
+        device, inode, counts, latency = self._device, self._swap_inode, self._counts, self._latency
         readv, write, unpack = os.readv, os.write, wire.IO.unpack_from
         load_page, pack_reply, load = self._pager.load_page, wire.REPLY.pack_into, self._load
         handling, resent = self._handling.words, wire.RESENT
@@ -167,6 +172,8 @@ class PagePath:
                     and offset < swap_bytes
                 ):
                     counts.requests += 1
+                    if latency.is_armed:
+                        latency.note()
                     page = load_page(offset >> 12)
                     if page is not None:
                         pack_reply(reply, 0, page_reply_bytes, 0, unique)
@@ -259,6 +266,10 @@ class PagePath:
             self._kept.forget_current()
             return None
         self._counts.requests += 1
+        if opcode == wire.WRITE:
+            self._counts.writes += 1
+        if self._latency.is_armed:
+            self._latency.note(STORE_WEIGHT if opcode == wire.WRITE else 1)
         if opcode == wire.READ:
             return self._read(head)
         if opcode == wire.FALLOCATE:

@@ -31,18 +31,27 @@ from tmemfs.fuse.mount import Device
 from tmemfs.fuse.namespace_link import NamespaceLink
 from tmemfs.fuse.page_path import READERS, Inheritance, PageCounts, PagePath
 from tmemfs.fuse.replies import PAUSE_S, Replies
+from tmemfs.jobs.latency import Latency
 from tmemfs.pages.pager import Pager
+from tmemfs.policy.bursts import STORE_WEIGHT
 from tmemfs.system.memory import prepare_thread
 
 
 class Relay:
     """Serves `pager` on the FUSE device `device`, beginning with what earlier workers left; `swap_inode` is the image's.
 
-    `namespace_fd` is for pyfuse3, which closes it; `interrupts` is told of the writes that pyfuse3 gets.
+    `namespace_fd` is for pyfuse3, which closes it; `interrupts` is told of the writes that pyfuse3 gets, `latency`
+    of requests of the image.
     """
 
     def __init__(
-        self, device: Device, pager: Pager, swap_inode: int, inheritance: Inheritance, interrupts: Interrupts | None = None
+        self,
+        device: Device,
+        pager: Pager,
+        swap_inode: int,
+        inheritance: Inheritance,
+        interrupts: Interrupts | None = None,
+        latency: Latency | None = None,
     ) -> None:
         self._pager = pager
         self._handling = inheritance.handling
@@ -50,7 +59,8 @@ class Relay:
         self._counts = counts = PageCounts()
         replies = Replies(device.fd, self._bugs, inheritance.kept)
         self._link = NamespaceLink(replies, interrupts or Interrupts(), lambda: counts.requests, self._bugs, device.init)
-        self.pages = PagePath(device.fd, pager, swap_inode, inheritance, self._link, replies, counts, self._bugs)
+        latency = latency or Latency("off")
+        self.pages = PagePath(device.fd, pager, swap_inode, inheritance, self._link, replies, counts, self._bugs, latency)
         self.namespace_fd = self._link.fd
         self.fail_forwarded = self._link.fail_forwarded
         self._ended = os.eventfd(0, os.EFD_CLOEXEC)
@@ -99,6 +109,10 @@ class Relay:
     def statistics(self) -> dict[str, int]:
         """Requests on the page path, and how many of them were deferred and refused as poison, since the worker's start."""
         return {"requests": self._counts.requests, "deferred": self._counts.deferred, "poisoned": self._counts.poisoned}
+
+    def traffic(self) -> int:
+        """Requests on the page path since the worker's start, counted as `latency` counts them."""
+        return self._counts.requests + (STORE_WEIGHT - 1) * self._counts.writes
 
     def _run_prepared(self, run: Callable[[], None]) -> None:
         self._try(prepare_thread)

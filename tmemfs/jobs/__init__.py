@@ -10,4 +10,5 @@ left_frames                              memory that an earlier worker left
 cleaner, merger, recompressor, compact_request        when to merge, and the merge itself
 single_pages                             requests of one page after damage
 pressure, swap_stall, kernel_tuning      memory pressure, and settings of the kernel
+latency                                  idle CPUs are kept awake in bursts
 """

@@ -177,6 +177,15 @@ _SETTINGS: Final = Section("Kernel settings", (
         lambda s: s.tuning.raised_workers),
 ))  # fmt: skip
 
+_LATENCY: Final = Section("Latency", (
+    Metric("latency_held", "gauge", "0/1", "1 while idle CPUs are kept awake; - if this machine does not allow it.",
+        lambda s: s.is_latency_held),
+    Metric("latency_bursts", "counter", "1", "Bursts of requests for which idle CPUs were kept awake.",
+        lambda s: s.services.latency.bursts),
+    Metric("latency_held_ms", "counter", "ms", "Time for which idle CPUs were kept awake.",
+        lambda s: int(s.services.latency.held_s * 1000)),
+))  # fmt: skip
+
 _PROTECTIONS: Final = Section("Protections of the daemon", (
     Metric("memory_locked", "gauge", "0/1", "1: all of its memory is locked.", lambda s: s.outcome("memory_locked")),
     Metric("oom_score_adj_set", "gauge", "0/1", "1: the OOM killer does not choose it.", lambda s: s.outcome("oom_score_adj_set")),
@@ -247,7 +256,7 @@ _ZRAM: Final = Section("zram's files", (
 
 #: In the order of the files and of the documentation.
 SECTIONS: Final = (
-    _DAEMON, _PAGES, _POOL, _BACKING, _DENSITY, _PRESSURE, _SETTINGS, _PROTECTIONS, _EVENTS, _ZRAM,
+    _DAEMON, _PAGES, _POOL, _BACKING, _DENSITY, _PRESSURE, _SETTINGS, _LATENCY, _PROTECTIONS, _EVENTS, _ZRAM,
 )  # fmt: skip
 _SHOWN: Final[dict[Output, tuple[Metric, ...]]] = {
     output: tuple(metric for section in SECTIONS for metric in section.metrics if output in metric.outputs)

@@ -201,6 +201,12 @@ class Snapshot:
         change = self._changes.get(name)
         return change.administrators if change else None
 
+    @property
+    def is_latency_held(self) -> int | None:
+        """Whether idle CPUs are kept awake; None where they cannot be."""
+        is_held = self.services.latency.is_held
+        return None if is_held is None else int(is_held)
+
     def outcome(self, name: str) -> int | None:
         """1: protection `name` is in force; 0: it could not be enabled; None: it was not tried."""
         return self.services.outcomes.get(name)

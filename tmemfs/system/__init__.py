@@ -1,6 +1,7 @@
 """The system: what is done to this process and to the machine. Knows nothing of the store.
 
 kernel_settings, sysctl, kworkers   settings of the machine, and how they are restored. Nothing else changes any
+cpu_latency                         what idle CPUs do, and a request to keep them awake
 residency                           which parts of a memfd have memory
 key                                 the key of a mount, in memory that is neither swapped out nor dumped
 memory, memory_safety, rlimits      locking, faulting in and releasing memory; what the process needs to go on without free memory
