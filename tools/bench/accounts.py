@@ -1,5 +1,7 @@
 """The costs of a swap other than time: CPU of daemon, kernel threads and faulting processes; requests and bytes at the disk.
 
+Idle CPUs that poll instead of halting are counted, too: the residency of cpuidle's state 0, if that state polls.
+
 Counters are read before and after, and subtracted. CPU time comes from /proc/PID/task/*/schedstat in nanoseconds, or where the
 kernel does not have that, from /proc/PID/stat in ticks of about 4 ms. Kernel threads are the children of kthreadd. Kworkers carry
 out the requests of loop, so the CPU of all kworkers is given next to that of the daemon. It includes other work of theirs, and does
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 _PROC: Final = Path("/proc")
+_CPUS: Final = Path("/sys/devices/system/cpu")
 _KTHREADD: Final = 2
 _SECTOR_BYTES: Final = 512
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -64,6 +67,7 @@ class Usage:
     process_s: float
     disk: DiskCounters
     swapped: Mapping[str, int]
+    polled_s: float = 0.0
     #: Each kworker's, by its number.
     each_kworker_s: Mapping[int, float] = field(default_factory=dict)
     #: What the swap itself wrote to the disk, by its own count.
@@ -79,6 +83,7 @@ class Usage:
             self.process_s - before.process_s,
             self.disk.since(before.disk),
             {key: value - before.swapped.get(key, 0) for key, value in self.swapped.items()},
+            polled_s=self.polled_s - before.polled_s,
             own_written_bytes=self.own_written_bytes - before.own_written_bytes,
         )
 
@@ -125,6 +130,7 @@ class Meter:
             sum(map(cpu_s, self.processes)),
             parse_diskstats((_PROC / "diskstats").read_text(), self.disk),
             {key: value for key, value in parse_flat((_PROC / "vmstat").read_text()).items() if key in _VMSTAT},
+            polled_s(),
             kworkers,
             own,
         )
@@ -180,6 +186,12 @@ def cpu_s(pid: int) -> float:
     with suppress(OSError):
         return sum(_thread_cpu_s(thread) for thread in (_PROC / str(pid) / "task").iterdir())
     return 0.0
+
+
+def polled_s(cpus: Path = _CPUS) -> float:
+    """For how long idle CPUs have polled so far, added up; 0 where the kernel does not say."""
+    states = [state for state in cpus.glob("cpu[0-9]*/cpuidle/state0") if (state / "name").read_text() == "POLL\n"]
+    return sum(int((state / "time").read_text()) for state in states) / 1e6
 
 
 def disk_of(path: Path) -> str:

@@ -12,7 +12,8 @@
  * Commands, one per line on stdin; the answer to each is one line of `key value` pairs on stdout:
  *     fill FIRST COUNT                   write pages in order                            ns
  *     pageout                            ask the kernel to swap everything out           swapped (pages)
- *     touch random|sequential COUNT SEED touch pages that are swapped out, then compare  ns begin end touches wrong major samples
+ *     touch random|sequential COUNT SEED [US]    touch pages that are swapped out, with a pause of US between two touches, then
+ *                                        compare                             ns begin end touches wrong major samples
  *     access uniform|zipf COUNT SEED WRITES   touch any pages COUNT times (or for 20 s), WRITES % of touches write; compare each
  *                                                                                        ns touches wrong major
  *     overhead                           an empty pair of clock readings                 ns
@@ -135,7 +136,13 @@ static uint32_t touch(uint64_t number) {
     return took > UINT32_MAX ? UINT32_MAX : took;
 }
 
-static void touch_swapped(int is_random, uint64_t most) {
+static void pause_us(uint64_t us) {
+    struct timespec t = {us / 1000000, us % 1000000 * 1000};
+    if (us)
+        nanosleep(&t, NULL);
+}
+
+static void touch_swapped(int is_random, uint64_t most, uint64_t us) {
     uint64_t found = swapped(), touches = found < most ? found : most, ns = 0, wrong = 0;
     for (uint64_t i = 0; is_random && i < touches; i++) {
         uint64_t other = i + draw() % (found - i), kept = order[i];
@@ -144,7 +151,7 @@ static void touch_swapped(int is_random, uint64_t most) {
     }
     long major = major_faults();
     uint64_t began = now();
-    for (uint64_t i = 0; i < touches; i++)
+    for (uint64_t i = 0; i < touches; i++, pause_us(us))
         times[i] = touch(order[i]);
     uint64_t ended = now();
     major = major_faults() - major;
@@ -265,7 +272,7 @@ int main(int argc, char **argv) {
         else if (!strcmp(word, "pageout"))
             page_out();
         else if (!strcmp(word, "touch"))
-            touch_swapped(!strcmp(how, "random"), a);
+            touch_swapped(!strcmp(how, "random"), a, c);
         else if (!strcmp(word, "access"))
             access_pages(!strcmp(how, "zipf"), a, c);
         else if (!strcmp(word, "overhead"))

@@ -145,11 +145,11 @@ class Herd:
             member.ask("pageout")
         self.cgroup.reclaim()
 
-    def touch(self, order: str, count: int, seed: int) -> list[Answer]:
-        """Touch `count` swapped-out pages in total, all processes at once."""
+    def touch(self, order: str, count: int, seed: int, pause_us: int = 0) -> list[Answer]:
+        """Touch `count` swapped-out pages in total, all processes at once, each with a pause between two touches."""
         # all are told before the first is waited for, so that they touch at the same time
         for member in self.members:
-            member.tell(f"touch {order} {count // len(self.members)} {seed}")
+            member.tell(f"touch {order} {count // len(self.members)} {seed} {pause_us}")
         return [member.wait() for member in self.members]
 
 

@@ -16,7 +16,9 @@ context the kernel compresses for zram and zswap.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,9 +127,9 @@ def fill(swap: Swap, one: Herd, sizes: Sizes) -> Figures:
     # the cgroup is full after that, so each further page swaps one out
     one.fill(0, first)
     swap.settle()
-    before = meter.now()
+    own, before = swap.counters(), meter.now()
     ns = one.fill(first, count - first)
-    written = meter.now().since(before)
+    written, held = meter.now().since(before), _grown(swap, own, "latency_held_ms")
     # the rate ends with the last page, the costs when the daemon is idle
     swap.settle()
     used = meter.now().since(before)
@@ -138,13 +140,22 @@ def fill(swap: Swap, one: Herd, sizes: Sizes) -> Figures:
         **_cpu_us(used, out),
         "disk_bytes_per_page": used.disk.bytes / out,
         **used.wear,
+        **_shares(written),
+        **held,
     }
 
 
 def faults(
-    swap: Swap, some: Herd, sizes: Sizes, seed: int, cluster: int, order: str = "random", from_disk: bool = False
+    swap: Swap,
+    some: Herd,
+    sizes: Sizes,
+    seed: int,
+    cluster: int,
+    order: str = "random",
+    from_disk: bool = False,
+    pause_us: int = 0,
 ) -> Figures:
-    """Touch pages that are swapped out."""
+    """Touch pages that are swapped out, with a pause between two touches."""
     some.page_out()
     if from_disk and swap.to_disk:
         swap.to_disk()
@@ -152,10 +163,21 @@ def faults(
     meter = _meter(swap, some)
     with page_cluster(cluster):
         own, before = swap.counters(), meter.now()
-        answers = some.touch(order, sizes.fitting, seed)
+        answers = some.touch(order, sizes.fitting, seed, pause_us)
         used = meter.now().since(before)
-    loads = {key: float(value - own.get(key, 0)) for key, value in swap.counters().items() if key in ("loads_ram", "loads_disk")}
-    return {**_latencies(answers), **_cpu_us(used, _touches(answers)), **_disk(used), **loads}
+    loads = _grown(swap, own, "loads_ram", "loads_disk", "latency_held_ms")
+    return {**_latencies(answers), **_cpu_us(used, _touches(answers)), **_shares(used), **_disk(used), **loads}
+
+
+def idle(swap: Swap, some: Herd, seconds: float) -> Figures:
+    """Touch nothing, with pages swapped out."""
+    some.page_out()
+    swap.settle()
+    meter = _meter(swap, some)
+    own, before = swap.counters(), meter.now()
+    time.sleep(seconds)
+    used = meter.now().since(before)
+    return {**_shares(used), **_grown(swap, own, "latency_held_ms")}
 
 
 def accessed(swap: Swap, one: Herd, access: str, count: int, seed: int) -> Figures:
@@ -224,6 +246,17 @@ def _latencies(answers: list[Answer]) -> Figures:
 def _cpu_us(used: Usage, events: int) -> Figures:
     parts = {"daemon": used.daemon_s, "kworkers": used.kworkers_s, "kswapd": used.kswapd_s, "process": used.process_s}
     return {f"{name}_cpu_us": seconds / max(events, 1) * 1e6 for name, seconds in parts.items()}
+
+
+def _shares(used: Usage) -> Figures:
+    """Of the time that passed: for how much of it idle CPUs polled, and the CPU of the daemon."""
+    cpus = os.cpu_count() or 1
+    return {"wall_s": used.wall_s, "polled_share": used.polled_s / used.wall_s / cpus, "daemon_share": used.daemon_s / used.wall_s}
+
+
+def _grown(swap: Swap, before: Mapping[str, int], *keys: str) -> Figures:
+    """By how much those of the swap's own counters have grown that it has."""
+    return {key: float(value - before.get(key, 0)) for key, value in swap.counters().items() if key in keys}
 
 
 def _disk(used: Usage) -> Figures:
