@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -42,9 +43,23 @@ def usual_signals() -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold back signals between a step and the registration of what undoes it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    """Hold back signals between a step and the registration of what undoes it.
+
+    To block them in this thread is not enough: the kernel gives a signal to any thread that does not block it, and Python runs the
+    handler in the main thread all the same. Other threads are not interrupted by signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = list[int]()
+    before = {one: signal.getsignal(one) for one in _SIGNALS}
+    for one, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(one, lambda number, frame: came.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
