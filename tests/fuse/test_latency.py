@@ -1,4 +1,4 @@
-"""A real mount keeps idle CPUs awake while requests come, and not while it is idle, whoever served before."""
+"""A real mount keeps idle CPUs awake while requests come, and not while it is idle. So does the worker that replaces a dead one."""
 
 from __future__ import annotations
 
