@@ -70,7 +70,7 @@ def test_a_program_that_ends_or_says_something_else_is_an_error(tmp_path: Path) 
     with pytest.raises(ProgramFailed, match="no answer"), LineProgram(["sleep", "60"], 0.01):
         pass
     with pytest.raises(ProgramFailed, match="exit code 0"), LineProgram(["echo", "ready"], ANSWER_S) as program:
-        program._process.wait()
+        program.process.wait()
         program.digest()
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import select
-import subprocess
 import time
 from array import array
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from types import TracebackType
 from typing import Final
 
 from tmemfs.cli.real_pages import heap_pages
+from tools.bench.child import Child
 from tools.bench.native import TOUCHER, compiled
 from tools.cgroup import MemoryCgroup
 
@@ -51,30 +51,23 @@ def write_base(file: Path) -> None:
     file.write_bytes(b"".join(pages))
 
 
-class Toucher:
+class Toucher(Child):
     """`count` pages of memory in `cgroup`."""
 
     def __init__(self, base: Path, count: int, seed: int, cgroup: MemoryCgroup) -> None:
+        super().__init__([str(compiled(TOUCHER)), str(base), str(count), str(seed), str(cgroup.tasks)])
         self.count = count
-        command = [str(compiled(TOUCHER)), str(base), str(count), str(seed), str(cgroup.tasks)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
-        self._pending = b""
 
     def __enter__(self) -> Toucher:
         try:
             self._answer()
         except BaseException:
-            self._end()
+            self.end()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._end()
-
-    @property
-    def pid(self) -> int:
-        """The number of the process."""
-        return self._process.pid
+        self.end()
 
     def ask(self, command: str) -> Answer:
         """Send `command` and return the answer. Raises WrongBytes, TimeoutError."""
@@ -83,8 +76,8 @@ class Toucher:
 
     def tell(self, command: str) -> None:
         """Send `command`, without waiting for the answer."""
-        assert self._process.stdin
-        self._process.stdin.write(command.encode() + b"\n")
+        assert self.process.stdin
+        self.process.stdin.write(command.encode() + b"\n")
 
     def wait(self) -> Answer:
         """The answer to the last command. Raises WrongBytes, TimeoutError."""
@@ -95,32 +88,24 @@ class Toucher:
 
     def _answer(self) -> Answer:
         deadline = time.monotonic() + _ANSWER_S
-        while b"\n" not in self._pending:
+        while b"\n" not in self.pending:
             self._read(deadline)
-        line, _, self._pending = self._pending.partition(b"\n")
+        line, _, self.pending = self.pending.partition(b"\n")
         figures = parse_answer(line.decode())
         wanted = figures.pop("samples", 0) * _TIME_BYTES
-        while len(self._pending) < wanted:
+        while len(self.pending) < wanted:
             self._read(deadline)
-        times, self._pending = self._pending[:wanted], self._pending[wanted:]
+        times, self.pending = self.pending[:wanted], self.pending[wanted:]
         return Answer(figures, array("I", times))
 
     def _read(self, deadline: float) -> None:
-        assert self._process.stdout
-        if not select.select([self._process.stdout], [], [], max(deadline - time.monotonic(), 0))[0]:
+        assert self.process.stdout
+        if not select.select([self.process.stdout], [], [], max(deadline - time.monotonic(), 0))[0]:
             raise TimeoutError(f"the toucher has not answered for {_ANSWER_S:.0f} s")
-        some = os.read(self._process.stdout.fileno(), 1 << 20)
+        some = os.read(self.process.stdout.fileno(), 1 << 20)
         if not some:
-            raise EOFError(f"the toucher ended with exit code {self._process.wait()}: killed for a page that could not be read?")
-        self._pending += some
-
-    def _end(self) -> None:
-        # SIGKILL: it may be waiting for a page that never comes
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe:
-                pipe.close()
+            raise EOFError(f"the toucher ended with exit code {self.process.wait()}: killed for a page that could not be read?")
+        self.pending += some
 
 
 @dataclass(frozen=True, slots=True)
