@@ -275,6 +275,16 @@ def test_raw_pages_leave_before_older_packed_ones(place: Place) -> None:
     assert order == [(1, 3), (0, 1)]
 
 
+def test_packed_pages_that_have_rested_are_written_ahead_while_raw_ones_are_young(place: Place) -> None:
+    place.store(0, halves(0, 600))
+    old = place.tmem.segments.next_sequence - 1
+    place.store(1000, raw(0, 2 * FULL))
+    plan = place.tmem.plan_write_ahead(old)
+    assert plan is not None and place.tmem.segments.age(plan.segment) <= old
+    place.tmem.abort_write_back(plan)
+    assert place.tmem.plan_write_ahead(0) is None
+
+
 def test_an_open_segment_leaves_only_when_asked_for_and_nothing_else_is_left(place: Place) -> None:
     place.store(0, halves(0, 600))
     assert [len(place.tmem.load(slot) or b"") for slot in (0, 599)] == [PAGE_BYTES, PAGE_BYTES]

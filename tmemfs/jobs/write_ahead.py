@@ -1,7 +1,7 @@
 """Write-ahead: the oldest segments are written before their memory is wanted, and stay in RAM.
 
 Such a clean copy gives its frame back without any I/O, however slow the disk is: to a store that finds no free frame, to the
-shrinker, and under pressure. So a part of the pool, `share`, is kept clean. Only segments that have rested are written
+shrinker, and under pressure. So `percent` of the segments in RAM are kept clean. Only segments that have rested are written
 (policy/clean_share.py), one at a time, and the disk rests for longer than it writes.
 
 A write that fails leaves its segment as it was. The next one is tried after a pause: nobody waits for it.

@@ -292,12 +292,14 @@ class Tmem:
 
         Whether it was loaded from does not matter, for it stays in RAM.
         """
+        packed, raw = self.lanes
         with self.lock:
-            for segment in islice(self._lane_to_shrink(include_open=False).sealed, MOST_EXAMINED):
-                if self.segments.age(segment) > youngest:
-                    break
-                if not self.merges.is_to_be_merged(segment):
-                    return self._begin_write(segment)
+            for lane in (raw, packed):  # as they leave RAM; where the raw ones are young, packed ones may have rested
+                for segment in islice(lane.sealed, MOST_EXAMINED):
+                    if self.segments.age(segment) > youngest:
+                        break
+                    if not self.merges.is_to_be_merged(segment):
+                        return self._begin_write(segment)
         return None
 
     def _begin_write(self, segment: SegmentId) -> WriteBack | None:

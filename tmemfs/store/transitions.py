@@ -9,7 +9,7 @@ Guarded by the store's lock: callers hold it.
 Invariants:
 1. A segment is in line of its lane, and filed in the ledger's index, while it is sealed, and neither while it is written or merged.
 2. A frame is given back only after its segment lies on the tier or is empty; an extent is retired only after its segment is free.
-3. `clean` holds the segments in state CLEAN, in the order in which they were written.
+3. `clean` holds the segments in state CLEAN, in the order in which they leave RAM.
 """
 
 from __future__ import annotations
